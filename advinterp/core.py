@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['check_strength', 'check_float', 'check_same_shape', 'flat', 'bcast', 'is_binary', 'task_loss', 'class_output',
-           'unreduced', 'input_grad', 'frozen', 'set_seed']
+           'unreduced', 'input_grad', 'frozen', 'set_seed', 'atomic_path']
 
 # %% ../nbs/00_core.ipynb #265eccc8
-import contextlib, math, random
+import contextlib, math, os, random, shutil, uuid
+from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -156,3 +157,18 @@ def set_seed(
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
     random.seed(int(seed)); np.random.seed(int(seed) % 2**32); torch.manual_seed(int(seed))
+
+# %% ../nbs/00_core.ipynb #373e1c32
+@contextlib.contextmanager
+def atomic_path(
+    path,  # the file (or folder) to make; its parent is created
+):
+    "A temporary path to write to, renamed to `path` on success and removed after an error."
+    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        if tmp.is_dir(): shutil.rmtree(tmp)
+        else: tmp.unlink(missing_ok=True)
