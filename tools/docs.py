@@ -1,0 +1,209 @@
+"""Build the documentation site from the notebooks, `_quarto.yml` and `nbs/nbdev.yml`, without Quarto.
+
+nbdev's own processors turn each notebook into a page (signatures and docments of what it exports, links for names in backticks,
+source links) and smalldocs lays the pages out. `nbdev_docs` reads the same files where Quarto is installed. What is added here
+makes the site work without a network: KaTeX and the search index lie beside the pages, and links to the published site become
+relative. The build fails on any warning, broken link, unknown reference, missing picture or picture without alternative text.
+
+    python tools/docs.py --out _docs"""
+import argparse, json, os, re, shutil, subprocess, sys, tempfile, warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+
+# ---------------------------------------------------------------- KaTeX
+
+def katex() -> Path | None:
+    "The folder of a KaTeX that can be copied: one named by KATEX, fetched by npm (once per environment), or Debian's."
+    from smalldocs.layout import KATEX
+    prefix = Path(sys.prefix)/'katex'
+    places = [Path(os.environ['KATEX'])] if os.environ.get('KATEX') else [prefix/'node_modules/katex/dist', Path('/usr/share/javascript/katex')]
+    found = lambda: next((p for p in places if (p/'katex.min.js').is_file()), None)
+    if not (places[0]/'katex.min.js').is_file() and not os.environ.get('KATEX') and shutil.which('npm'):
+        prefix.mkdir(exist_ok=True)
+        subprocess.run(['npm', 'install', '--silent', '--no-save', '--no-audit', '--no-fund', '--prefix', str(prefix), KATEX.split('/')[-2]],
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+    return found()
+
+
+def copy_katex(src:Path, dst:Path):
+    "Copy what a page needs of KaTeX; fonts that a distribution leaves out also leave the style sheet."
+    (dst/'contrib').mkdir(parents=True)
+    shutil.copy(src/'katex.min.js', dst)
+    auto = next(p for p in (src/'contrib/auto-render.min.js', src/'contrib/auto-render.js') if p.is_file())
+    shutil.copy(auto, dst/'contrib/auto-render.min.js')
+    fonts = {p.name for p in (src/'fonts').iterdir()}
+    kept = {f for f in fonts if f.endswith('.woff2')} or fonts
+    shutil.copytree(src/'fonts', dst/'fonts', ignore=lambda _,names: [n for n in names if n not in kept])
+    css = (src/'katex.min.css').read_text()
+    one = re.compile(r'url\(fonts/([^)]+)\) ?format\("[^"]+"\)')
+    css = re.sub(r'src:([^;}]+)', lambda m: 'src:' + ','.join(u.group(0) for u in one.finditer(m.group(1)) if u.group(1) in kept), css)
+    (dst/'katex.min.css').write_text(css)
+
+# ---------------------------------------------------------------- notebooks -> pages -> site
+
+DEFINES = re.compile(r'^#\| *export *$(?=.*^(?:class|def) )', re.M | re.S)
+FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
+
+def with_source(cells:list) -> list:
+    """The cells with each definition in one piece: its headings and docstrings, then its source.
+
+    A derivation is read beside the code that computes it. The signature, which the source repeats, is left out."""
+    shown = {m.group(1): c for c in cells if (m := re.search(r'^show_doc\((\w+)\)', c.source, re.M))}
+    docs = {id(c): [shown[n] for n in re.findall(r'^(?:class|def) +(\w+)', c.source, re.M) if n in shown] for c in cells if c.source.startswith(FOLD)}
+    moved = {id(d) for ds in docs.values() for d in ds}
+    out = []
+    for c in cells:
+        if id(c) in moved: continue
+        for d in docs.get(id(c), []):
+            for o in d.outputs: o['data']['text/markdown'] = re.sub(r'```python\n.*?\n```\n', '', ''.join(o['data']['text/markdown']), flags=re.S)
+            out.append(d)
+        c.source = c.source.removeprefix(FOLD)
+        out.append(c)
+    return out
+
+def process(dst:Path) -> list:
+    """Write each notebook as nbdev shows it, with the source of what it defines below each signature, and copy the files beside them;
+    what went wrong, one line each."""
+    from nbdev.doclinks import nbglob
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import main as process_notebook
+
+    class WithSource(FilterDefaults):
+        def __call__(self, nb):
+            for c in nb.cells:
+                if c.cell_type == 'code': c.source = DEFINES.sub('#| exports', c.source)
+            super().__call__(nb)
+            nb.cells = with_source(nb.cells)
+
+    bad = []
+    for src in sorted(map(Path, [*nbglob(NBS, file_glob='', file_re=''), NBS/'_quarto.yml'])):
+        to, name = dst/src.relative_to(NBS), src.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if src.suffix != '.ipynb':
+            shutil.copy(src, to)
+            continue
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always', UserWarning)
+            try: process_notebook((src, to, WithSource))
+            except Exception as e: bad.append(f'{name}: {str(e) or type(e).__name__}')
+        bad += [f'{name}: {str(w.message).strip()}' for w in seen if 'imports and other code' in str(w.message)]
+    return bad
+
+
+def render(src:Path, out:Path) -> list:
+    "Lay the pages out with smalldocs; the warnings."
+    from smalldocs import config, site
+
+    class Site(site.Site):
+        "Pages under the names that nbdev gives them: `00_core.ipynb` becomes `core.html`, as in Quarto."
+        def read(self, src):
+            page = super().read(src)
+            page.out = page.out.with_name(page.front.get('output-file', page.out.name))
+            return page
+
+    s = Site(config.load(src), quiet=True)
+    s.out = out
+    s.build()
+    return [w for w in s.warnings if 'output-file is not read' not in w]
+
+
+def offline(out:Path) -> str:
+    "Make the site independent of the network; a sentence on what was found for the formulas."
+    from smalldocs.layout import KATEX
+    base = re.search(r'site-url: "?([^"\s]+)', (NBS/'nbdev.yml').read_text()).group(1).rstrip('/') + '/'
+    src = katex()
+    if src: copy_katex(src, out/'site_libs/katex')
+    for p in out.rglob('*.html'):
+        up = '../'*len(p.relative_to(out).parent.parts)
+        s = p.read_text(encoding='utf-8')
+        s = re.sub(rf'href="{re.escape(base)}([^"]*)"', lambda m: f'href="{up}{m.group(1) or "index.html"}"', s)
+        if src: s = s.replace(KATEX, f'{up}site_libs/katex')
+        p.write_text(s, encoding='utf-8')
+    for p in (out/'site_libs/themes').glob('*.css'):   # web fonts: the system's own are used instead
+        p.write_text(re.sub(r'@import url\([^)]*\);?', '', p.read_text(encoding='utf-8')), encoding='utf-8')
+    js, (index,) = out/'site_libs/smalldocs.js', out.glob('search.json')   # a page opened as a file may load scripts, but not JSON
+    (out/'search.js').write_text(f'window.searchIndex = {index.read_text(encoding="utf-8")};', encoding='utf-8')
+    fetch = re.compile(r'const r = await fetch\(offset \+ "search.json"\);\s*index = await r.json\(\);')
+    load = '''index = await new Promise((done, failed) => { const s = document.createElement("script");
+        s.src = offset + "search.js"; s.onload = () => done(window.searchIndex); s.onerror = failed; document.head.append(s); });'''
+    text, n = fetch.subn(lambda _: load, js.read_text(encoding='utf-8'))
+    if n != 1: raise RuntimeError('smalldocs.js no longer reads search.json as expected')
+    js.write_text(text, encoding='utf-8')
+    return f'formulas: KaTeX of {src}, copied into the site' if src else 'formulas: no KaTeX to copy (npm is missing): the pages take it from its CDN'
+
+# ---------------------------------------------------------------- what is wrong with a site
+
+class Links(HTMLParser):
+    "The links, ids, pictures and text of a page."
+    def __init__(self, path:Path):
+        super().__init__()
+        self.links, self.ids, self.noalt, self.text, self.skip = [], set(), [], [], 0
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if 'id' in a: self.ids.add(a['id'])
+        if tag == 'a' and 'name' in a: self.ids.add(a['name'])
+        if tag == 'img' and not (a.get('alt') or '').strip(): self.noalt.append(self.getpos()[0])
+        self.links += [a[k] for k in ('href', 'src') if a.get(k)]
+        self.skip += tag in ('script', 'style', 'pre', 'code')
+
+    def handle_endtag(self, tag): self.skip -= tag in ('script', 'style', 'pre', 'code')
+    def handle_data(self, data):
+        if not self.skip: self.text.append(data)
+
+
+LEFTOVERS = re.compile(r'\?@\w+|(?<![\w`])@(?:fig|tbl|eq|sec)-[\w-]+|\{=html\}|^\s*:::', re.M)
+
+
+def problems(out:Path) -> list:
+    "Broken links (files and places in them), unresolved references and pictures without alternative text, one line each."
+    pages = {p.resolve(): Links(p) for p in sorted(out.rglob('*.html'))}
+    bad = []
+    for path,page in pages.items():
+        name = path.relative_to(out.resolve()).as_posix()
+        for href in dict.fromkeys(page.links):
+            url = urlsplit(href)
+            if url.scheme or url.netloc: continue
+            target = (path.parent/unquote(url.path)).resolve() if url.path else path
+            if target.is_dir(): target /= 'index.html'
+            if not target.is_file(): bad.append(f'{name}: broken link {href}')
+            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids: bad.append(f'{name}: no such place {href}')
+        bad += [f'{name}: {len(page.noalt)} picture(s) without alternative text (`#| fig-alt: ...` at the top of the cell)'] if page.noalt else []
+        bad += [f'{name}: unresolved {m.strip()}' for m in sorted({m.group(0) for m in LEFTOVERS.finditer(''.join(page.text))})]
+    return bad
+
+# ---------------------------------------------------------------- the command
+
+def build(out:Path) -> list:
+    "Build the site into a folder, which is replaced; everything that is wrong with it, one line each."
+    out = Path(out).absolute()
+    if out.exists() and not (out/'site_libs').is_dir(): raise SystemExit(f'docs: {out} exists and is not a built site')
+    cwd = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix='docs-') as tmp:
+        tmp = Path(tmp)
+        try:
+            os.chdir(ROOT)
+            bad = process(tmp/'pages')
+        finally: os.chdir(cwd)
+        bad += render(tmp/'pages', tmp/'site')
+        print(offline(tmp/'site'))
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(tmp/'site', out)
+    return bad + problems(out)
+
+
+def main():
+    ap = argparse.ArgumentParser(description='Build the documentation site.')
+    ap.add_argument('--out', default=ROOT/'_docs', type=Path)
+    out = ap.parse_args().out
+    bad = build(out)
+    print('\n'.join(bad) or f'docs: {len(list(out.rglob("*.html")))} pages in {out}')
+    sys.exit(bool(bad))
+
+
+if __name__ == '__main__': main()
