@@ -1,0 +1,188 @@
+"Contracts of the repository: what is generated is up to date, imports go one way, notebooks keep the house style, the wheel stands alone."
+import ast, json, re, statistics, subprocess, sys, warnings, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+import pytest, yaml
+from packaging.requirements import Requirement
+from tools import docs, pins, readme
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, LIB = ROOT/'nbs', ROOT/'advinterp'
+NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
+SETTINGS = ConfigParser(delimiters=['='])
+SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
+SETTINGS = SETTINGS['DEFAULT']
+
+def cells(nb, kind=None): return [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if kind in (None, c['cell_type'])]
+def source(cell): return ''.join(cell['source'])
+def default_exp(nb): return next((m.group(1) for c in cells(nb, 'code') if (m := re.search(r'^#\| *default_exp +(\S+)', source(c), re.M))), None)
+
+NUMBER = {default_exp(nb): int(nb.name[:2]) for nb in NOTEBOOKS if default_exp(nb)}   # module -> number of its notebook
+MODULES = sorted(p.stem for p in LIB.glob('*.py') if not p.stem.startswith('_'))
+MATHS = [m for m in MODULES if NUMBER.get(m, 99) < 10]
+
+each_notebook = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
+each_module = pytest.mark.parametrize('module', MODULES)
+
+# ---------------------------------------------------------------- what is generated
+
+def test_readme_is_what_the_notebook_makes(): assert (ROOT/'README.md').read_text(encoding='utf-8') == readme.readme(), 'run make readme'
+
+def test_every_module_has_its_notebook(): assert set(MODULES) == set(NUMBER)
+
+def test_docs_config_is_shared():
+    assert (NBS/'_quarto.yml').read_bytes() == (ROOT/'_quarto.yml').read_bytes()
+    site = yaml.safe_load((NBS/'nbdev.yml').read_text())['website']
+    assert site['description'] == SETTINGS['description'] and site['repo-url'] == SETTINGS.get('git_url', raw=True).replace('%(user)s', SETTINGS['user']).replace('%(repo)s', SETTINGS['repo'])
+
+def test_every_notebook_is_in_the_sidebar():
+    def listed(contents):
+        for c in contents if isinstance(contents, list) else [contents]:
+            if isinstance(c, dict): yield from listed(c.get('contents', [])); yield from filter(None, [c.get('href')])
+            else: yield from (p.relative_to(NBS).as_posix() for p in NBS.glob(c)) if '*' in c else [c]
+    names = list(listed(yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']))
+    assert sorted(names) == sorted(set(names)), 'a page is listed twice'
+    assert set(names) == {p.relative_to(NBS).as_posix() for p in NOTEBOOKS}, 'the sidebar in _quarto.yml and the notebooks differ'
+
+def test_pins_are_within_the_bounds():
+    pinned = {k.lower().replace('_', '-'): v for k,v in pins.pins().items()}
+    asked = [Requirement(r) for r in (SETTINGS['requirements'] + ' ' + SETTINGS['dev_requirements']).split()]
+    assert not [str(r) for r in asked if pinned[r.name.lower()] not in r.specifier]
+
+def test_one_version():
+    assert f'__version__ = "{SETTINGS["version"]}"' in (LIB/'__init__.py').read_text()
+    assert f'## {SETTINGS["version"]}' in (ROOT/'CHANGELOG.md').read_text()
+
+# ---------------------------------------------------------------- imports
+
+def imported(tree) -> set:
+    "The modules that a piece of code imports; own ones as `.name`."
+    out = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Import): out |= {a.name for a in n.names}
+        elif isinstance(n, ast.ImportFrom):
+            out |= {f'.{n.module}'} if n.level and n.module else {f'.{a.name}' for a in n.names} if n.level else {n.module}
+    return {'.' + m.split('.')[1] if m.startswith('advinterp.') else m for m in out}
+
+def code_of(module): return ast.parse((LIB/f'{module}.py').read_text(encoding='utf-8'))
+
+@each_module
+def test_imports_go_upward(module):
+    own = {m[1:] for m in imported(code_of(module)) if m.startswith('.')} & NUMBER.keys()
+    assert not [f'{m} ({NUMBER[m]:02})' for m in own if NUMBER[m] >= NUMBER[module]]
+
+@pytest.mark.parametrize('module', MATHS)
+def test_maths_imports_torch_numpy_fastcore_only(module):
+    top = [n for n in code_of(module).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    others = {m.split('.')[0] for n in top for m in imported(n) if not m.startswith('.')}
+    assert not others - sys.stdlib_module_names - {'torch', 'numpy', 'fastcore'}
+
+@pytest.mark.parametrize('module', ['advinterp', *(f'advinterp.{m}' for m in MATHS)])
+def test_import_is_light(module):
+    heavy = {'captum', 'shap', 'matplotlib', 'fastai', 'sklearn', 'scipy', 'pandas', 'nbdev'}
+    r = subprocess.run([sys.executable, '-c', f'import sys, {module}; print(*sys.modules)'], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not heavy & set(r.stdout.split())
+
+# ---------------------------------------------------------------- house style
+
+def exports(nb):
+    "The lines of each export cell without its directives, import cells apart."
+    bodies = [[l for l in source(c).splitlines() if not l.startswith('#|')] for c in cells(nb, 'code') if re.search(r'^#\| *exports?\b', source(c), re.M)]
+    return [b for b in bodies if any(not isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse('\n'.join(b)).body)]
+
+def computing(lines) -> int:
+    "How many lines of a cell compute: one for each signature, however many parameters it documents, none for docstrings and blank lines."
+    n = sum(bool(l.strip()) for l in lines)
+    for f in ast.walk(ast.parse('\n'.join(lines))):
+        if not isinstance(f, (ast.FunctionDef, ast.ClassDef)): continue
+        if isinstance(f, ast.FunctionDef): n -= f.body[0].lineno - f.lineno - 1 if f.body[0].lineno > f.lineno else 0
+        if ast.get_docstring(f) is not None: n -= f.body[0].end_lineno - f.body[0].lineno + 1
+    return n
+
+@each_notebook
+def test_export_cells_are_short(nb):
+    assert max(map(len, exports(nb)), default=0) <= 40
+    lines = [computing(b) for b in exports(nb)]
+    if statistics.median(lines or [0]) > 10: warnings.warn(f'{nb.name}: half of the export cells compute in more than 10 lines: {lines}')
+
+@each_notebook
+def test_notebook_is_readable_in_one_sitting(nb):
+    assert len(cells(nb)) < 80
+    assert sum(len(json.dumps(c['outputs'])) for c in cells(nb, 'code')) <= 150_000
+    ids = [c['id'] for c in cells(nb)]
+    assert len(ids) == len(set(ids))
+    assert not [o['evalue'] for c in cells(nb, 'code') for o in c['outputs'] if o['output_type'] == 'error'], 'an output is an error'
+
+@each_notebook
+def test_title_cell_has_nothing_else(nb):
+    "The docs take title and subtitle from the first heading's cell, and drop the rest of that cell."
+    title = next(source(c) for c in cells(nb, 'markdown') if re.search(r'^# ', source(c), re.M))
+    assert not [l for l in title.splitlines() if l.strip() and not re.match(r'# |> |- [\w-]+: ', l)], 'put the text below the subtitle into a cell of its own'
+
+@each_notebook
+def test_imports_are_in_cells_of_their_own(nb):
+    "The docs run every cell that holds an import: a computation in it would run there too, out of order."
+    bad = []
+    for c in cells(nb, 'code'):
+        code = '\n'.join(l for l in source(c).splitlines() if not l.startswith(('%', '!', '#|')))
+        if re.search(r'^#\| *(exports?|exporti|exec_doc|eval: *false)\b', source(c), re.M) or 'nbdev_export(' in code: continue
+        nodes = list(ast.walk(ast.parse(code)))
+        if any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes) and any(isinstance(n, (ast.Expr, ast.Assign)) for n in nodes): bad.append(code)
+    assert not bad, 'a cell mixes imports with computation:\n' + '\n---\n'.join(bad)
+
+@each_module
+def test_no_stray_names_are_public(module):
+    tree = code_of(module)
+    public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
+    assigned = {t.id for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) for t in ast.walk(n) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)}
+    assert not [n for n in public if n in assigned and n.islower()]
+
+def test_no_loose_ends():
+    "No note to self, no path of one machine, in anything that git keeps."
+    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0') if (ROOT/'.git').exists() else []
+    bad = re.compile(r'\b(TO' r'DO|FIX' r'ME|X' r'XX)\b|(?<![\w.])/(?:work|tmp|root|home|Users)' r'/\w+')
+    found = {}
+    for f in filter(None, files):
+        if (ROOT/f).suffix in ('.png', '.jpg', '.safetensors', '.npz', '.parquet') or not (ROOT/f).is_file(): continue
+        text = re.sub(r'"image/png": "[^"]*"', '', (ROOT/f).read_text(encoding='utf-8'))
+        if hits := sorted({m.group(0) for m in bad.finditer(text)}): found[f] = hits
+    assert not found
+
+# ---------------------------------------------------------------- the wheel
+
+ALONE = '''
+import sys, importlib.abc, pkgutil, importlib
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('nbdev', 'execnb', 'IPython', 'pytest', 'hypothesis', 'smalldocs'): raise ImportError(f'{name} is for development')
+sys.meta_path.insert(0, Block())
+import advinterp
+assert advinterp.__file__.startswith(sys.argv[1]), advinterp.__file__
+for m in pkgutil.iter_modules(advinterp.__path__): importlib.import_module(f'advinterp.{m.name}')
+'''
+
+def test_wheel_stands_alone(tmp_path):
+    "The wheel has the package and the command, asks for no development tool, and every module imports without them."
+    src = tmp_path/'src'
+    for p in [ROOT/f for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE')] + list(LIB.glob('*.py')):
+        to = src/p.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(p.read_bytes())
+    def run(*cmd, **kw): return subprocess.run([sys.executable, *map(str, cmd)], capture_output=True, text=True, cwd=tmp_path, **kw)
+    r = run('-m', 'build', '--wheel', '--no-isolation', '--outdir', tmp_path, src)
+    assert r.returncode == 0, r.stdout + r.stderr
+    wheel, = tmp_path.glob('*.whl')
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+        info = {Path(n).name: z.read(n).decode() for n in names if '.dist-info/' in n}
+    assert {f'advinterp/{m}.py' for m in MODULES} <= set(names) and not [n for n in names if not n.startswith('advinterp')]
+    assert SETTINGS['console_scripts'].replace('=', ' = ') in info['entry_points.txt']
+    asked = [Requirement(l.removeprefix('Requires-Dist: ')) for l in info['METADATA'].splitlines() if l.startswith('Requires-Dist: ')]
+    assert not {r.name for r in asked if not r.marker} & {'nbdev', 'execnb', 'pytest', 'smalldocs'}
+    assert run('-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', tmp_path/'site', wheel).returncode == 0
+    env = dict(PYTHONPATH=str(tmp_path/'site'), PATH='', OMP_NUM_THREADS='1', HOME=str(tmp_path))
+    r = run('-c', ALONE, tmp_path/'site', env=env)
+    assert r.returncode == 0, r.stderr
+    module, func = SETTINGS['console_scripts'].split('=')[1].split(':')
+    r = run('-c', f'from {module} import {func}; {func}()', '--help', env=env)
+    assert r.returncode == 0 and 'compare' in r.stdout, r.stdout + r.stderr
