@@ -317,10 +317,10 @@ class TensorSet:
         if not self.x.is_floating_point(): raise TypeError(f"x has dtype {self.x.dtype}: expected a floating dtype")
         if self.y is not None and (self.y.is_floating_point() or self.y.shape != self.x.shape[:1]):
             raise ValueError(f"y has dtype {self.y.dtype} and shape {tuple(self.y.shape)}: expected class indices of shape ({len(self.x)},)")
-        n = 0 if self.y is None or not len(self.y) else int(self.y.max()) + 1
-        self.vocab = [str(i) for i in range(n)] if vocab is None else list(vocab)
-        if self.y is not None: self.y = self.y.long()
-        if n > len(self.vocab) or (n and self.y.min() < 0): raise ValueError(f"y has classes {int(self.y.min())} to {n-1}: vocab names {len(self.vocab)}")
+        self.y = None if self.y is None else self.y.long()
+        lo,hi = (int(self.y.min()), int(self.y.max())) if self.y is not None and len(self.y) else (0, -1)
+        self.vocab = [str(i) for i in range(hi + 1)] if vocab is None else list(vocab)
+        if lo < 0 or hi >= len(self.vocab): raise ValueError(f"y has classes {lo} to {hi}: expected 0 to {len(self.vocab) - 1}")
         self.feature_names, self.scaler, self.split_idx, self.loss_func = feature_names, scaler, split_idx, CrossEntropyLossFlat()
 
     @property
@@ -342,7 +342,8 @@ class TensorSet:
         if isinstance(x, list): x = torch.stack([torch.as_tensor(o) for o in x])
         return TensorSet(torch.as_tensor(x, dtype=self.x.dtype), y, self.vocab, self.feature_names, self.scaler, 1)
 
-    def new_empty(self): return TensorSet(self.x[:0], None if self.y is None else self.y[:0], self.vocab, self.feature_names, self.scaler, self.split_idx)
+    def new_empty(self):  # cloned: a view would be saved with all the data behind it
+        return TensorSet(*(o if o is None else o[:0].clone() for o in (self.x, self.y)), self.vocab, self.feature_names, self.scaler, self.split_idx)
     def typed(self, b): return tuple(o.as_subclass(t) for o,t in zip(b, self.types))
     def decode(self, b, full=True): return self.typed(b[:1]) + tuple(Category(self.vocab[int(o)]) for o in b[1:])
 
@@ -361,7 +362,7 @@ class TensorDL(TfmdDL):
         if not isinstance(samps, Tensor): samps = torch.tensor(list(itertools.islice(samps, self.n)), dtype=torch.long)
         ds = self.dataset if self.device is None else self.dataset.to(self.device)
         for i in samps.to(ds.x.device).split(self.bs):
-            if self.drop_last and len(i) < self.bs: return
+            if len(i) < (self.bs if self.drop_last else 1): return
             yield ds.typed(ds[i]) if self.after_batch.fs else ds[i]
 
     def __iter__(self):

@@ -1,0 +1,332 @@
+"Data: real sets against their published figures, damage, downloads by several processes, loaders against a bare index."
+import hashlib, multiprocessing as mp, os, struct, time, urllib.error, urllib.request
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from advinterp import data as D
+from advinterp.core import set_seed
+from advinterp.data import DataError, DataNotFound, fetch, get_data, load, tensor_dls, verify
+
+def real(name):
+    if not D._find(D._entry(name)): pytest.skip(f"{name} is not on this machine: set ADVINTERP_DATA or run `advinterp data fetch {name}`")
+    return load(name)
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    "A machine without data and without a network."
+    monkeypatch.delenv('ADVINTERP_DATA', raising=False)
+    monkeypatch.setenv('ADVINTERP_CACHE', str(tmp_path/'cache'))
+    def no_network(*a, **k): raise urllib.error.URLError('Name or service not known')
+    monkeypatch.setattr(urllib.request, 'urlopen', no_network)
+    return tmp_path
+
+@pytest.fixture
+def online(empty, monkeypatch):
+    monkeypatch.setattr(D, '_check_network', lambda e: None)
+    return empty
+
+# ---------------------------------------------------------------- real sets
+
+def test_mnist_is_the_official_one():
+    a = real('mnist')
+    px = lambda x: (x*255).round().astype(np.uint8)[:,0]
+    def idx(a): return struct.pack(f'>HBB{a.ndim}I', 0, 8, a.ndim, *a.shape) + a.tobytes()
+    md5 = [hashlib.md5(idx(o)).hexdigest() for o in (px(a.x), a.y.astype(np.uint8), px(a.x_test), a.y_test.astype(np.uint8))]
+    assert md5 == ['6bbc9ace898e44ae57da46a324031adb', 'a25bea736e30d166cdddb491f175f624',   # published with the idx files
+                   '2646ac647ad5339dbf082846283269ea', '27ae3e4e09519cfbb04c329615203637']
+    assert (a.x.mean(dtype=np.float64), a.x.std(dtype=np.float64)) == pytest.approx((.13066, .30811), abs=5e-6)
+    assert a.x.dtype == np.float32 and a.x.shape[1:] == (1,28,28) and a.y.dtype == np.int64 and a.x.max() == 1
+
+def test_fashion_mnist():
+    a = real('fashion_mnist')
+    assert np.bincount(a.y).tolist() == [6000]*10 and np.bincount(a.y_test).tolist() == [1000]*10
+    assert (a.x.mean(dtype=np.float64), a.x.std(dtype=np.float64)) == pytest.approx((.2860, .3530), abs=5e-5)
+    assert a.class_names[0] == 'T-shirt/top' and a.class_names[-1] == 'Ankle boot'
+
+def test_cifar10():
+    a = real('cifar10')
+    assert a.y[:10].tolist() == [6,9,9,4,1,1,2,7,8,3] and a.x.shape[1:] == (3,32,32)
+    assert len(set(np.bincount(a.y))) == 1 and len(a.y) in (15000, 50000)
+    assert np.bincount(a.y_test[:1000]).tolist() == [103,89,100,103,90,86,112,102,106,109]
+    assert a.x.mean((0,2,3), dtype=np.float64) == pytest.approx([.4914, .4822, .4465], abs=4e-3)   # of all 50,000
+
+def test_mushroom_against_pandas():
+    a = real('mushroom')
+    _,folder,_ = D._find(D._entry('mushroom'))
+    df = pd.read_csv(folder/'mushroom.csv.gz', dtype=str, keep_default_na=False)
+    ref = pd.get_dummies(df.drop(columns='class'), prefix_sep='=')
+    assert a.feature_names == list(ref.columns) and (a.x == ref.to_numpy(np.float32)).all()
+    assert (a.y == (df['class'] == 'p')).all() and a.class_names == ['edible', 'poisonous']
+    assert a.x.shape == (8124, 117) and a.y.sum() == 3916
+    assert (df['stalk-root'] == '?').sum() == 2480 == a.x[:, a.feature_names.index('stalk-root=?')].sum()
+
+def test_spambase():
+    a = real('spambase')
+    assert a.x.shape == (4601, 57) and a.y.sum() == 1813 and a.x.max() == 15841 and np.isfinite(a.x).all()
+    assert pd.DataFrame(np.c_[a.x, a.y]).duplicated().sum() == 391
+    assert a.feature_names[0] == 'word_freq_make' and a.feature_names[-1] == 'capital_run_length_total'
+
+def test_package_sets():
+    from sklearn.datasets import load_breast_cancer, load_digits
+    a, ref = load('digits'), load_digits()
+    assert np.array_equal(a.x[:,0]*16, ref.images) and np.array_equal(a.y, ref.target)
+    a, ref = load('breast_cancer'), load_breast_cancer()
+    assert np.array_equal(a.x, ref.data.astype(np.float32)) and np.array_equal(a.y, ref.target)
+    assert verify('digits')['rows'] == 1797 and fetch('digits') == 'package'
+
+@pytest.mark.parametrize('name', ['mushroom', 'spambase', 'mnist', 'fashion_mnist', 'cifar10'])
+def test_one_step_lowers_the_loss(name):
+    real(name); set_seed(0)
+    dls = get_data(name, bs=256, n_train=2560, device='cpu')
+    x,y = dls.one_batch(); m = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), dls.c))
+    opt = torch.optim.SGD(m.parameters(), lr=.01); losses = []
+    for _ in range(5):
+        losses.append(nn.functional.cross_entropy(m(x), y)); opt.zero_grad(); losses[-1].backward(); opt.step()
+    assert losses[-1] < losses[0]
+
+# ---------------------------------------------------------------- missing and damaged files
+
+def test_no_file_and_no_network_is_one_sentence(empty):
+    t = time.time()
+    for f in (load, fetch, verify):
+        with pytest.raises(DataNotFound) as e: f('mnist')
+        msg = str(e.value)
+        assert 'mnist_train.npz and mnist_test.npz' in msg and str(empty/'cache'/'mnist') in msg and 'advinterp data fetch mnist' in msg
+        assert '\n' not in msg and e.value.__cause__ is None and e.value.__suppress_context__ | (e.value.__context__ is None)
+    assert time.time() - t < 5 and isinstance(e.value, FileNotFoundError) and isinstance(e.value, DataError)
+    assert not list((empty/'cache').rglob('.part-*'))
+
+def test_environment_comes_first(empty, monkeypatch):
+    monkeypatch.setenv('ADVINTERP_DATA', str(empty/'mine'))
+    with pytest.raises(DataNotFound, match='mine'): load('mushroom')
+
+@pytest.fixture(scope='module')
+def packed():
+    real('mushroom'); real('mnist')
+    return {n: {f: (D._find(D._entry(n))[1]/f).read_bytes() for f in D._entry(n).layouts[0].files} for n in ('mushroom', 'mnist')}
+
+@settings(deadline=None, max_examples=15)
+@given(where=st.floats(0, .9999), flip=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_table_is_refused_or_reads_the_same(packed, tmp_path_factory, where, flip, cut):
+    whole = packed['mushroom']['mushroom.csv.gz']; i = int(where*len(whole))
+    bad = whole[:i] if cut else whole[:i] + bytes([whole[i] ^ flip]) + whole[i+1:]
+    f = tmp_path_factory.mktemp('d')/'mushroom'/'mushroom.csv.gz'; f.parent.mkdir(); f.write_bytes(bad)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ADVINTERP_DATA', str(f.parent.parent))
+        try: a = load('mushroom')
+        except DataError as e: assert str(f) in str(e) and 'damaged' in str(e) and not isinstance(e, DataNotFound)
+        else: assert not cut and a.x.shape == (8124, 117) and a.x.sum() == 22*8124   # a byte of the header that decodes to nothing
+
+def test_truncated_images_are_refused(packed, empty, monkeypatch):
+    (empty/'mnist').mkdir(); monkeypatch.setenv('ADVINTERP_DATA', str(empty))
+    for f,b in packed['mnist'].items(): (empty/'mnist'/f).write_bytes(b if 'test' in f else b[:len(b)//2])
+    with pytest.raises(DataError, match='damaged'): load('mnist')
+
+# ---------------------------------------------------------------- the public loaders, played by the packed files
+
+def test_openml_gives_the_same_tables(tmp_path):
+    import sklearn.datasets as skd
+    frames = {}
+    for n in ('mushroom', 'spambase'):
+        real(n); frames[n] = pd.read_csv(D._find(D._entry(n))[1]/f'{n}.csv.gz', dtype=str, keep_default_na=False)
+    ref = {n: load(n) for n in frames}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('ADVINTERP_DATA', raising=False); patch.setenv('ADVINTERP_CACHE', str(tmp_path)); patch.setattr(D, '_check_network', lambda e: None)
+        def fake(name, **kw):   # OpenML's conventions: ? is missing, letters are categories, numbers are numbers
+            df = frames[name]; x,y = df.drop(columns='class'), df['class'].astype('category')
+            x = x.mask(x == '?').astype('category') if name == 'mushroom' else x.astype(float)
+            return SimpleNamespace(data=x.rename(columns={'bruises': 'bruises%3F'}), target=y)
+        patch.setattr(skd, 'fetch_openml', fake)
+        for n in frames:
+            a = load(n)
+            assert np.array_equal(a.x, ref[n].x) and np.array_equal(a.y, ref[n].y) and a.feature_names == ref[n].feature_names
+            assert [p.name for p in (tmp_path/n).iterdir()] == [f'{n}.csv.gz']
+
+def test_torchvision_gives_the_same_images(tmp_path):
+    import torchvision.datasets as tvd
+    ref = real('mnist')
+    class MNIST:
+        def __init__(self, root, train, download):
+            x,y = (ref.x, ref.y) if train else (ref.x_test, ref.y_test)
+            self.data, self.targets = torch.tensor(x[:,0]*255).round().byte(), torch.tensor(y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('ADVINTERP_DATA', raising=False); patch.setenv('ADVINTERP_CACHE', str(tmp_path))
+        patch.setattr(D, '_check_network', lambda e: None); patch.setattr(tvd, 'MNIST', MNIST)
+        a = load('mnist')
+        assert np.array_equal(a.x, ref.x) and np.array_equal(a.y_test, ref.y_test) and a.class_names == ref.class_names
+        patch.setattr(tvd, 'MNIST', None); load('mnist')    # from the cache now
+        assert verify('mnist')['rows'] == 60000
+
+# ---------------------------------------------------------------- the cache
+
+@pytest.fixture
+def toy(online, monkeypatch):
+    "A set of our own whose download can be held in the middle of writing, or made to fail."
+    monkeypatch.setattr(D, '_REGISTRY', dict(D._REGISTRY))
+    s = SimpleNamespace(x=np.arange(40, dtype=np.float32).reshape(10, 4), cache=online/'cache'/'toy', error=None, downloads=0, pause=lambda: None)
+    def read(folder): return dict(x=np.load(folder/'toy.npy'), y=np.arange(10) % 2, feature_names=None, class_names=['0', '1'])
+    def get(folder):
+        s.downloads += 1
+        if s.error: raise s.error
+        (folder/'toy.npy').write_bytes(b'half'); s.pause(); np.save(folder/'toy.npy', s.x)
+    D._register(D.Entry('toy', 'table', (D.Layout(('toy.npy',), read, D.checksum(dict(x=s.x, y=np.arange(10) % 2))),), 10, 0, download=get))
+    return s
+
+def test_two_processes_at_once_both_succeed_and_a_killed_one_leaves_nothing_broken(toy):
+    ctx = mp.get_context('fork'); inside, go, q = ctx.Semaphore(0), ctx.Event(), ctx.Queue()
+    toy.pause = lambda: (inside.release(), go.wait(60))
+    def start(): p = ctx.Process(target=lambda: q.put(load('toy').x.sum())); p.start(); return p
+    p = start(); assert inside.acquire(timeout=60)               # in the middle of writing
+    p.kill(); p.join(); assert not (toy.cache/'toy.npy').exists()
+    ps = [start(), start()]
+    assert inside.acquire(timeout=60) and inside.acquire(timeout=60); go.set()     # both write, each in a folder of its own
+    assert [q.get(timeout=60) for _ in ps] == [780., 780.]
+    for p in ps: p.join()
+    assert [p.exitcode for p in ps] == [0, 0] and np.array_equal(load('toy').x, toy.x)
+
+def test_downloaded_once_verified_once(toy, monkeypatch):
+    load('toy'); load('toy'); assert toy.downloads == 1
+    calls = []; monkeypatch.setattr(D, 'checksum', lambda r: calls.append(1) or 'x')
+    load('toy'); assert not calls                             # cheap afterwards
+    f = toy.cache/'toy.npy'; f.write_bytes(f.read_bytes()); os.utime(f, ns=(1, 1))
+    with pytest.raises(DataError): load('toy')                # a file that changed is looked at again
+    assert calls
+
+def test_fetch_replaces_a_damaged_cached_file(toy):
+    toy.cache.mkdir(parents=True); (toy.cache/'toy.npy').write_bytes(b'rubbish')
+    with pytest.raises(DataError, match='damaged'): load('toy')
+    assert fetch('toy') == str(toy.cache) and np.array_equal(load('toy').x, toy.x)
+    assert fetch('toy') and toy.downloads == 1 and fetch('toy', force=True) and toy.downloads == 2
+
+def test_a_wrong_download_never_reaches_the_cache(toy):
+    good, toy.x = toy.x, toy.x + 1
+    with pytest.raises(DataError, match='checksum'): load('toy')
+    assert not list(toy.cache.iterdir())
+    toy.x = good; assert np.array_equal(load('toy').x, good)
+
+@pytest.mark.parametrize('err,exc,msg', [(OSError(28, 'No space left on device'), DataError, 'set ADVINTERP_CACHE'), (OSError(30, 'Read-only file system'), DataError, 'Read-only'),
+    (ConnectionResetError('reset'), DataNotFound, 'put toy.npy into'), (RuntimeError('Error downloading'), DataNotFound, 'Error downloading')])
+def test_a_failed_download_leaves_the_cache_as_it_was(toy, err, exc, msg):
+    toy.error = err
+    with pytest.raises(exc, match=msg) as e: load('toy')
+    assert type(e.value) is exc and e.value.__suppress_context__ and not list(toy.cache.iterdir())
+
+def test_a_cache_that_is_a_file(toy, monkeypatch, tmp_path):
+    (tmp_path/'f').write_text(''); monkeypatch.setenv('ADVINTERP_CACHE', str(tmp_path/'f'))
+    with pytest.raises(DataError, match='set ADVINTERP_CACHE'): load('toy')
+
+def test_table_rows_have_everything_to_cite():
+    rows = D.data_table()
+    assert {'digits', 'breast_cancer', 'mushroom', 'spambase', 'mnist', 'fashion_mnist', 'cifar10'} <= {r['name'] for r in rows}
+    for r in rows: assert all(r[k] for k in ('name', 'kind', 'rows', 'source', 'licence', 'citation'))
+
+# ---------------------------------------------------------------- splits and units
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(20, 400), split=st.sampled_from(['paper', 'code', .1, .5]), seed=st.integers(0, 99), strat=st.booleans())
+def test_splits_are_partitions(n, split, seed, strat):
+    y = np.arange(n) % 3 // 2
+    parts = [o for o in D.split_rows(n, split, seed, y if strat else None) if o is not None]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    want = {'paper': [.7, .3], 'code': [.64, .16, .2]}.get(split) or [1 - split, split]
+    assert [len(o)/n for o in parts] == pytest.approx(want, abs=2/n)
+    if strat: assert all(abs(y[o].sum() - y.mean()*len(o)) <= 2 for o in parts)
+
+def test_units_are_fitted_on_the_training_rows_alone():
+    raw = load('breast_cancer'); tr,_,te = D.split_rows(569, 'code', 3)
+    dls = get_data('breast_cancer', split='code', seed=3, n_train=100, device='cpu')
+    mu, sd = raw.x[tr[:100]].astype(float).mean(0), raw.x[tr[:100]].astype(float).std(0)
+    assert np.allclose(dls.valid_ds.x, (raw.x[te] - mu)/sd, atol=1e-4) and np.array_equal(dls.valid_ds.y, raw.y[te])
+    assert np.array_equal(get_data('breast_cancer', units='raw', device='cpu').train_ds.x, raw.x[D.split_rows(569, 'paper')[0]])
+    log = get_data('breast_cancer', units='log1p', device='cpu')
+    assert np.allclose(log.train_ds.x, np.log1p(raw.x[D.split_rows(569, 'paper')[0]]))
+
+def test_official_test_part():
+    real('mnist')
+    dls = get_data('mnist', n_train=1000, n_valid=50, device='cpu'); a = load('mnist')
+    assert np.array_equal(dls.train_ds.x, a.x[:1000]) and np.array_equal(dls.valid_ds.x, a.x_test[:50])
+    held = get_data('mnist', split=.1, device='cpu'); assert (len(held.train_ds), len(held.valid_ds)) == (54000, 6000)
+    with pytest.raises(ValueError, match="expected 'official'"): get_data('mnist', split='code')
+
+# ---------------------------------------------------------------- loaders
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 60), bs=st.integers(1, 20), drop=st.booleans(), seed=st.integers(0, 9))
+def test_an_epoch_is_a_permutation(n, bs, drop, seed):
+    x = torch.arange(n).float()[:,None]; y = torch.arange(n) % 3
+    dls = tensor_dls(x, y, x, y, bs=bs, vocab='abc', drop_last=drop, device='cpu')
+    set_seed(seed); bs_ = list(dls.train)
+    assert len(bs_) == len(dls.train) == (n//bs if drop else -(-n//bs))
+    set_seed(seed); want = torch.randperm(n)[:n//bs*bs if drop else n]
+    if len(want): assert torch.equal(torch.cat([b[0] for b in bs_])[:,0].long(), want) and torch.equal(torch.cat([b[1] for b in bs_]), want % 3)
+    assert torch.equal(torch.cat([b[0] for b in dls.valid]), x)
+
+def test_shuffling_needs_torchs_generator_alone():
+    import random
+    dls = get_data('digits', device='cpu')
+    torch.manual_seed(1); a = dls.train.one_batch()[0]
+    random.seed(7); np.random.seed(7); torch.manual_seed(1); assert torch.equal(dls.train.one_batch()[0], a)
+    torch.manual_seed(2); assert not torch.equal(dls.train.one_batch()[0], a)
+
+def test_random_transforms_touch_training_alone():
+    from fastai.vision.augment import Flip
+    dls = get_data('digits', device='cpu', after_batch=[Flip(p=1.)], bs=16)
+    x = dls.train_ds.x
+    torch.manual_seed(0); xb = dls.train.one_batch()[0]; torch.manual_seed(0); i = torch.randperm(len(x))[:16]
+    assert torch.allclose(xb.as_subclass(torch.Tensor), x[i].flip(-1), atol=1e-5)
+    assert torch.allclose(dls.valid.one_batch()[0].as_subclass(torch.Tensor), dls.valid_ds.x[:64], atol=1e-5)   # resampled at the same places
+    dls = get_data('digits', device='cpu'); dls.add_tfms([Flip(p=1.)], 'after_batch', 'train')      # afterwards, as `vision_learner` does
+    assert type(dls.one_batch()[0]).__name__ == 'TensorImageBW'
+
+def test_export_and_load_learner(tmp_path):
+    from fastai.callback.progress import ProgressCallback
+    from fastai.learner import Learner, load_learner
+    set_seed(0); dls = get_data('breast_cancer', device='cpu', bs=32); dls.path = tmp_path
+    learn = Learner(dls, nn.Linear(30, 2), lr=.01)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1); ref = learn.get_preds(dl=dls.test_dl(dls.valid_ds.x))[0]
+        learn.export(); again = load_learner(tmp_path/'export.pkl')
+        with again.no_bar(): assert torch.equal(again.get_preds(dl=again.dls.test_dl(dls.valid_ds.x))[0], ref)
+    assert (tmp_path/'export.pkl').stat().st_size < 60_000      # without the data
+    assert np.allclose(again.dls.scaler.decode(dls.scaler(load('breast_cancer').x)), load('breast_cancer').x, rtol=1e-3, atol=1e-2)
+
+def test_shows_results_and_predicts_lists():
+    import matplotlib; matplotlib.use('Agg')
+    from fastai.learner import Learner
+    set_seed(0); dls = get_data('digits', device='cpu', n_train=64, n_valid=32)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with learn.no_bar():
+        learn.show_results(max_n=2); dls.show_batch(unique=True, max_n=2)
+        items = [dls.valid_ds.x[i].numpy() for i in range(3)]
+        assert torch.equal(learn.get_preds(dl=dls.test_dl(items))[0], learn.get_preds(dl=dls.test_dl(dls.valid_ds.x[:3]))[0])
+
+def test_distributed_parts_cover_all_rows():
+    pytest.importorskip('accelerate', reason='fastai.distributed needs accelerate')
+    from fastai.distributed import DistributedDL
+    dls = get_data('digits', device='cpu', bs=16, n_train=100); seen = []
+    for rank in range(2):
+        set_seed(0); dl = DistributedDL(dls.train, rank=rank, world_size=2)
+        dl._broadcast = lambda t,rank: [int(i) for i in t]
+        seen.append(torch.cat([b[0] for b in dl]))
+    both = torch.cat(seen).flatten(1).sort(0)[0]
+    assert torch.equal(both, dls.train_ds.x.flatten(1).sort(0)[0])
+
+def test_batches_move_with_the_loaders():
+    dls = get_data('digits', device='cpu').to(torch.device('meta'))
+    assert dls.one_batch()[0].device.type == 'meta'
+    if not torch.cuda.is_available(): return
+    dls = get_data('digits'); assert dls.one_batch()[0].is_cuda and dls.cpu().one_batch()[0].device.type == 'cpu'
+
+def test_empty_and_bad_arguments():
+    x, y = np.zeros((4, 3), np.float32), np.zeros(4, int)
+    with pytest.raises(ValueError, match='x is empty'): tensor_dls(x[:0], y[:0], x, y)
+    assert list(tensor_dls(x, y, x[:0], y[:0], device='cpu').valid) == []
+    with pytest.raises(ValueError, match='classes -1'): tensor_dls(x, y - 1, x, y, vocab=['a'])
+    with pytest.raises(ValueError, match='expected one of'): get_data('nope')
+    with pytest.raises(TypeError, match='TensorSet'): D.TensorDL([1, 2])
