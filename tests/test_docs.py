@@ -10,7 +10,7 @@ LOOK = '''(() => { const main = document.querySelector('main');
   text.querySelectorAll('pre, code, script, .katex').forEach(e => e.remove());
   return { text: main.innerText.length, formulas: math.length, wide: document.documentElement.scrollWidth - innerWidth,
            raw: math.filter(e => !e.querySelector('.katex') || e.querySelector('.katex-error')).map(e => e.innerText.slice(0, 80))
-                .concat(text.innerText.match(/\\$\\$|\\\\[([]|\\\\(?:frac|epsilon|nabla|tag|begin)/g) || []),
+                .concat((text.innerText + (document.querySelector('#TOC') || text).innerText).match(/\\$\\$|\\\\[([]|\\\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || []),
            blind: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt || i.src.slice(0, 80)) }; })()'''
 
 

@@ -6,7 +6,7 @@ makes the site work without a network: KaTeX and the search index lie beside the
 relative. The build fails on any warning, broken link, unknown reference, missing picture or picture without alternative text.
 
     python tools/docs.py --out _docs"""
-import argparse, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, ast, os, re, shutil, subprocess, sys, tempfile, warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -49,21 +49,27 @@ DEFINES = re.compile(r'^#\| *export *$(?=.*^(?:class|def) )', re.M | re.S)
 FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 
 def with_source(cells:list) -> list:
-    """The cells with each definition in one piece: its headings and docstrings, then its source.
+    """The cells with each definition in one piece: its heading and docstring, then its source.
 
     A derivation is read beside the code that computes it. The signature, which the source repeats, is left out."""
+    from execnb.nbio import mk_cell
     shown = {m.group(1): c for c in cells if (m := re.search(r'^show_doc\((\w+)\)', c.source, re.M))}
-    docs = {id(c): [shown[n] for n in re.findall(r'^(?:class|def) +(\w+)', c.source, re.M) if n in shown] for c in cells if c.source.startswith(FOLD)}
-    moved = {id(d) for ds in docs.values() for d in ds}
-    out = []
+    pieces, moved = {}, set()
     for c in cells:
-        if id(c) in moved: continue
-        for d in docs.get(id(c), []):
-            for o in d.outputs: o['data']['text/markdown'] = re.sub(r'```python\n.*?\n```\n', '', ''.join(o['data']['text/markdown']), flags=re.S)
-            out.append(d)
-        c.source = c.source.removeprefix(FOLD)
-        out.append(c)
-    return out
+        if not c.source.startswith(FOLD): continue
+        lines, at = c.source.removeprefix(FOLD).splitlines(), 0
+        defs = [n for n in ast.parse('\n'.join(lines)).body if getattr(n, 'name', '') in shown]
+        ends = [n.end_lineno for n in defs[:-1]] + [len(lines)]
+        pieces[id(c)] = []
+        for n,end in zip(defs or [None], ends):
+            if n:
+                for o in shown[n.name].outputs:
+                    o['data']['text/markdown'] = re.sub(r'```python\n.*?\n```\n', '', ''.join(o['data']['text/markdown']), flags=re.S)
+                pieces[id(c)].append(shown[n.name])
+                moved.add(id(shown[n.name]))
+            pieces[id(c)].append(mk_cell('\n'.join(lines[at:end]).strip('\n')))
+            at = end
+    return [o for c in cells if id(c) not in moved for o in pieces.get(id(c), [c])]
 
 def process(dst:Path) -> list:
     """Write each notebook as nbdev shows it, with the source of what it defines below each signature, and copy the files beside them;
@@ -111,15 +117,25 @@ def render(src:Path, out:Path) -> list:
     return [w for w in s.warnings if 'output-file is not read' not in w]
 
 
+TOC_FORMULAS = """
+// a formula in a heading is a formula in the table of contents too
+addEventListener("load", () => document.querySelectorAll("#TOC a").forEach((a) => {
+  const h = document.getElementById(decodeURIComponent(a.hash.slice(1))), own = h && h.matches("h1,h2,h3,h4") ? h : h && h.querySelector("h2,h3,h4");
+  if (!own || !own.querySelector(".katex")) return;
+  a.replaceChildren(...[...own.cloneNode(true).childNodes].filter((n) => !n.classList || !n.classList.contains("anchorjs-link")));
+}));
+"""
+
 def offline(out:Path) -> str:
     "Make the site independent of the network; a sentence on what was found for the formulas."
     from smalldocs.layout import KATEX
     base = re.search(r'site-url: "?([^"\s]+)', (NBS/'nbdev.yml').read_text()).group(1).rstrip('/') + '/'
     src = katex()
     if src: copy_katex(src, out/'site_libs/katex')
+    private = re.compile(rf'<a href="{re.escape(base)}[^"#]*#(?:\w+\.)?_[^"]*"[^>]*>(.*?)</a>')   # names that have no entry
     for p in out.rglob('*.html'):
         up = '../'*len(p.relative_to(out).parent.parts)
-        s = p.read_text(encoding='utf-8')
+        s = private.sub(r'\1', p.read_text(encoding='utf-8'))
         s = re.sub(rf'href="{re.escape(base)}([^"]*)"', lambda m: f'href="{up}{m.group(1) or "index.html"}"', s)
         if src: s = s.replace(KATEX, f'{up}site_libs/katex')
         p.write_text(s, encoding='utf-8')
@@ -132,7 +148,7 @@ def offline(out:Path) -> str:
         s.src = offset + "search.js"; s.onload = () => done(window.searchIndex); s.onerror = failed; document.head.append(s); });'''
     text, n = fetch.subn(lambda _: load, js.read_text(encoding='utf-8'))
     if n != 1: raise RuntimeError('smalldocs.js no longer reads search.json as expected')
-    js.write_text(text, encoding='utf-8')
+    js.write_text(text + TOC_FORMULAS, encoding='utf-8')
     return f'formulas: KaTeX of {src}, copied into the site' if src else 'formulas: no KaTeX to copy (npm is missing): the pages take it from its CDN'
 
 # ---------------------------------------------------------------- what is wrong with a site
