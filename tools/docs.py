@@ -117,13 +117,16 @@ def render(src:Path, out:Path) -> list:
     return [w for w in s.warnings if 'output-file is not read' not in w]
 
 
-TOC_FORMULAS = """
-// a formula in a heading is a formula in the table of contents too
-addEventListener("load", () => document.querySelectorAll("#TOC a").forEach((a) => {
-  const h = document.getElementById(decodeURIComponent(a.hash.slice(1))), own = h && h.matches("h1,h2,h3,h4") ? h : h && h.querySelector("h2,h3,h4");
-  if (!own || !own.querySelector(".katex")) return;
-  a.replaceChildren(...[...own.cloneNode(true).childNodes].filter((n) => !n.classList || !n.classList.contains("anchorjs-link")));
-}));
+SCRIPT = """
+addEventListener("load", () => {
+  // a formula in a heading is a formula in the table of contents too
+  document.querySelectorAll("#TOC a").forEach((a) => {
+    const h = document.getElementById(decodeURIComponent(a.hash.slice(1))), own = h && (h.matches("h1,h2,h3,h4") ? h : h.querySelector("h2,h3,h4"));
+    if (own && own.querySelector(".katex")) a.replaceChildren(...[...own.cloneNode(true).childNodes].filter((n) => !n.classList || !n.classList.contains("anchorjs-link")));
+  });
+  // what scrolls can be reached from the keyboard
+  document.querySelectorAll("main pre, main table, main .katex-display").forEach((e) => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
+});
 """
 
 def offline(out:Path) -> str:
@@ -148,7 +151,7 @@ def offline(out:Path) -> str:
         s.src = offset + "search.js"; s.onload = () => done(window.searchIndex); s.onerror = failed; document.head.append(s); });'''
     text, n = fetch.subn(lambda _: load, js.read_text(encoding='utf-8'))
     if n != 1: raise RuntimeError('smalldocs.js no longer reads search.json as expected')
-    js.write_text(text + TOC_FORMULAS, encoding='utf-8')
+    js.write_text(text + SCRIPT, encoding='utf-8')
     return f'formulas: KaTeX of {src}, copied into the site' if src else 'formulas: no KaTeX to copy (npm is missing): the pages take it from its CDN'
 
 # ---------------------------------------------------------------- what is wrong with a site
