@@ -137,6 +137,18 @@ def test_no_stray_names_are_public(module):
     assigned = {t.id for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) for t in ast.walk(n) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)}
     assert not [n for n in public if n in assigned and n.islower()]
 
+@each_module
+def test_public_names_are_documented(module):
+    lines = (LIB/f'{module}.py').read_text(encoding='utf-8').splitlines()
+    public = [n for n in code_of(module).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+    assert not [n.name for n in public if not ast.get_docstring(n)]
+    bare = {}
+    for n in public:
+        for f in [n] if isinstance(n, ast.FunctionDef) else [f for f in n.body if getattr(f, 'name', '') == '__init__']:
+            args = [a for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if a.arg != 'self']
+            if miss := [a.arg for a in args if '#' not in lines[a.end_lineno - 1][a.end_col_offset:]]: bare[n.name] = miss
+    if bare: warnings.warn(f'{module}: parameters without a comment: {bare}')
+
 def test_no_loose_ends():
     "No note to self, no path of one machine, in anything that git keeps."
     files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0') if (ROOT/'.git').exists() else []
