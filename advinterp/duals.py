@@ -11,331 +11,355 @@ import copy, math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import check_float, check_same_shape, check_strength, flat, bcast
-
-# %% ../nbs/01_duals.ipynb #f91f1e18
-def _wide(x):
-    "`x` in a dtype that norms can be computed in: half precision becomes float32."
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-def _batch(name, x):
-    "Check that `x` is a batch of floats with at least one feature, and widen it."
-    if not check_float(name, x).shape[1:].numel(): raise ValueError(f"{name} has shape {tuple(x.shape)}: expected at least one feature per example")
-    return _wide(x)
+from fastcore.basics import patch
+from .core import check_float, check_same_shape, check_strength, flat
 
 # %% ../nbs/01_duals.ipynb #fe280e76
-class Dual:
-    r"A convex penalty pair. A subclass needs `h_star` alone: `delta_star` then comes from autograd; give `h` as well where it is known."
-    strengths = ()   # names of the attributes that `h_star` is linear in
-    formula = "h* user-defined"
+def _batch(name, x):
+    "Check that `x` is a batch of floats with at least one feature; half precision is widened to float32."
+    if not check_float(name, x).shape[1:].numel():
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected at least one feature per example")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
+# %% ../nbs/01_duals.ipynb #e032a94b
+class Dual:
+    "A convex penalty pair. A subclass needs `h_star` alone; it may give `h` and a closed form of `delta_star`."
+    strengths = ()             # names of the attributes that multiply the penalty
+    formula = "h* = h_star(g)" # for `repr`
     def h_star(self,
         g:Tensor,  # `(B, ...)` gradients
     )->Tensor:     # `(B,)`
-        "The penalty on the gradient, one number per example."
-        raise NotImplementedError(f"{type(self).__name__}.h_star: a dual must define h_star(g) -> (B,)")
+        "The penalty on the gradient."
+        raise NotImplementedError(f"{type(self).__name__} must define h_star(g) -> (B,)")
 
     def h(self,
         delta:Tensor,  # `(B, ...)` perturbations
     )->Tensor:         # `(B,)`
-        "The price of a perturbation, the conjugate of `h_star`."
-        raise NotImplementedError(f"{type(self).__name__}.h is not known in closed form; at delta = delta_star(g) it is <g, delta> - h_star(g)")
+        "The price of a perturbation: the conjugate of `h_star`."
+        raise NotImplementedError(f"h of {self!r} has no closed form here; at delta = delta_star(g) it is <g, delta> - h_star(g)")
 
     def delta_star(self,
         g:Tensor,  # `(B, ...)` gradients
-    )->Tensor:     # like `g`; 0 where `g` is 0 and `h_star` has a kink
-        "The best perturbation against the linearised loss: the gradient of `h_star`, from autograd."
+    )->Tensor:     # like `g`
+        "The best perturbation against the linearised loss, equation (2) by autograd. A NaN slope at a zero of `g` (a kink) becomes 0."
         check_float('g', g)
         keep = torch.is_grad_enabled() and g.requires_grad
         with torch.enable_grad():
             z = g if keep else g.detach().requires_grad_()
             value = self.h_star(z)
-            if value.shape != g.shape[:1]: raise ValueError(f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} examples: expected one number per example")
-            (d,) = torch.autograd.grad(value.sum(), z, create_graph=keep)
-        return d.masked_fill(d.isnan() & (g == 0), 0.)
+            if value.shape != g.shape[:1]:
+                raise ValueError(f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} examples: expected one number per example")
+            (delta,) = torch.autograd.grad(value.sum(), z, create_graph=keep)   # (2)
+        return delta.masked_fill(delta.isnan() & (g == 0), 0.)
 
-    def gap(self,
-        g:Tensor,      # `(B, ...)` gradients
-        delta:Tensor,  # like `g`, perturbations
-    )->Tensor:         # `(B,)`, >= 0; 0 exactly where `delta` is a best answer to `g`
-        "The Fenchel-Young gap: what `delta` leaves on the table against the gradient `g`."
-        check_same_shape(g=g, delta=delta)
-        return self.h_star(g) + self.h(delta) - flat(g*delta).sum(1)
-
-    def with_eps(self,
-        eps:float,  # the new strength
-    )->'Dual':      # a copy
-        "The same dual at another strength."
-        if self.strengths != ('eps',): raise TypeError(f"{self!r} has no single strength eps; scale it, as in 2 * dual")
-        new = copy.copy(self); new.eps = check_strength('eps', eps)
-        return new
-
-    def __mul__(self, c):
-        c = check_strength('factor', c)
-        if not self.strengths: return ScaledDual(self, c)
-        new = copy.copy(self)
-        for s in self.strengths: setattr(new, s, c*getattr(self, s))
-        return new
-    __rmul__ = __mul__
-
-    def __add__(self, other): return SumDual(self, other) if isinstance(other, Dual) else NotImplemented
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{s}={getattr(self, s):.3g}' for s in self.strengths)}) <-> {self.formula}"
-
-# %% ../nbs/01_duals.ipynb #e032a94b
-def _draw(sample, x, shape=None, generator=None):
-    "Random numbers in the (wide) dtype and on the device of `x`, drawn where `generator` lives."
-    device = x.device if generator is None else generator.device
-    return sample(x.shape if shape is None else shape, generator=generator, device=device, dtype=_wide(x[:0]).dtype).to(x.device)
+    def __repr__(self):
+        args = [f'{s}={getattr(self, s):.3g}' for s in self.strengths] + self._extra()
+        return f"{type(self).__name__}({', '.join(args)}) <-> {self.formula}"
+    def _extra(self): return []
 
 # %% ../nbs/01_duals.ipynb #8382c950
+@patch
+def gap(self:Dual,
+    g:Tensor,      # `(B, ...)` gradients
+    delta:Tensor,  # perturbations, like `g`
+)->Tensor:         # `(B,)`, at least 0; 0 exactly where `delta` is a best answer to `g`
+    "The Fenchel-Young gap (1): the certificate of how far `delta` is from the best perturbation."
+    check_same_shape(g=g, delta=delta)
+    return self.h_star(g) + self.h(delta) - flat(g*delta).sum(1)
+
+# %% ../nbs/01_duals.ipynb #c0cb3022
 class Ball(Dual):
-    "The ball of radius `eps` of a norm: `h` is 0 inside and infinite outside, `h_star` is `eps` times the dual norm."
+    "The ball of radius `eps` of a norm: `h` is 0 inside and infinite outside, `h_star` is `eps` times the dual norm (5)."
     strengths = ('eps',)
     def __init__(self,
-        eps:float,  # radius in the units of the input; the strength of the penalty on the map
+        eps:float,  # radius, in the units of the input; on the map side, the strength of the penalty
     ): self.eps = check_strength('eps', eps)
 
     def norm(self,
         delta:Tensor,  # `(B, ...)`
     )->Tensor:         # `(B,)`
-        "The norm whose ball this is."
-        raise NotImplementedError
+        "The norm of which this is the ball."
+        raise NotImplementedError(f"{type(self).__name__} must define norm(delta) -> (B,)")
 
     def h(self, delta):
-        r"0 inside the ball, infinity outside. Inside means: up to a relative error of the square root of the machine epsilon (3.5e-4 in float32, 1.5e-8 in float64)."
         n = self.norm(delta)
-        return torch.zeros_like(n).masked_fill(~(n <= self.eps*(1 + torch.finfo(delta.dtype).eps**.5)), math.inf)
+        inside = n <= self.eps*(1 + torch.finfo(delta.dtype).eps**.5)
+        return torch.zeros_like(n).masked_fill(~inside, math.inf)
 
     def steepest(self,
         g:Tensor,  # `(B, ...)` gradients
     )->Tensor:     # like `g`
-        "The direction of steepest ascent in this norm: `delta_star` at unit strength."
+        "The direction of steepest ascent in this norm: `delta_star` at radius 1."
         return self.with_eps(1.).delta_star(g)
 
     def project(self,
         delta:Tensor,  # `(B, ...)`
     )->Tensor:         # like `delta`
-        "The nearest point of the ball, in the Euclidean distance."
-        raise NotImplementedError
+        "The nearest point of the ball in the Euclidean distance."
+        raise NotImplementedError(f"{type(self).__name__} must define project(delta)")
 
     def random_point(self,
-        x:Tensor,        # `(B, ...)`: gives shape, dtype and device
+        x:Tensor,        # `(B, ...)`: shape, dtype and device of the result
         generator=None,  # `torch.Generator` to draw from; None: torch's own
     )->Tensor:           # like `x`
-        "A point drawn uniformly from the ball, for each example."
-        raise NotImplementedError
+        "A point for each example, uniform in the ball."
+        raise NotImplementedError(f"{type(self).__name__} must define random_point(x, generator)")
 
-# %% ../nbs/01_duals.ipynb #aa1316c5
+# %% ../nbs/01_duals.ipynb #1d05878b
+@patch
+def with_eps(self:Dual,
+    eps:float,  # the new strength
+)->Dual:        # a copy; the original is unchanged
+    "The same dual at another `eps` (for schedules)."
+    if tuple(self.strengths) != ('eps',): raise TypeError(f"{self!r} has no single strength eps: scale it instead, as in .5 * dual")
+    new = copy.copy(self); new.eps = check_strength('eps', eps)
+    return new
+
+def _draw(sample, x, shape, generator):
+    "Random numbers for `x`, drawn in its dtype where `generator` lives, then moved to its device."
+    device = x.device if generator is None else generator.device
+    return sample(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+# %% ../nbs/01_duals.ipynb #e5c62fa9
 class LInfBall(Ball):
-    "Every coordinate may move by `eps`; on the map, `eps` times the l1 norm (paper C, Table 1, row 1; at one step FGSM)."
+    "Every coordinate may move by `eps`; on the map, `eps` times the l1 norm (6)."
     formula = "L1: h* = eps*||g||_1"
     def norm(self, delta): return flat(_batch('delta', delta)).abs().amax(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().sum(1)).to(g.dtype)
-    def delta_star(self, g): return self.eps*check_float('g', g).sign()
+    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().sum(1)).to(g.dtype)   # (6)
+    def delta_star(self, g): return self.eps*check_float('g', g).sign()                    # (6)
     def project(self, delta): return check_float('delta', delta).clamp(-self.eps, self.eps)
-    def random_point(self, x, generator=None): return (self.eps*(2*_draw(torch.rand, check_float('x', x), generator=generator) - 1)).to(x.dtype)
+    def random_point(self, x, generator=None):
+        v = _batch('x', x)
+        return (self.eps*(2*_draw(torch.rand, v, v.shape, generator) - 1)).to(x.dtype)
 
 L1 = LInfBall
 
-# %% ../nbs/01_duals.ipynb #54f3c701
-@torch.no_grad()
-def _water_level(u, n_max=64):
-    "The `t` with `sum((u - t)_+) = 1` per row, for `u` with maximum 0: Newton's method from the left."
-    t = (u.mean(1, keepdim=True) - 1/u.shape[1]).clamp_(min=-1)
-    for _ in range(n_max):
-        r = (u - t).relu_(); f = r.sum(1, keepdim=True) - 1
+# %% ../nbs/01_duals.ipynb #9f460e46
+def _water_level(u):
+    "The `t` of (8) for each row of `u`, whose maximum is 0: Newton's method from the left."
+    d = u.shape[1]; r = torch.empty_like(u)
+    t = (u.mean(1, keepdim=True) - 1/d).clamp_(min=-1)
+    for _ in range(math.ceil(math.log2(d) - math.log2(torch.finfo(u.dtype).eps)/2) + 1):
+        torch.sub(u, t, out=r).relu_(); f = r.sum(1, keepdim=True) - 1
         new = t + (f/r.sign_().sum(1, keepdim=True)).clamp_(min=0)
-        if u.device.type == 'cpu' and (new <= t).all(): break
+        if u.device.type == 'cpu' and torch.equal(new, t): break   # elsewhere the test would cost more than the steps it saves
         t = new
     return t
 
-# %% ../nbs/01_duals.ipynb #ddc74fe4
+@torch.no_grad()
+def _l1_project(v, eps):
+    "Rows of `v` projected on the l1 ball by (8), in place on one buffer."
+    a = v.abs(); inside = a.sum(1, keepdim=True) <= eps
+    u = a.sub_(a.amax(1, keepdim=True)).div_(max(eps, torch.finfo(v.dtype).tiny)).clamp_(min=-1)
+    w = u.sub_(_water_level(u)).relu_().mul_(eps).copysign_(v)                            # (8)
+    return torch.where(inside, v, w, out=w)
+
+# %% ../nbs/01_duals.ipynb #e10a8121
 class L1Ball(Ball):
-    "The coordinates share a budget of `eps`; on the map, `eps` times the largest coordinate."
+    "The coordinates share a budget of `eps`; on the map, `eps` times the largest coordinate (7). Ties share evenly."
     formula = "LInf: h* = eps*||g||_inf"
     def norm(self, delta): return flat(_batch('delta', delta)).abs().sum(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().amax(1)).to(g.dtype)
+    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().amax(1)).to(g.dtype)   # (7)
     def delta_star(self, g):
-        "All of `eps` on the largest coordinate; coordinates that tie share it equally."
         v = flat(_batch('g', g)); a = v.abs()
         top = (a == a.amax(1, keepdim=True)).to(v.dtype)
-        return (self.eps*v.sign()*top/top.sum(1, keepdim=True)).to(g.dtype).reshape(g.shape)
+        return (self.eps*v.sign()*top/top.sum(1, keepdim=True)).to(g.dtype).reshape(g.shape)  # (7)
     def project(self, delta):
-        v = flat(_batch('delta', delta)); a = v.abs(); inside = a.sum(1, keepdim=True) <= self.eps
-        u = ((a - a.amax(1, keepdim=True))/max(self.eps, torch.finfo(v.dtype).tiny)).clamp(min=-1)
-        w = (u - _water_level(u)).relu()*self.eps*v.sign()
-        return torch.where(inside, v, w).to(delta.dtype).reshape(delta.shape)
+        v = flat(_batch('delta', delta)); w = _l1_project(v, self.eps)
+        if torch.is_grad_enabled() and v.requires_grad:
+            s = w.sign(); n = s.abs().sum(1, keepdim=True).clamp(min=1)
+            dv = torch.where(w == v, v, v*s.abs() - s*(s*v).sum(1, keepdim=True)/n)
+            w = w + (dv - dv.detach())      # the value of w, the derivative of dv
+        return w.to(delta.dtype).reshape(delta.shape)
     def random_point(self, x, generator=None):
         v = flat(_batch('x', x)); B,d = v.shape
         e = -torch.log1p(-_draw(torch.rand, v, (B, d+1), generator))
-        sign = (_draw(torch.rand, v, generator=generator) < .5)*2. - 1
+        sign = 1 - 2*(_draw(torch.rand, v, v.shape, generator) < .5).to(v.dtype)
         return (self.eps*sign*e[:,:d]/e.sum(1, keepdim=True)).to(x.dtype).reshape(x.shape)
 
 LInf = L1Ball
 
-# %% ../nbs/01_duals.ipynb #0cf9a1a3
+# %% ../nbs/01_duals.ipynb #cc92121f
 class _Whole:
     "One group: all features of an example."
     def __repr__(self): return "one group"
-    def split(self, x): return flat(x)
+    def split(self, x): return flat(x)                  # (B, d)
+    def pool(self, b, op): return op(b, 1, True)        # (B, groups)
+    def spread(self, s): return s                       # broadcasts against the blocks
     def join(self, b, x): return b.reshape(x.shape)
-    def pool(self, b, op): return op(b, 1, True)
-    def spread(self, s): return s
 
-class _Patches:
-    "Square patches of the last two axes, for each channel or over all channels; patches at the right and lower edge are smaller where the size does not divide."
-    def __init__(self, p, across): self.p,self.across = p,across
-    def __repr__(self): return f"patch={self.p}{', over channels' if self.across else ''}"
-    def split(self, x):
-        if x.ndim < 3: raise ValueError(f"GroupBall with patches needs images (B, ..., H, W), got shape {tuple(x.shape)}: give groups=, an index tensor of shape {tuple(x.shape[1:])}")
-        B,(H,W),p = len(x),x.shape[-2:],self.p
-        c = x.shape[1:-2].numel()
-        if H % p or W % p: x = F.pad(x, (0, -W % p, 0, -H % p))
-        return x.reshape(B, *((1, c) if self.across else (c, 1)), -(-H//p), p, x.shape[-1])
+class _Patches(_Whole):
+    "Square patches of the last two axes; those at the lower and right edge are smaller where the size does not divide."
+    def __init__(self, side, across): self.side,self.across = side,across
+    def __repr__(self): return f"patch={self.side}{', across_channels=True' if self.across else ''}"
+    def split(self, x):                                 # (B, kept channels, pooled channels, rows of patches, side, W)
+        if x.ndim < 3: raise ValueError(f"patches need images of shape (B, ..., H, W), got {tuple(x.shape)}: give groups= instead")
+        p,c = self.side, x.shape[1:-2].numel()
+        H,W = (-(-n//p)*p for n in x.shape[-2:])
+        if (H,W) != x.shape[-2:]: x = F.pad(x, (0, W - x.shape[-1], 0, H - x.shape[-2]))   # zeros change no norm
+        return x.reshape(len(x), *((1, c) if self.across else (c, 1)), H//p, p, W)
+    def pool(self, b, op): return op(op(b, (2, 4), True).unflatten(-1, (-1, self.side)), -1, True).squeeze(-1)
+    def spread(self, s): return s.repeat_interleave(self.side, -1)
     def join(self, b, x):
-        return b.reshape(*x.shape[:-2], b.shape[3]*self.p, b.shape[5])[..., :x.shape[-2], :x.shape[-1]]
-    def pool(self, b, op): return op(op(b, (2, 4), True).unflatten(-1, (-1, self.p)), -1, True).flatten(-2)
-    def spread(self, s): return s.repeat_interleave(self.p, -1)
+        H,W = x.shape[-2:]
+        return b.reshape(*x.shape[:-2], b.shape[3]*self.side, b.shape[5])[..., :H, :W]
 
-class _Labels:
-    "Any partition, as an index tensor over the features."
-    def __init__(self, groups): self.shape = groups.shape; self.index = groups.unique(return_inverse=True)[1].flatten(); self.n = int(self.index.max()) + 1
-    def __repr__(self): return f"{self.n} groups of {tuple(self.shape)}"
+# %% ../nbs/01_duals.ipynb #a8769393
+class _Labels(_Whole):
+    "Any partition: features with the same index form a group."
+    def __init__(self, groups):
+        if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+            raise TypeError(f"groups: expected an integer tensor of shape x.shape[1:], got {getattr(groups, 'dtype', type(groups).__name__)}")
+        if not groups.numel(): raise ValueError(f"groups has shape {tuple(groups.shape)}: expected at least one feature")
+        if groups.min() < 0: raise ValueError(f"groups has the index {int(groups.min())}: expected indices >= 0, one for every feature, so that the groups are a partition")
+        names,index = groups.long().unique(return_inverse=True)
+        self.shape,self.n,self.index = groups.shape,len(names),index.flatten()
+    def __repr__(self): return f"{self.n} groups of shape {tuple(self.shape)}"
     def split(self, x):
-        if x.shape[1:] != self.shape: raise ValueError(f"groups has shape {tuple(self.shape)}: expected one index for each feature, shape {tuple(x.shape[1:])}")
+        if x.shape[1:] != self.shape: raise ValueError(f"groups has shape {tuple(self.shape)}: expected one index for every feature, shape {tuple(x.shape[1:])}")
         return flat(x)
-    def join(self, b, x): return b.reshape(x.shape)
     def pool(self, b, op):
-        i = self.index.to(b.device).expand_as(b)
-        return b.new_zeros(len(b), self.n).scatter_reduce(1, i, b, 'sum' if op is torch.sum else op.__name__, include_self=False)
+        reduce = {torch.sum: 'sum', torch.amax: 'amax', torch.amin: 'amin'}[op]
+        return b.new_zeros(len(b), self.n).scatter_reduce(1, self.index.to(b.device).expand_as(b), b, reduce, include_self=False)
     def spread(self, s): return s[:, self.index.to(s.device)]
 
-# %% ../nbs/01_duals.ipynb #292a1b08
+# %% ../nbs/01_duals.ipynb #13044524
+def _scale(u, s): return u*s if u.requires_grad else u.mul_(s)   # a fresh buffer costs more than the product
+
 class _EuclideanBall(Ball):
-    "A product of Euclidean balls of radius `eps`, one for each group of features."
+    "A product of Euclidean balls of radius `eps`, one for each group of the partition `parts`."
     parts = _Whole()
+    def _extra(self): return [] if type(self.parts) is _Whole else [repr(self.parts)]
     def _unit(self, v):
-        "Per group: the largest entry `m`, the norm `n` of the group divided by `m` (1 for a zero group), and the groups divided by `m`."
+        "Per group the largest entry `m`, the norm `n` of the group over `m` (1 for a zero group), and the groups over `m`."
         b = self.parts.split(v); c = b.detach()
         m = torch.maximum(self.parts.pool(c, torch.amax), -self.parts.pool(c, torch.amin))
-        u = b/self.parts.spread(torch.where(m > 0, m, 1.))
-        n2 = self.parts.pool(u.square(), torch.sum)
-        return m, torch.where(n2 > 0, n2, 1.).sqrt(), u
-    def _norms(self, v): m,n,_ = self._unit(v); return flat(m*n)
-    def norm(self, delta): return self._norms(_batch('delta', delta)).amax(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*self._norms(_batch('g', g)).sum(1)).to(g.dtype)
+        s = self.parts.spread(torch.where(m > 0, m, 1.))
+        u = b/s
+        sq = self.parts.pool(u.square() if u.requires_grad else u.square_(), torch.sum)
+        if not u.requires_grad: torch.div(b, s, out=u)      # the squares were in its buffer
+        return m, torch.where(sq > 0, sq, 1.).sqrt(), u
+    def _norms(self, name, x): m,n,_ = self._unit(_batch(name, x)); return flat(m*n)
+    def norm(self, delta): return self._norms('delta', delta).amax(1).to(delta.dtype)
+    def h_star(self, g): return (self.eps*self._norms('g', g).sum(1)).to(g.dtype)                # (9)
     def delta_star(self, g):
         _,n,u = self._unit(_batch('g', g))
-        return self.parts.join(u*self.parts.spread(self.eps/n), g).to(g.dtype)
+        return self.parts.join(_scale(u, self.parts.spread(self.eps/n)), g).to(g.dtype)          # (9)
     def project(self, delta):
         v = _batch('delta', delta); m,n,u = self._unit(v)
-        w = torch.where(self.parts.spread(m*n <= self.eps), self.parts.split(v), u*self.parts.spread(self.eps/n))
+        w = torch.where(self.parts.spread(m*n <= self.eps), self.parts.split(v), _scale(u, self.parts.spread(self.eps/n)))
         return self.parts.join(w, delta).to(delta.dtype)
     def random_point(self, x, generator=None):
-        v = _batch('x', x); z = _draw(torch.randn, v, generator=generator); _,n,u = self._unit(z)
-        size = self.parts.pool(self.parts.split(torch.ones_like(v[:1])), torch.sum)
+        v = _batch('x', x); _,n,u = self._unit(_draw(torch.randn, v, v.shape, generator))
+        size = self.parts.pool(self.parts.split(v.new_ones(1, *v.shape[1:])), torch.sum)
         r = self.eps*_draw(torch.rand, v, n.shape, generator)**(1/size)
-        return self.parts.join(u*self.parts.spread(r/n), x).to(x.dtype)
+        return self.parts.join(_scale(u, self.parts.spread(r/n)), x).to(x.dtype)
 
-# %% ../nbs/01_duals.ipynb #c36ebebf
+# %% ../nbs/01_duals.ipynb #bb6f8aa9
 class L2Ball(_EuclideanBall):
-    "The Euclidean ball; on the map, `eps` times the l2 norm (not its square)."
+    "The Euclidean ball; on the map, `eps` times the l2 norm, not squared."
     formula = "L2: h* = eps*||g||_2"
 
-L2 = L2Ball
-
-# %% ../nbs/01_duals.ipynb #f90b2e2f
 class GroupBall(_EuclideanBall):
-    "Each group of features may move by `eps` in the Euclidean norm; on the map, `eps` times the group norm (paper C, Proposition 2)."
+    "Each group of features may move by `eps` in the Euclidean norm; on the map, `eps` times the group norm (9)."
     formula = "GroupL21: h* = eps*||g||_{2,1}"
     def __init__(self,
-        eps:float,            # radius of every group's ball
-        patch:int=14,         # side of the square patches; 14 as in paper C's code
-        groups:Tensor=None,   # instead of patches, an index tensor of shape `x.shape[1:]`: features with one index form a group
-        across_channels=False,# one patch over all channels; False: a patch for each channel, as in paper C's code
+        eps:float,             # radius of the ball of every group
+        patch:int=14,          # side of the square patches; 14 is paper C's code
+        groups:Tensor=None,    # instead of patches: an index tensor of shape `x.shape[1:]`, equal indices form a group
+        across_channels=False, # patches over all channels at once; False: per channel, as in paper C's code
     ):
         super().__init__(eps)
-        if groups is None:
-            if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1: raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
-            self.parts = _Patches(patch, across_channels)
-        else: self.parts = _Labels(_check_groups(groups))
-    def __repr__(self): return super().__repr__().replace(')', f', {self.parts})', 1)
+        if groups is not None and across_channels: raise ValueError("across_channels=True belongs to patches: an index tensor says itself which channels go together")
+        if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1: raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
+        self.parts = _Patches(patch, across_channels) if groups is None else _Labels(groups)
 
-def _check_groups(groups):
-    if not isinstance(groups, Tensor) or groups.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
-        raise TypeError(f"groups: expected an integer tensor of shape x.shape[1:], got {getattr(groups, 'dtype', type(groups).__name__)}")
-    if not groups.numel() or groups.min() < 0: raise ValueError("groups: expected an index >= 0 for every feature, so that the groups are a partition; got " + (f"{int(groups.min())}" if groups.numel() else "none"))
-    return groups.long()
+L2,GroupL21 = L2Ball,GroupBall
 
-GroupL21 = GroupBall
-
-# %% ../nbs/01_duals.ipynb #667bc26b
+# %% ../nbs/01_duals.ipynb #c6d10618
 class ElasticNet(Dual):
-    "`eps1` times the l1 norm plus `eps2` times the squared l2 norm of the map (paper C, Proposition 3)."
+    "`eps1` times the l1 norm plus `eps2` times the squared l2 norm of the map (10)."
     strengths = ('eps1', 'eps2')
-    formula = "h = sum (|delta| - eps1)_+^2 / (4 eps2), h* = eps1*||g||_1 + eps2*||g||_2^2"
+    formula = "h* = eps1*||g||_1 + eps2*||g||_2^2, h = sum (|delta| - eps1)_+^2 / (4*eps2)"
     def __init__(self,
-        eps1:float,  # moves of up to `eps1` per coordinate are free; strength of the l1 norm
-        eps2:float,  # what lies beyond costs its square over `4*eps2`; strength of the squared l2 norm
+        eps1:float,  # strength of the l1 norm; moves of up to `eps1` per coordinate are free
+        eps2:float,  # strength of the squared l2 norm; 0 gives the l-infinity ball
     ): self.eps1,self.eps2 = check_strength('eps1', eps1),check_strength('eps2', eps2)
     def h(self, delta):
-        if not self.eps2: return LInfBall(self.eps1).h(delta)
-        return ((flat(_batch('delta', delta)).abs() - self.eps1).relu().square().sum(1)/(4*self.eps2)).to(delta.dtype)
+        if self.eps2 == 0: return LInfBall(self.eps1).h(delta)
+        return ((flat(_batch('delta', delta)).abs() - self.eps1).relu().square().sum(1)/(4*self.eps2)).to(delta.dtype)  # (10)
     def h_star(self, g):
         v = flat(_batch('g', g))
         return (self.eps1*v.abs().sum(1) + self.eps2*v.square().sum(1)).to(g.dtype)
-    def delta_star(self, g): return self.eps1*check_float('g', g).sign() + 2*self.eps2*g
+    def delta_star(self, g): return self.eps1*check_float('g', g).sign() + 2*self.eps2*g                                # (10)
 
-# %% ../nbs/01_duals.ipynb #8156a5b6
+# %% ../nbs/01_duals.ipynb #b28f5468
+def _check_weight(weight):
+    "A positive weight as a tensor."
+    if isinstance(weight, (int, float)): weight = torch.tensor(check_strength('weight', weight), dtype=torch.double)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight: expected a number or a tensor of a floating dtype, got {getattr(weight, 'dtype', type(weight).__name__)}")
+    if not ((weight > 0) & weight.isfinite()).all():
+        raise ValueError(f"weight has values from {weight.min():.3g} to {weight.max():.3g}: expected finite numbers > 0, "
+                         "else h is infinite; for weights that change sign use the harmonisation adversary")
+    return weight
+
 class WeightedL2(Dual):
-    "`eps` times the weighted squared l2 norm of the map (paper C, Proposition 4 with `weight` for its A-tilde)."
+    "`eps` times the weighted squared l2 norm of the map (11)."
     strengths = ('eps',)
-    formula = "h = sum delta^2/weight / (4 eps), h* = eps*sum weight*g^2"
+    formula = "h* = eps*sum(weight*g^2), h = sum(delta^2/weight) / (4*eps)"
     def __init__(self,
         eps:float,  # strength
-        weight,     # positive: a number, or a tensor that broadcasts to `x`: shape `x.shape[1:]` (shared) or `x.shape` (per example)
-    ):
-        self.eps,self.weight = check_strength('eps', eps),_check_weight(weight)
+        weight,     # > 0: a number or a tensor that broadcasts to `x`, of shape `x.shape[1:]` (shared) or `x.shape` (per example)
+    ): self.eps,self.weight = check_strength('eps', eps),_check_weight(weight)
+    def _extra(self): return [f"weight={'of shape ' + str(tuple(self.weight.shape)) if self.weight.ndim else f'{self.weight:.3g}'}"]
     def _w(self, x):
         w = self.weight.to(x)
         try: ok = torch.broadcast_shapes(w.shape, x.shape) == x.shape
         except RuntimeError: ok = False
-        if not ok: raise ValueError(f"weight has shape {tuple(w.shape)}: expected it to broadcast to {tuple(x.shape)}")
+        if not ok: raise ValueError(f"weight has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} (shared) or {tuple(x.shape)} (per example), or what broadcasts to it")
         return w
     def h(self, delta):
-        if not self.eps: return LInfBall(0.).h(delta)
-        v = _batch('delta', delta)
-        return (flat(v.square()/self._w(v)).sum(1)/(4*self.eps)).to(delta.dtype)
+        if self.eps == 0: return LInfBall(0.).h(delta)
+        v = _batch('delta', delta); return (flat(v.square()/self._w(v)).sum(1)/(4*self.eps)).to(delta.dtype)   # (11)
     def h_star(self, g): v = _batch('g', g); return (self.eps*flat(self._w(v)*v.square()).sum(1)).to(g.dtype)
-    def delta_star(self, g): return 2*self.eps*self._w(_batch('g', g)).to(g.dtype)*g
-    def __repr__(self): return super().__repr__().replace(')', f', weight of shape {tuple(self.weight.shape)})', 1)
+    def delta_star(self, g): v = _batch('g', g); return (2*self.eps*self._w(v)*v).to(g.dtype)                   # (11)
 
-def _check_weight(weight):
-    if isinstance(weight, (int, float)): weight = torch.tensor(check_strength('weight', weight), dtype=torch.double)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point(): raise TypeError(f"weight: expected a number or a floating tensor, got {getattr(weight, 'dtype', type(weight).__name__)}")
-    if not ((weight > 0) & weight.isfinite()).all():
-        raise ValueError(f"weight has entries from {weight.min():.3g} to {weight.max():.3g}: expected finite numbers > 0, or h is not defined; "
-                         "for weights that change sign use the harmonisation adversary")
-    return weight
-
-# %% ../nbs/01_duals.ipynb #0382e18d
+# %% ../nbs/01_duals.ipynb #be9e5a03
 class ScaledDual(Dual):
-    "`factor` times a dual: `h_star` is scaled, and `h(delta)` becomes `factor * h(delta / factor)`."
-    def __init__(self, dual, factor): self.dual,self.factor = dual,check_strength('factor', factor)
+    "`factor` times the penalty of another dual, for duals that do not name their strengths."
+    def __init__(self, dual, factor): self.dual,self.factor = dual,factor
     def h_star(self, g): return self.factor*self.dual.h_star(g)
     def delta_star(self, g): return self.factor*self.dual.delta_star(g)
     def h(self, delta): return self.factor*self.dual.h(delta/self.factor) if self.factor else LInfBall(0.).h(delta)
-    def __repr__(self): return f"{self.factor:.3g} * ({self.dual!r})"
+    def __repr__(self): return f"{self.factor:.3g} * {self.dual!r}"
 
 class SumDual(Dual):
-    "The sum of two penalties on the map; on the perturbation, the infimal convolution of their prices."
+    "The sum of two penalties (12)."
     def __init__(self, a, b): self.a,self.b = a,b
     def h_star(self, g): return self.a.h_star(g) + self.b.h_star(g)
     def delta_star(self, g): return self.a.delta_star(g) + self.b.delta_star(g)
     def h(self, delta):
         for ball,other in ((self.a, self.b), (self.b, self.a)):
-            radial = isinstance(other, L2Ball) or isinstance(other, WeightedL2) and other.weight.numel() == 1
-            if isinstance(ball, Ball) and radial or isinstance(ball, LInfBall) and isinstance(other, (LInfBall, L1Ball, GroupBall, ElasticNet, WeightedL2)):
-                return other.h(delta - ball.project(delta))
+            radial = isinstance(other, L2Ball) or (isinstance(other, WeightedL2) and other.weight.numel() == 1)
+            grows = isinstance(other, (LInfBall, L1Ball, L2Ball, GroupBall, ElasticNet, WeightedL2))
+            if (isinstance(ball, Ball) and radial) or (isinstance(ball, LInfBall) and grows):
+                return other.h(delta - ball.project(delta))                                   # (12)
         return super().h(delta)
     def __repr__(self): return f"({self.a!r}) + ({self.b!r})"
+
+# %% ../nbs/01_duals.ipynb #2633c9c8
+@patch
+def __mul__(self:Dual, factor):
+    "`factor * dual`: the penalty times `factor` (for a ball, the radius times `factor`)."
+    factor = check_strength('factor', factor)
+    if not self.strengths: return ScaledDual(self, factor)
+    new = copy.copy(self)
+    for s in self.strengths: setattr(new, s, factor*getattr(self, s))
+    return new
+Dual.__rmul__ = Dual.__mul__
+
+@patch
+def __add__(self:Dual, other):
+    "The sum of two penalties."
+    return SumDual(self, other) if isinstance(other, Dual) else NotImplemented
