@@ -6,11 +6,11 @@ from tools import browser, docs
 
 DESK, PHONE = dict(width=1280, dark=False), dict(width=390, dark=True)
 LOOK = '''(() => { const main = document.querySelector('main');
-  const math = [...main.querySelectorAll('.math')], text = main.cloneNode(true);
-  text.querySelectorAll('pre, code, script, .katex').forEach(e => e.remove());
+  const bare = (e) => { const c = e.cloneNode(true); c.querySelectorAll('pre, code, script, .katex').forEach(x => x.remove()); return c.innerText; };
+  const math = [...main.querySelectorAll('.math')], prose = [main, document.querySelector('#TOC')].filter(Boolean).map(bare).join(' ');
   return { text: main.innerText.length, formulas: math.length, wide: document.documentElement.scrollWidth - innerWidth,
            raw: math.filter(e => !e.querySelector('.katex') || e.querySelector('.katex-error')).map(e => e.innerText.slice(0, 80))
-                .concat((text.innerText + (document.querySelector('#TOC') || text).innerText).match(/\\$\\$|\\\\[([]|\\\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || []),
+                .concat(prose.match(/\\$\\$|\\\\[([]|\\\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || []),
            blind: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt || i.src.slice(0, 80)) }; })()'''
 
 

@@ -40,6 +40,16 @@ def test_browser_sees_errors(tmp_path):
         found = ' | '.join(page.problems)
     assert 'none.png' in found and 'console: bad 3' in found and 'missing is not defined' in found
 
+def test_browser_sees_raw_formulas(tmp_path):
+    if not browser.find(): pytest.skip('no Chromium here: install it (Debian: chromium) or name it in CHROMIUM')
+    from tests.test_docs import LOOK
+    raw = r'<main><p><span class="math inline">\(x\)</span> and $$y$$ and \[z\]</p><pre>\(code\)</pre></main><nav id="TOC">\mathbb{E}</nav>'
+    done = '<main><p><span class="math inline"><span class="katex">x</span></span> costs $5</p></main>'
+    with browser.Browser() as b:
+        for text,found in ((raw, 6), (done, 0)):
+            (tmp_path/'p.html').write_text(text)
+            with b.open((tmp_path/'p.html').as_uri()) as page: assert len(page.eval(LOOK)['raw']) == found, page.eval(LOOK)['raw']
+
 def test_stale_and_orphan_files_are_found(tmp_path):
     for f in ('settings.ini', 'nbs/00_core.ipynb', 'advinterp/__init__.py', 'advinterp/core.py'):
         (tmp_path/f).parent.mkdir(exist_ok=True); shutil.copy(fresh.ROOT/f, tmp_path/f)
