@@ -1,0 +1,40 @@
+"""Time per batch of the loaders, against a bare index loop and fastai's default, measured in one run.
+
+    python benchmarks/loaders.py [--bs 50] [--device cpu]
+"""
+import argparse, os, time
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+import torch
+from torch.utils.data import TensorDataset
+from fastai.data.core import TfmdDL
+from advinterp.data import tensor_dls
+
+def bare(x, y, bs):
+    for i in torch.randperm(len(x)).to(x.device).split(bs): yield x[i], y[i]
+
+def ms_per_batch(batches, n, repeats, sync):
+    "The fastest of `repeats` epochs, in ms per batch."
+    best = float('inf')
+    for _ in range(repeats):
+        sync(); t = time.perf_counter()
+        for _ in batches(): pass
+        sync(); best = min(best, time.perf_counter() - t)
+    return 1e3*best/n
+
+def main():
+    p = argparse.ArgumentParser(); p.add_argument('--bs', type=int, default=50); p.add_argument('--device', default='cpu'); p.add_argument('--repeats', type=int, default=7)
+    a = p.parse_args(); torch.set_num_threads(1)
+    sync = torch.cuda.synchronize if a.device.startswith('cuda') else (lambda: None)
+    print(f'batch {a.bs}, {a.device}; ms per batch, best of {a.repeats} epochs over 200 batches\n')
+    print(f"{'shape':>14} {'bare index':>11} {'TensorDL':>9} {'overhead':>9} {'fastai':>8} {'fastai / TensorDL':>18}")
+    for shape in [(57,), (117,), (1,8,8), (1,28,28), (3,32,32)]:
+        n = 200*a.bs; x,y = torch.rand(n, *shape), torch.randint(0, 10, (n,))
+        dl = tensor_dls(x, y, x[:1], y[:1], bs=a.bs, device=a.device).train
+        old = TfmdDL(TensorDataset(x, y), bs=a.bs, shuffle=True, num_workers=0, device=torch.device(a.device))
+        xd,yd = x.to(a.device), y.to(a.device)
+        t0 = ms_per_batch(lambda: bare(xd, yd, a.bs), 200, a.repeats, sync)
+        t1 = ms_per_batch(lambda: dl, 200, a.repeats, sync)
+        t2 = ms_per_batch(lambda: old, 200, 2, sync)
+        print(f'{str(shape):>14} {t0:11.4f} {t1:9.4f} {t1-t0:9.4f} {t2:8.3f} {t2/t1:18.1f}')
+
+if __name__ == '__main__': main()
