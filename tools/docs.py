@@ -39,7 +39,7 @@ def copy_katex(src:Path, dst:Path):
     kept = {f for f in fonts if f.endswith('.woff2')} or fonts
     shutil.copytree(src/'fonts', dst/'fonts', ignore=lambda _,names: [n for n in names if n not in kept])
     css = (src/'katex.min.css').read_text()
-    one = re.compile(r'url\(fonts/([^)]+)\) ?format\("[^"]+"\)')
+    one = re.compile(r'url\(["\']?fonts/([^)"\']+)["\']?\) ?format\(["\'][^)]+\)')
     css = re.sub(r'src:([^;}]+)', lambda m: 'src:' + ','.join(u.group(0) for u in one.finditer(m.group(1)) if u.group(1) in kept), css)
     (dst/'katex.min.css').write_text(css)
 
