@@ -216,7 +216,7 @@ def _perturbed(self:Adversary, net, x, y, loss_func):
     model = net.model if isinstance(net, _Inputs) else net
     lo,hi = _limits(self.bounds, x)
     seed = _inspect(x, lo, hi, model, self.seed)
-    if isinstance(self.dual, Ball) and self.dual.eps == 0: return x.detach().clone()
+    if _is_zero(self.dual): return x.detach().clone()
     with undisturbed(model, x.device, self.training, seed):
         x, y = _plain(x.detach()), _plain(y)
         fast = has_bf16(x.device) if self.fast == 'auto' else self.fast
@@ -248,6 +248,7 @@ def __repr__(self:Adversary):
     return f"{type(self).__name__}({', '.join([_short(self.dual), *(f'{k}={_short(v)}' for k,v in args.items())])})"
 
 def _short(v): return repr(v).split(' <-> ')[0]
+def _is_zero(dual): return getattr(dual, 'factor', 1.) == 0 or bool(getattr(dual, 'strengths', ())) and not any(getattr(dual, s) for s in dual.strengths)
 
 # %% ../nbs/03_adversary.ipynb #6da43e9e
 class OneStep(Adversary):
@@ -268,13 +269,26 @@ def first_order_gap(
     return dual.gap(g, x_adv.detach() - x.detach())    # (5)
 
 # %% ../nbs/03_adversary.ipynb #0efefbf1
+def _check_search(dual, steps, step_size, random_start, restarts, momentum, early_stop):
+    "Refuse settings of `PGD` that make no sense, naming the remedy."
+    for k,v in dict(steps=steps, restarts=restarts).items():
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
+    check_strength('momentum', momentum)
+    ball = isinstance(dual, Ball)
+    if step_size is not None and not isinstance(step_size, Ball) and not 0 < check_strength('step_size', step_size) <= (float('inf') if ball else 1):
+        raise ValueError(f"step_size={step_size!r}: expected " + ("a number > 0" if ball else f"a number in (0, 1], or a ball such as L2Ball(0.3): {type(dual).__name__} is a penalty and has no radius"))
+    if momentum and not ball and not isinstance(step_size, Ball): raise ValueError(f"momentum={momentum!r}: needs a ball to normalise the step, pass step_size=L2Ball(...)")
+    if restarts > 1 and not (random_start and ball): raise ValueError(f"restarts={restarts}: needs random_start=True and a ball, otherwise every run is the same")
+    if early_stop and not ball: raise ValueError(f"early_stop: needs a ball, got {_short(dual)}")
+
+# %% ../nbs/03_adversary.ipynb #cfef5914
 class PGD(Adversary):
     "Many steps: projected steepest ascent (3) for balls, conditional gradient ascent (4) for penalties; the last iterate, or with `best` the best one of all."
     @delegates(Adversary.__init__)
     def __init__(self,
         dual,               # a ball such as `LInfBall(.3)`, or a penalty such as `ElasticNet(.1, .1)`
         steps=10,           # gradient steps
-        step_size=None,     # balls: length of a step, default 2.5*eps/steps. Penalties: gamma in (0, 1], default 1 and then 1/2. Or a ball: its steepest step
+        step_size=None,     # balls: length of a step; default falls from eps to eps/steps. Penalties: gamma in (0, 1], default 1 and then 1/2. Or a ball: its steepest step
         random_start=True,  # balls: start at a random point of the ball; penalties start at 0
         restarts=1,         # runs from different random points, of which the best one counts
         momentum=0.,        # mu of MI-FGSM
@@ -285,17 +299,10 @@ class PGD(Adversary):
         **kwargs
     ):
         super().__init__(dual, bounds=bounds, **kwargs)
-        for k,v in dict(steps=steps, restarts=restarts).items():
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
-        check_strength('momentum', momentum)
-        ball = isinstance(dual, Ball)
-        if step_size is not None and not isinstance(step_size, Ball) and not 0 < check_strength('step_size', step_size) <= (float('inf') if ball else 1):
-            raise ValueError(f"step_size={step_size!r}: expected " + ("a number > 0" if ball else f"a number in (0, 1], or a ball such as L2Ball(0.3): {type(dual).__name__} is a penalty and has no radius"))
-        if momentum and not ball and not isinstance(step_size, Ball): raise ValueError(f"momentum={momentum!r}: needs a ball to normalise the step, pass step_size=L2Ball(...)")
-        if restarts > 1 and not (random_start and ball): raise ValueError(f"restarts={restarts}: needs random_start=True and a ball, otherwise every run is the same")
-        if early_stop and not ball: raise ValueError(f"early_stop: needs a ball, got {_short(dual)}")
+        _check_search(dual, steps, step_size, random_start, restarts, momentum, early_stop)
         self.steps, self.step_size, self.random_start, self.restarts, self.momentum = steps, step_size, random_start, restarts, momentum
         self.best, self.warm_start, self.early_stop = best, warm_start, early_stop
+        if early_stop and self.training is not False: raise ValueError(f"early_stop: is for evaluation, it needs training=False, got training={self.training}")
 
     @property
     def compares(self): return self.best or self.restarts > 1 or self.early_stop
@@ -314,7 +321,7 @@ class PGD(Adversary):
         if self.step_size is not None and (isinstance(self.dual, Ball) or isinstance(self.step_size, Ball)): new.step_size = factor*self.step_size
         return new
 
-# %% ../nbs/03_adversary.ipynb #cfef5914
+# %% ../nbs/03_adversary.ipynb #278a6e47
 @patch
 def _start(self:PGD, p, gen, r=0):
     "The first perturbation of run `r`."
@@ -326,7 +333,7 @@ def _start(self:PGD, p, gen, r=0):
 def _step(self:PGD, p, delta, g, m, t):
     "Step `t` from `delta` with gradient `g` and momentum `m`: the new perturbation and momentum."
     rule = self.step_size
-    if p.is_ball and not isinstance(rule, Ball): rule = self.dual.with_eps(2.5*self.dual.eps/self.steps if rule is None else rule)
+    if p.is_ball and not isinstance(rule, Ball): rule = self.dual.with_eps(self.dual.eps*(1 - t/self.steps) if rule is None else rule)
     if not isinstance(rule, Ball):
         gamma = rule or (1. if t == 0 else .5)
         return p.inside(delta + gamma*(self.dual.delta_star(g) - delta)), m          # (4)
@@ -336,6 +343,7 @@ def _step(self:PGD, p, delta, g, m, t):
     if self.momentum: m = g = self.momentum*m + g/bcast(flat(g).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny), g)
     return p.inside(delta + rule.delta_star(g)), m                                   # (3)
 
+# %% ../nbs/03_adversary.ipynb #f16fe1a6
 @patch
 def _run(self:PGD, p, delta, best=None):
     "One ascent from `delta`: the last iterate, or `best` = (objective, perturbation) updated by every iterate."
