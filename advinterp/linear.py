@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import check_float, flat, bcast
-from .duals import LInfBall
+from .duals import Ball, LInfBall
 
 # %% ../nbs/05_linear.ipynb #466c7c36
 def _derivative(act, z):
@@ -58,6 +58,12 @@ class SoftplusHinge(Logistic):
     def g(self, z): return super().g(1 + z)          # (1)
     def dg(self, z): return super().dg(1 + z)
 
+# %% ../nbs/05_linear.ipynb #144b41f1
+def _check_loss(loss):
+    if isinstance(loss, type) or not (hasattr(loss, 'g') and hasattr(loss, 'dg')):
+        raise TypeError(f"loss={loss!r}: expected a MarginLoss, such as Logistic(), Hinge() or SoftplusHinge()")
+    return loss
+
 # %% ../nbs/05_linear.ipynb #dc6d3ce6
 def _grid(lo, hi): return torch.linspace(lo, hi, 2001, dtype=torch.double)
 
@@ -67,7 +73,7 @@ def is_loss_inc(
     hi=30.,      # greatest margin tried
 )->bool:
     "LOSS-INC: is `g` non-decreasing on a grid of margins?"
-    g = loss.g(_grid(lo, hi))
+    g = _check_loss(loss).g(_grid(lo, hi))
     return bool((g.diff() >= -1e-12*g.abs().max()).all())
 
 def is_loss_cvx(
@@ -76,7 +82,7 @@ def is_loss_cvx(
     hi=30.,      # greatest margin tried
 )->bool:
     "LOSS-CVX: is `g` non-decreasing with a non-decreasing slope on a grid of margins?"
-    dg = loss.dg(_grid(lo, hi))
+    dg = _check_loss(loss).dg(_grid(lo, hi))
     return is_loss_inc(loss, lo, hi) and bool((dg.diff() >= -1e-12*dg.abs().max()).all())
 
 # %% ../nbs/05_linear.ipynb #0be42e17
@@ -158,16 +164,17 @@ def margin(
 def _dual(eps): return eps if hasattr(eps, 'h_star') else LInfBall(eps)   # a number is the paper's adversary
 
 def _ray(dual, v):
-    "`A`, `Q` with `h_star(t*v) = A*t + Q*t**2`; the powers of two make `Q` exactly 0 for a ball."
+    "`A`, `Q` with `h_star(t*v) = A*t + Q*t**2`; `Q` is None for a ball."
+    if isinstance(dual, Ball): return dual.h_star(v), None
     h1, h2, h4 = (dual.h_star(k*v) for k in (1, 2, 4))
     A, Q = 2*h1 - h2/2, h2/2 - h1
     if not torch.allclose(4*A + 16*Q, h4, rtol=1e3*torch.finfo(v.dtype).eps, atol=0):
         raise ValueError(f"eps={dual!r}: expected a dual whose h_star is linear-quadratic along rays (balls, ElasticNet, WeightedL2, their sums)")
-    return A, Q
+    return A, Q if (Q > 0).any() else None                           # powers of two: for a norm Q is exactly 0
 
 def _adv_margin(z, A, Q, loss, n_iter=60):
     r"The root $\zeta^*$ of $R$ that maximises (4)."
-    if not (Q > 0).any(): return z + A
+    if Q is None: return z + A
     if getattr(loss, 'centre', None) is None:
         raise ValueError(f"loss={loss!r}: with a penalty in place of a ball expected Logistic, Hinge, SoftplusHinge or a loss with a `centre`")
     c = torch.full_like(z, loss.centre)
@@ -189,9 +196,9 @@ def adv_loss(
     b=0.,      # bias
 )->Tensor:     # `(B,)`
     "Exact adversarial loss, the maximum of `loss(x + delta) - h(delta)` (Lemma 2, equation 8). Raises ValueError for a dual or loss without one."
-    z, dual = margin(w, x, y, b), _dual(eps)
+    z, dual, loss = margin(w, x, y, b), _dual(eps), _check_loss(loss)
     A, Q = _ray(dual, bcast(-_signs(y, len(x), x.dtype), x)*w)
-    if not (Q > 0).any(): return loss.g(z + A)                       # (3)
+    if Q is None: return loss.g(z + A)                               # (3)
     with torch.no_grad(): zeta = _adv_margin(z, A, Q, loss)
     t = loss.dg(zeta)
     return loss.g(zeta) + t*(z - zeta + A + Q*t)                     # (5)
@@ -206,7 +213,7 @@ def adv_slope(
 )->Tensor:     # `(B,)`
     "Slope `t` of the loss at the adversarial margin: the `g'` of equations (9) and (10) of the paper."
     A, Q = _ray(_dual(eps), bcast(-_check_wxy(w, x, y), x)*w)
-    return loss.dg(_adv_margin(margin(w, x, y, b), A, Q, loss))
+    return _check_loss(loss).dg(_adv_margin(margin(w, x, y, b), A, Q, loss))
 
 # %% ../nbs/05_linear.ipynb #e9e3be26
 def adv_perturbation(
@@ -217,7 +224,7 @@ def adv_perturbation(
 )->Tensor:       # `(B, ...)`
     "Worst perturbation of each example (Lemma 2, equation 7): `-y*sign(w)*eps` for a number. Raises ValueError for a penalty dual without `slope`."
     dual, v = _dual(eps), w*bcast(-_signs(y, len(y), check_float('w', w).dtype), w.expand(len(y), *w.shape))
-    if not (_ray(dual, v)[1] > 0).any(): return dual.delta_star(v)   # (3)
+    if _ray(dual, v)[1] is None: return dual.delta_star(v)           # (3)
     if slope is None: raise ValueError(f"eps={dual!r}: the perturbation of a penalty depends on the example, pass slope=adv_slope(w, x, y, eps, loss)")
     return dual.delta_star(bcast(slope, v)*v)                        # (5)
 
@@ -289,7 +296,7 @@ def update_bound(
     b=0.,      # bias
 )->Tensor:     # a number
     "Upper bound of Theorem 3.1 (equation 12) on `weighted_average(w, expected_update(...), S)`, for any norm ball. Raises ValueError for a penalty dual."
-    push = adv_perturbation(w, torch.tensor([-1]), eps)[0]           # delta_star(w)
+    push = adv_perturbation(w, w.new_full((1,), -1), eps)[0]         # delta_star(w)
     return mean_slope(w, x, y, eps, loss, p, b)*weighted_average(w, directed_strength(x, y, p) - push, S)   # (10)
 
 # %% ../nbs/05_linear.ipynb #85657629
@@ -302,10 +309,10 @@ def is_cond_independent(
 )->bool:
     "Are the features `S` independent of the rest given `y`? Compares joint and product probabilities of all rows."
     y, p, S = _signs(y, len(x), x.dtype), _probs(p, x), _subset(S, x.shape[1])
-    rest = torch.ones(x.shape[1], dtype=torch.bool); rest[S] = False
+    rest = torch.ones(x.shape[1], dtype=torch.bool, device=x.device); rest[S] = False
     (s, r), n = [x[:,k].unique(dim=0, return_inverse=True)[1] for k in (S, rest)], len(x)
     for k in (1, -1):
-        J = torch.zeros(n, n, dtype=p.dtype).index_put((s, r), p*(y == k), accumulate=True)
+        J = p.new_zeros(n, n).index_put((s, r), p*(y == k), accumulate=True)
         if (J*J.sum() - J.sum(1, keepdim=True)*J.sum(0)).abs().max() > tol: return False
     return True
 
@@ -376,7 +383,7 @@ def feature_impact(
     fvi, groups = feature_value_impact(map), torch.as_tensor(groups)
     if groups.shape != fvi.shape or groups.is_floating_point() or (groups < 0).any():
         raise ValueError(f"groups has shape {tuple(groups.shape)}, dtype {groups.dtype}: expected {tuple(fvi.shape)} whole numbers >= 0")
-    return fvi.new_zeros(int(groups.max()) + 1).index_add(0, groups, fvi)
+    return fvi.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(fvi.device), fvi)
 
 # %% ../nbs/05_linear.ipynb #83f7ddaa
 def _check_absolute(dual, v):
