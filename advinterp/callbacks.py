@@ -9,6 +9,7 @@ __all__ = ['plain', 'batch_tfms', 'RawUnits', 'RawModel', 'which_input', 'exampl
 
 # %% ../nbs/20_callbacks.ipynb #4fad41e7
 import contextlib, copy, math
+from importlib import import_module
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +26,7 @@ from .core import check_strength, frozen, is_binary
 from .duals import Ball, Dual
 from .attribution import saliency
 from .adversary import Adversary, has_bf16
+from .penalty import Penalty
 
 # %% ../nbs/20_callbacks.ipynb #8edebe94
 def plain(
@@ -150,7 +152,7 @@ def check_role(
     value,      # what was given for it
 ):              # `value`
     "Check that an adversary is given as an adversary and a penalty as a penalty; TypeError with the remedy."
-    other = dict(adversary=(), penalty=Adversary)[role]
+    other = dict(adversary=Penalty, penalty=Adversary)[role]
     fix = dict(adversary="OneStep(dual) or PGD(dual)", penalty="GradNorm(dual)")[role]
     if isinstance(value, Dual): raise TypeError(f"{role}={value!r} is a dual, not yet a way to train with it: expected {fix}")
     if isinstance(value, other): raise TypeError(f"{role}={value!r} is not one: pass it as {'penalty' if role == 'adversary' else 'adversary'}=, or use {fix}")
@@ -262,7 +264,7 @@ class GradientPenalty(InputCallback):
     r"Add `weight` times the mean of a penalty to what is minimised, equation (4); the reported loss is left alone."
     order, run_valid = InputCallback.order-1, False
     def __init__(self,
-        penalty,     # a penalty `(model, x, y) -> (B,)`
+        penalty,     # a penalty `(model, x, y) -> (B,)`; one of `advinterp.penalty` differentiates the learner's own loss
         weight=1.,   # lambda
         which=None,  # index of the input it differentiates; None: the only one with a floating dtype
     ): self.penalty,self.weight,self.which = check_role('penalty', penalty),check_strength('weight', weight),which
@@ -270,8 +272,9 @@ class GradientPenalty(InputCallback):
     def __repr__(self): return f"GradientPenalty({self.penalty!r}, weight={self.weight:g})"
     def before_batch(self): self.raw = self.take()
     def after_loss(self):
-        value = self.penalty(self.raw.model, self.raw.x, self.raw.y).mean()
-        self.learn.loss_grad = self.learn.loss_grad + self.weight*value   # (4)
+        own = (self.raw.loss,) if isinstance(self.penalty, Penalty) else ()
+        value = self.penalty(self.raw.model, self.raw.x, self.raw.y, *own)
+        self.learn.loss_grad = self.learn.loss_grad + self.weight*value.mean()   # (4)
 
 # %% ../nbs/20_callbacks.ipynb #4a189cb5
 def hits(
@@ -299,10 +302,9 @@ class RobustMetrics(InputCallback):
         u = self.raw.attack(self.adversary)
         with torch.no_grad(), frozen(self.raw.net, training=False): return hits(self.raw.model(u), self.raw.y).float().mean()
     def gini(self, pred, *yb):
-        from advinterp.metrics import gini
         if self.raw is None: return math.nan
         map = saliency(self.raw.model, self.raw.x, self.raw.y, batch_size=max(len(self.raw.x), 1))
-        return gini(map).mean() if map.isfinite().all() else math.nan
+        return import_module('advinterp.metrics').gini(map).mean() if map.isfinite().all() else math.nan   # a later notebook: looked up, not imported
 
     def before_fit(self):
         "Add the columns, except where predictions are fetched or a learning rate is looked for."

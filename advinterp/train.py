@@ -23,7 +23,9 @@ class TaskLoss(nn.Module):
     def __init__(self, reduction='mean'):
         super().__init__()
         self.reduction = reduction
-    def forward(self, logits, y): return reduce_loss(task_loss(plain(logits), plain(y)), self.reduction)
+    def forward(self, logits, y):
+        loss = reduce_loss(task_loss(plain(logits), plain(y)), self.reduction)
+        return loss if loss.ndim else loss.float()   # fastai's `Recorder` is in single precision; gradients stay in the model's
     def activation(self, logits): return logits.sigmoid() if is_binary(logits) else logits.softmax(1)
     def decodes(self, p): return (p.reshape(len(p)) > .5).long() if is_binary(p) else p.argmax(1)
 
