@@ -38,7 +38,7 @@ def _as_map(map, name='map'):
     x = torch.from_numpy(map) if isinstance(map, np.ndarray) else map
     check_float(name, x)
     if x.ndim < 2: raise ValueError(f"{name} of shape {tuple(x.shape)}: expected a batch of maps (B, ...); a single map is {name}[None]")
-    if not x.shape[1:].numel(): raise ValueError(f"{name} of shape {tuple(x.shape)}: the maps have no entries")
+    if not x.shape[1:].numel(): raise ValueError(f"{name} of shape {tuple(x.shape)}: the maps have no entries, expected at least one")
     if not x.detach().isfinite().all(): raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -46,7 +46,9 @@ def _as_map(map, name='map'):
 def _unit_rows(map):
     "Magnitudes, one row per example, scaled to a maximum of 1 so that sums neither overflow nor vanish; zero maps stay zero."
     v = flat(_as_map(map)).abs()
-    return v / v.detach().amax(1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+    return v / _nonzero(v.detach().amax(1, keepdim=True))
+
+def _nonzero(v): return torch.where(v > 0, v, torch.ones_like(v))   # a divisor for zero maps
 
 def _sorted(v):
     "Rows in increasing order. On the CPU NumPy sorts several times faster than torch, which is needed only where gradients are."
@@ -61,7 +63,7 @@ def gini(
     v = _sorted(_unit_rows(map))
     d = v.shape[1]
     rank = torch.arange(1-d, d, 2, dtype=v.dtype, device=v.device)
-    return v @ rank / (d * v.sum(1).clamp(min=torch.finfo(v.dtype).tiny))   # (1)
+    return v @ rank / (d * _nonzero(v.sum(1)))   # (1)
 
 # %% ../nbs/30_metrics.ipynb #b76d31d6
 def lorenz(
@@ -163,8 +165,7 @@ def normalize_map(
     "Summed magnitudes of a map, brought from [smallest, `cap` quantile] to [0, 1]."
     g = gray(map); v = flat(g)
     lo,hi = v.amin(1, keepdim=True), v.quantile(_check_fraction('cap', cap), dim=1, keepdim=True)
-    span = torch.where(hi > lo, hi - lo, torch.ones_like(hi))
-    return ((v - lo)/span).clamp(max=1).reshape(g.shape)
+    return ((v - lo)/_nonzero(hi - lo)).clamp(max=1).reshape(g.shape)
 
 # %% ../nbs/30_metrics.ipynb #8eb3e66e
 @metric('higher', 'Wang, Bovik, Sheikh and Simoncelli 2004')
@@ -198,7 +199,7 @@ def _both_bands(map, truth, shift, abs):
     s,t = gray(x) if abs else x.sum(1) if x.ndim == 4 else x, t.squeeze(1) if t.ndim == 4 else t
     check_same_shape(map=s, truth=t)
     if not 0 <= check_strength('shift', shift) < .3: raise ValueError(f"shift={shift!r}: expected 0 <= shift < 0.3")
-    top = flat(s).abs().amax(1).clamp(min=torch.finfo(s.dtype).tiny)
+    top = _nonzero(flat(s).abs().amax(1))
     return flat(_bands(s / top.reshape(-1, *[1]*(s.ndim-1)), shift)), flat(_bands(t))
 
 # %% ../nbs/30_metrics.ipynb #e600af7b
@@ -242,10 +243,10 @@ def total_variation(
 )->Tensor:    # `(B,)` in [0, 4]; 4 for a zero map
     "Sum of the differences of neighbours, relative to the sum of magnitudes (7)."
     g = _images(map)
-    g = g / flat(g).detach().amax(1).clamp(min=torch.finfo(g.dtype).tiny)[:,None,None]
+    g = g / _nonzero(flat(g).detach().amax(1))[:,None,None]
     total = g.sum((1, 2))
     tv = g.diff(dim=1).abs().sum((1, 2)) + g.diff(dim=2).abs().sum((1, 2))
-    return torch.where(total > 0, tv/torch.where(total > 0, total, 1.), 4.)   # (7)
+    return torch.where(total > 0, tv/_nonzero(total), 4.)   # (7)
 
 # %% ../nbs/30_metrics.ipynb #8b847640
 @metric('higher', 'share of the top entries in the largest 8-connected piece')
