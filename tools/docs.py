@@ -53,20 +53,20 @@ def with_source(cells:list) -> list:
 
     A derivation is read beside the code that computes it. The signature, which the source repeats, is left out."""
     from execnb.nbio import mk_cell
-    shown = {m.group(1): c for c in cells if (m := re.search(r'^show_doc\((\w+)\)', c.source, re.M))}
+    from nbdev.showdoc import showdoc_nm   # `Class.method` for a method added with @patch
+    shown = {m.group(1): c for c in cells if (m := re.search(r'^show_doc\(([\w.]+)\)', c.source, re.M))}
     pieces, moved = {}, set()
     for c in cells:
         if not c.source.startswith(FOLD): continue
         lines, at = c.source.removeprefix(FOLD).splitlines(), 0
-        defs = [n for n in ast.parse('\n'.join(lines)).body if getattr(n, 'name', '') in shown]
-        ends = [n.end_lineno for n in defs[:-1]] + [len(lines)]
+        defs = [(n, d) for n in ast.parse('\n'.join(lines)).body if hasattr(n, 'name') and (d := shown.get(str(showdoc_nm(n))))]
+        ends = [n.end_lineno for n,_ in defs[:-1]] + [len(lines)]
         pieces[id(c)] = []
-        for n,end in zip(defs or [None], ends):
-            if n:
-                for o in shown[n.name].outputs:
-                    o['data']['text/markdown'] = re.sub(r'```python\n.*?\n```\n', '', ''.join(o['data']['text/markdown']), flags=re.S)
-                pieces[id(c)].append(shown[n.name])
-                moved.add(id(shown[n.name]))
+        for (_,doc),end in zip(defs or [(None, None)], ends):
+            if doc:
+                for o in doc.outputs: o['data']['text/markdown'] = re.sub(r'```python\n.*?\n```\n', '', ''.join(o['data']['text/markdown']), flags=re.S)
+                pieces[id(c)].append(doc)
+                moved.add(id(doc))
             pieces[id(c)].append(mk_cell('\n'.join(lines[at:end]).strip('\n')))
             at = end
     return [o for c in cells if id(c) not in moved for o in pieces.get(id(c), [c])]
