@@ -188,6 +188,7 @@ class Adversary:
         seed=0,          # of the random starts, hashed with the inputs and the model
     ):
         if self.needs_dual and not isinstance(dual, Dual): raise TypeError(f"dual={dual!r}: expected a dual such as LInfBall(0.3), got {type(dual).__name__}")
+        _check_ball(dual, 'project', "or derive it from Dual: a dual without a projection is treated as a penalty")
         if fast not in (True, False, 'auto'): raise ValueError(f"fast={fast!r}: expected True, False or 'auto'")
         self.dual, self.bounds, self.training, self.targeted, self.perturb, self.fast, self.seed = dual, bounds, training, targeted, perturb, fast, seed
 
@@ -248,6 +249,9 @@ def __repr__(self:Adversary):
     return f"{type(self).__name__}({', '.join([_short(self.dual), *(f'{k}={_short(v)}' for k,v in args.items())])})"
 
 def _short(v): return repr(v).split(' <-> ')[0]
+def _check_ball(dual, method, remedy):
+    if isinstance(dual, Ball) and getattr(type(dual), method) is getattr(Ball, method):
+        raise ValueError(f"dual={_short(dual)}: this ball has no {method}, define {type(dual).__name__}.{method}, {remedy}")
 def _is_zero(dual): return getattr(dual, 'factor', 1.) == 0 or bool(getattr(dual, 'strengths', ())) and not any(getattr(dual, s) for s in dual.strengths)
 
 # %% ../nbs/03_adversary.ipynb #6da43e9e
@@ -275,6 +279,7 @@ def _check_search(dual, steps, step_size, random_start, restarts, momentum, earl
         if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
     check_strength('momentum', momentum)
     ball = isinstance(dual, Ball)
+    if random_start: _check_ball(dual, 'random_point', "or pass random_start=False")
     if step_size is not None and not isinstance(step_size, Ball) and not 0 < check_strength('step_size', step_size) <= (float('inf') if ball else 1):
         raise ValueError(f"step_size={step_size!r}: expected " + ("a number > 0" if ball else f"a number in (0, 1], or a ball such as L2Ball(0.3): {type(dual).__name__} is a penalty and has no radius"))
     if momentum and not ball and not isinstance(step_size, Ball): raise ValueError(f"momentum={momentum!r}: needs a ball to normalise the step, pass step_size=L2Ball(...)")
@@ -434,31 +439,49 @@ def check_attackable(
     return found
 
 # %% ../nbs/03_adversary.ipynb #06160e19
-def paper_a_mnist(eps=.3, **kwargs):
+def paper_a_mnist(
+    eps=.3,    # radius, for pixels in [0, 1]
+    **kwargs,  # of `PGD`
+)->PGD:
     "Paper A on MNIST and Fashion-MNIST: steps of 0.01, 40 of them at eps .3, 20 at .1, uniform start, pixels in [0, 1]."
     return PGD(LInfBall(eps), steps=round(100*eps) + 10, step_size=.01, bounds=(0., 1.), **kwargs)
 
-def paper_a_cifar(eps=1/255, **kwargs):
+def paper_a_cifar(
+    eps=1/255, # radius, for pixels in [0, 1]
+    **kwargs,  # of `PGD`
+)->PGD:
     "Paper A on CIFAR-10: one step more than eps has grey levels, steps of one grey level, training mode, pixels in [0, 1]."
     return PGD(LInfBall(eps), steps=round(255*eps) + 1, step_size=1/255, bounds=(0., 1.), **{'training': True, **kwargs})
 
-def paper_b_mnist(eps=1.5, **kwargs):
+def paper_b_mnist(
+    eps=1.5,   # l2 radius, for pixels in [0, 1]
+    **kwargs,  # of `PGD`
+)->PGD:
     "Paper B on MNIST: l2 ball, 40 normalised steps of 0.5 (AdverTorch), pixels in [0, 1]."
     return PGD(L2Ball(eps), steps=40, step_size=.5, bounds=(0., 1.), **kwargs)
 
-def paper_b_cifar(eps=80/255, train=False, **kwargs):
-    "Paper B on CIFAR-10: l2 ball, 40 steps of 0.04; `train`: 7 steps of 0.1, as its code trains."
+def paper_b_cifar(
+    eps=80/255,  # l2 radius, for pixels in [0, 1]
+    train=False, # the attack its code trains with, not the one it tests with
+    **kwargs,    # of `PGD`
+)->PGD:
+    "Paper B on CIFAR-10: l2 ball, 40 steps of 0.04; 7 steps of 0.1 in training."
     return PGD(L2Ball(eps), **(dict(steps=7, step_size=.1) if train else dict(steps=40, step_size=.04)), bounds=(0., 1.), **kwargs)
 
+# %% ../nbs/03_adversary.ipynb #25038dfa
 def paper_c_iterative(
     dual,      # `LInfBall`, `ElasticNet` or `GroupBall`
-    **kwargs   # of `PGD`; `warm_start=True` is the text's start (B.4), which the public code leaves out
-):
+    **kwargs,  # of `PGD`; `warm_start=True` is the text's start (B.4), which the public code leaves out
+)->PGD:
     "Paper C's iterative protocol, as its public code runs it: seven steps from 0 in training mode."
     steps = {LInfBall: lambda: .3*dual.eps, ElasticNet: lambda: L2Ball(.3), GroupBall: lambda: L2Ball(1.)}
     if type(dual) not in steps: raise ValueError(f"dual={_short(dual)}: expected LInfBall, ElasticNet or GroupBall")
     return PGD(dual, **{**dict(steps=7, step_size=steps[type(dual)](), random_start=False, training=True), **kwargs})
 
-def mi_fgsm(eps, steps=10, **kwargs):
+def mi_fgsm(
+    eps,       # radius of the l-infinity ball
+    steps=10,  # gradient steps, of eps/steps each
+    **kwargs,  # of `PGD`
+)->PGD:
     "Momentum iterative FGSM (Dong et al. 2018): steps of eps/steps from 0 with momentum 1."
     return PGD(LInfBall(eps), **{**dict(steps=steps, step_size=eps/steps, random_start=False, momentum=1.), **kwargs})
