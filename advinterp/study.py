@@ -334,8 +334,9 @@ def _plan(data, methods, eps, lam, seeds, device, changes):
 def _check_device(device):
     device = str(default_device() if device is None else device)
     try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device={device!r}: not available here ({str(e).splitlines()[0]})") from None
+    except (RuntimeError, AssertionError):
+        here = ['cpu', *(['cuda'] if torch.cuda.is_available() else []), *(['mps'] if torch.backends.mps.is_available() else [])]
+        raise ValueError(f"device={device!r}: not available here; there is {', '.join(here)}") from None
     return device
 
 def _check_out(out, resume):
