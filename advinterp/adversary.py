@@ -104,6 +104,11 @@ class _Problem:
         if self.is_ball: delta = self.dual.project(delta)
         return delta if self.lo is None else delta.clamp(self.down, self.up)
 
+    def free(self, delta, v):
+        "The direction `v` without the coordinates that the bounds hold back."
+        if self.lo is None: return v
+        return v.masked_fill(((delta <= self.down) & (v < 0)) | ((delta >= self.up) & (v > 0)), 0.)
+
     def fooled(self):
         "Which examples did the last forward pass get wrong, or, with a target, as the target?"
         z = self.logits.detach()
@@ -346,6 +351,7 @@ def _step(self:PGD, p, delta, g, m, t):
         d = delta.requires_grad_()
         g = g - torch.autograd.grad(self.dual.h(d).sum(), d)[0]; delta = d.detach()
     if self.momentum: m = g = self.momentum*m + g/bcast(flat(g).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny), g)
+    if self.step_size is None and not isinstance(rule, LInfBall): g = p.free(delta, g)
     return p.inside(delta + rule.delta_star(g)), m                                   # (3)
 
 # %% ../nbs/03_adversary.ipynb #f16fe1a6
