@@ -58,13 +58,12 @@ class SoftplusHinge(Logistic):
     def g(self, z): return super().g(1 + z)          # (1)
     def dg(self, z): return super().dg(1 + z)
 
-# %% ../nbs/05_linear.ipynb #144b41f1
+# %% ../nbs/05_linear.ipynb #dc6d3ce6
 def _check_loss(loss):
     if isinstance(loss, type) or not (hasattr(loss, 'g') and hasattr(loss, 'dg')):
         raise TypeError(f"loss={loss!r}: expected a MarginLoss, such as Logistic(), Hinge() or SoftplusHinge()")
     return loss
 
-# %% ../nbs/05_linear.ipynb #dc6d3ce6
 def _grid(lo, hi): return torch.linspace(lo, hi, 2001, dtype=torch.double)
 
 def is_loss_inc(
@@ -310,9 +309,10 @@ def is_cond_independent(
     "Are the features `S` independent of the rest given `y`? Compares joint and product probabilities of all rows."
     y, p, S = _signs(y, len(x), x.dtype), _probs(p, x), _subset(S, x.shape[1])
     rest = torch.ones(x.shape[1], dtype=torch.bool, device=x.device); rest[S] = False
-    (s, r), n = [x[:,k].unique(dim=0, return_inverse=True)[1] for k in (S, rest)], len(x)
+    if not rest.any(): return True
+    s, r = [x[:,k].unique(dim=0, return_inverse=True)[1] for k in (S, rest)]
     for k in (1, -1):
-        J = p.new_zeros(n, n).index_put((s, r), p*(y == k), accumulate=True)
+        J = p.new_zeros(int(s.max()) + 1, int(r.max()) + 1).index_put((s, r), p*(y == k), accumulate=True)
         if (J*J.sum() - J.sum(1, keepdim=True)*J.sum(0)).abs().max() > tol: return False
     return True
 
