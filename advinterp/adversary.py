@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from .core import bcast, check_float, check_strength, flat, frozen, input_grad, is_binary, unreduced
-from .duals import Ball, Dual, ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall, WeightedL2
+from .duals import Ball, Dual, ElasticNet, GroupBall, L2Ball, LInfBall
 
 # %% ../nbs/03_adversary.ipynb #80e21bf8
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .core import atomic_path, bcast, check_float, check_same_shape, check_strength, class_output, flat, input_grad, is_binary, unreduced
+from .core import atomic_path, check_float, check_same_shape, check_strength, class_output, flat, input_grad, is_binary, unreduced
 from .duals import Dual, LInfBall
 from .attribution import saliency, smoothgrad
 from .adversary import Adversary, PGD, joined, own_buffers

@@ -7,12 +7,11 @@ On the CPU, time is the process's CPU time on one thread, which other programs o
 Real MNIST images are used where they are found (ADVINTERP_DATA or the cache) and the CNN is trained on them for a moment; else random images and labels, and strength means little.
 """
 import argparse, random, statistics, time, warnings
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from advinterp.adversary import OneStep, PGD, has_bf16
-from advinterp.core import input_grad, set_seed, task_loss
+from advinterp.core import set_seed, task_loss
 from advinterp.duals import L1, L2, LInfBall
 from advinterp.models import madry_cnn
 from advinterp.penalty import GradNorm, JacobianNorm, TargetMap, WeightNorm
