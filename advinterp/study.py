@@ -257,7 +257,8 @@ def _readable(s):
     for c in ('accuracy', 'accuracy_drop', 'paper_drop', 'robust_accuracy'): s[c] = s[c].map(percent)
     s = s.assign(gini=s.gini.map('{:.3f}'.format), paper_dG=s.paper_dG.map(lambda v: '' if pd.isna(v) else f'{v:g}'), seconds=s.seconds.map('{:.0f}'.format))
     s.loc[s.method == 'natural', ['accuracy_drop', 'strength']] = ''
-    return s.rename(columns=names)[list(names.values())]
+    s = s.rename(columns=names)[list(names.values())]
+    return s.drop(columns=[c for c in s if c.startswith('paper') and not s[c].any()])
 
 # %% ../nbs/42_study.ipynb #b09c5014
 _title = dict(natural='natural', l1='l1 weights', adversarial='adversarial')
@@ -283,7 +284,7 @@ def _map_figure(a, rows=4):
     ok = np.logical_and.reduce([v['correct'] for v in a.values()])[:len(first['x'])]
     y = first['y'][:len(ok)]
     pick = [np.flatnonzero(ok & (y == c))[0] for c in np.unique(y[ok])][:rows]
-    return saliency_grid(first['x'][pick], {k: v['maps'][pick] for k,v in a.items()}, labels=[str(first['classes'][c]) for c in y[pick]]) if pick else None
+    return saliency_grid(first['x'][pick], {k: v['maps'][pick] for k,v in a.items()}, labels=[str(first['classes'][c]) for c in y[pick]], shared=False) if pick else None
 
 # %% ../nbs/42_study.ipynb #5cf492fc
 def _sections(name, a):
@@ -295,7 +296,7 @@ def _sections(name, a):
         if len(a) > 1: yield Section(what + 'feature impact', 'Mean magnitude of the attribution over the test examples; the values of one categorical feature are summed. Sorted by the natural '
                   'model; features below 5 % of the largest impact are left out.', figures={f'{name}_impact': (_impact_figure(a), f'Feature impacts on {name}, natural against adversarial')})
     elif (fig := _map_figure(a)) is not None:
-        yield Section(what + 'maps of the same examples', 'Test images that all models classify correctly, and the magnitude of their attribution maps. Higher Gini: conciser.',
+        yield Section(what + 'maps of the same examples', 'Test images that all models classify correctly, and the magnitude of their attribution maps, each on its own scale. Higher Gini: conciser.',
                   figures={f'{name}_maps': (fig, f'Attribution maps on {name}, one column for each model')})
 
 # %% ../nbs/42_study.ipynb #bcf2989d
@@ -309,7 +310,7 @@ def _report(results, folder):
     sections = [Section('Results', table=_readable(results.summary()))]
     for name in dict.fromkeys(r.recipe.data for r in runs): sections += _sections(name, _drawn(runs, name, results.folder))
     used = pd.DataFrame([dataclasses.asdict(r) for r in {r.recipe.data: r.recipe for r in runs}.values()]).set_index('data').T.reset_index(names='setting')
-    sections.append(Section('Settings', 'Every field of the recipes; results.csv holds them for each run.', used.astype(object).map(lambda v: '' if v is None else str(v))))
+    sections.append(Section('Settings', 'Every field of the recipes; results.csv holds them for each run.', used.astype(object).map(lambda v: '' if pd.api.types.is_scalar(v) and pd.isna(v) else str(v))))
     return write_report(folder, 'How concise are the explanations?', _intro, sections)
 
 # %% ../nbs/42_study.ipynb #84fbdfb1
