@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Penalty', 'GradNorm', 'finite_difference', 'JacobianNorm', 'TargetMap', 'threshold_map', 'permute_map', 'Targets',
-           'smoothgrad_targets', 'StableIG', 'WeightNorm', 'ScoreMatching', 'check_penalty']
+           'smoothgrad_targets', 'StableIG', 'WeightNorm', 'ScoreMatching']
 
 # %% ../nbs/04_penalty.ipynb #5d81d4b2
 import hashlib, json, math
@@ -302,13 +302,3 @@ class ScoreMatching(Penalty):
         g, f0 = input_grad(model, x, y, _output(self.output, None), create_graph=True)
         t = self.trace(model, x.detach(), y, f0)
         return -t.clamp(max=self.cap) if self.anti else t + flat(g).square().sum(1)/2 + self.tau*t.square()    # (8)
-
-# %% ../nbs/04_penalty.ipynb #3ad73cdd
-def check_penalty(
-    penalty,  # what was passed as `penalty=`
-):            # the penalty itself
-    "Check that this is a penalty, and name the remedy where it is an adversary or a dual."
-    if isinstance(penalty, Adversary): raise TypeError(f"penalty={penalty!r} is an adversary: pass it as adversary=")
-    if isinstance(penalty, Dual): raise TypeError(f"penalty={_short(penalty)} is a dual: wrap it, as in GradNorm({_short(penalty)})")
-    if not callable(penalty): raise TypeError(f"penalty={penalty!r}: expected a Penalty or a callable (model, x, y) -> (B,), got {type(penalty).__name__}")
-    return penalty
