@@ -220,7 +220,7 @@ class _Labels(_Whole):
         return flat(x)
     def pool(self, b, op):
         reduce = {torch.sum: 'sum', torch.amax: 'amax', torch.amin: 'amin'}[op]
-        return b.new_zeros(len(b), self.n).scatter_reduce(1, self.index.to(b.device).expand_as(b), b, reduce, include_self=False)
+        return b.new_zeros(len(b), self.n).scatter_reduce(1, self.index.to(b.device).expand_as(b), b, reduce)   # onto 0, which changes neither a sum nor the largest absolute value
     def spread(self, s): return s[:, self.index.to(s.device)]
 
 # %% ../nbs/01_duals.ipynb #13044524

@@ -10,7 +10,7 @@ from advinterp.duals import (Dual, Ball, LInfBall, L1Ball, L2Ball, GroupBall, El
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TOL = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}   # relative; a few roundings of the dtype
-sweep = settings(deadline=None, max_examples=60)
+sweep = settings(deadline=None, max_examples=15)
 shapes = st.one_of(st.tuples(st.integers(1, 4096)), st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
                    st.tuples(st.integers(1, 30), st.integers(1, 30)), st.just(()))
 strengths = st.sampled_from([0., 1e-6, 8/255, .5, 1., 40.])
@@ -28,7 +28,6 @@ def make(kind, shape, eps, seed=0):
 
 BALLS = ['linf', 'l1', 'l2', 'patch', 'across', 'groups']
 KINDS = BALLS + ['elastic', 'weighted']
-kinds,balls = st.sampled_from(KINDS),st.sampled_from(BALLS)
 
 def batch(shape, seed, B=3, dtype=torch.float64, scale=1., rough=False):
     "Normal entries; `rough`: with zeros and many ties"
@@ -40,8 +39,9 @@ def inner(a, b): return (a.double()*b.double()).reshape(len(a), -1).sum(1)
 
 # --- Fenchel-Young ---------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('kind', KINDS)
 @sweep
-@given(kinds, shapes, strengths, st.integers(0, 99), st.booleans(), st.sampled_from(DTYPES))
+@given(shapes, strengths, st.integers(0, 99), st.booleans(), st.sampled_from(DTYPES))
 def test_equality_at_delta_star(kind, shape, eps, seed, rough, dtype):
     d,g = make(kind, shape, eps, seed),batch(shape, seed, dtype=dtype, rough=rough)
     delta = d.delta_star(g)
@@ -52,8 +52,9 @@ def test_equality_at_delta_star(kind, shape, eps, seed, rough, dtype):
     assert ((star + price - inner(g, delta)).abs() <= TOL[dtype]*(star + price) + grain).all()
     assert (delta[g == 0] == 0).all()                      # what does not matter is not moved
 
+@pytest.mark.parametrize('kind', KINDS)
 @sweep
-@given(kinds, shapes, strengths, st.integers(0, 99), st.floats(.01, 3))
+@given(shapes, strengths, st.integers(0, 99), st.floats(.01, 3))
 def test_inequality_everywhere(kind, shape, eps, seed, factor):
     d,g = make(kind, shape, eps, seed),batch(shape, seed)
     other = factor*d.delta_star(batch(shape, seed + 1, rough=True))
@@ -63,14 +64,16 @@ def test_inequality_everywhere(kind, shape, eps, seed, factor):
         assert (d.gap(g, d.random_point(g)) >= -1e-12*(1 + d.h_star(g))).all()
         assert (d.gap(g, d.project(other)) >= -1e-12*(1 + d.h_star(g))).all()
 
+@pytest.mark.parametrize('kind', KINDS)
 @sweep
-@given(kinds, shapes, strengths, st.integers(0, 99))
+@given(shapes, strengths, st.integers(0, 99))
 def test_closed_form_is_autograd(kind, shape, eps, seed):
     d,g = make(kind, shape, eps, seed),batch(shape, seed)
     torch.testing.assert_close(d.delta_star(g), Dual.delta_star(d, g), rtol=1e-9, atol=1e-12)
 
+@pytest.mark.parametrize('kind', KINDS)
 @sweep
-@given(kinds, shapes, st.sampled_from([torch.float64, torch.float32]), st.sampled_from([-44, -38, -25, 0, 25, 36]), st.integers(0, 99))
+@given(shapes, st.sampled_from([torch.float64, torch.float32]), st.sampled_from([-44, -38, -25, 0, 25, 36]), st.integers(0, 99))
 def test_scales(kind, shape, dtype, power, seed):
     d,g = make(kind, shape, .1, seed),batch(shape, seed, dtype=torch.float64, rough=True)
     small = (10.**power*g).to(dtype)
@@ -128,15 +131,15 @@ def test_patches_against_slices(c, H, W, p, across):
                 torch.testing.assert_close(cut(delta), .2*b/n)
                 torch.testing.assert_close(cut(proj), b*(.2/n).clamp(max=1))
 
-@settings(deadline=None, max_examples=15)
-@given(st.integers(2, 4), st.sampled_from(BALLS), st.integers(0, 99))
-def test_delta_star_against_solver(n, kind, seed):
-    "No feasible point that a general solver finds gains more"
+@pytest.mark.parametrize('kind', BALLS)
+@settings(deadline=None, max_examples=6)
+@given(st.integers(2, 3), st.integers(0, 99))
+def test_no_direction_gains_more(kind, n, seed):
+    "The gain of 20,000 directions, each followed to the surface of the ball: none exceeds h_star, the best comes close"
     d,g = make(kind, (n,), .5, seed),batch((n,), seed, B=1)
-    norm = lambda z: d.norm(torch.tensor(z)[None]).item()
-    best = max(-optimize.minimize(lambda z: -(g.numpy()[0]*z).sum()*.5/max(norm(z), 1e-9), s, method='Nelder-Mead', options=dict(maxiter=300)).fun
-               for s in np.random.default_rng(seed).normal(size=(2, n)))
-    assert best <= d.h_star(g).item() + 1e-9 and best >= .8*d.h_star(g).item()
+    z = batch((n,), 1000, B=20000)
+    best = (.5*(z @ g[0])/d.norm(z)).max()
+    assert .9*d.h_star(g) < best <= d.h_star(g) + 1e-12
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(.05, 2), st.floats(.05, 2), st.floats(-5, 5))
@@ -146,8 +149,9 @@ def test_elastic_conjugate(eps1, eps2, delta):
 
 # --- projection, random points -------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('kind', BALLS)
 @sweep
-@given(balls, shapes, strengths, st.integers(0, 99), st.sampled_from([1e-3, 1., 1e4, 1e12]), st.sampled_from(DTYPES[:3]))
+@given(shapes, strengths, st.integers(0, 99), st.sampled_from([1e-3, 1., 1e4, 1e12]), st.sampled_from(DTYPES[:3]))
 def test_projection(kind, shape, eps, seed, scale, dtype):
     d,v = make(kind, shape, eps, seed),batch(shape, seed, dtype=dtype, scale=scale)
     before = v.clone(); w = d.project(v)
@@ -160,6 +164,14 @@ def test_projection(kind, shape, eps, seed, scale, dtype):
             assert (inner(r, p - w) <= 1e-9*(1e-30 + r.reshape(3, -1).norm(dim=1)*(eps + w.reshape(3, -1).norm(dim=1)))).all()
     ins = d.random_point(v)*.5
     assert torch.equal(d.project(ins), ins)                                       # inside nothing moves
+
+@pytest.mark.parametrize('kind', BALLS)
+@sweep
+@given(shapes, st.integers(0, 99))
+@pytest.mark.parametrize('c', [1e-200, 1e-6, 1e6, 1e200])
+def test_units_do_not_matter(kind, c, shape, seed):
+    d,v = make(kind, shape, .5, seed),batch(shape, seed)
+    torch.testing.assert_close(d.with_eps(.5*c).project(c*v)/c, d.project(v), rtol=1e-9, atol=1e-12)
 
 def water_level(a, eps): return optimize.brentq(lambda t: np.maximum(a - t, 0).sum() - eps, 0, a.max(), xtol=1e-15, rtol=8.9e-16, maxiter=500)
 
@@ -223,8 +235,9 @@ def test_radius_is_that_of_the_volume(kind, dim):
 
 # --- algebra -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('kind', KINDS)
 @sweep
-@given(kinds, st.floats(0, 5), st.integers(0, 99))
+@given(st.floats(0, 5), st.integers(0, 99))
 def test_scaling_scales_the_penalty(kind, c, seed):
     d,g = make(kind, (3, 5), .4, seed),batch((3, 5), seed)
     s = c*d
@@ -254,8 +267,9 @@ def test_user_defined():
         def h_star(self, g): return g.abs().mean()
     with pytest.raises(ValueError, match='one number per example'): Mean().delta_star(g)
 
-@settings(deadline=None, max_examples=30)
-@given(st.sampled_from([('linf', k) for k in KINDS] + [('l1', 'l2'), ('l2', 'groups'), ('patch', 'l2'), ('l2', 'l2')]), st.integers(0, 99))
+@pytest.mark.parametrize('pair', [('linf', k) for k in KINDS] + [('l1', 'l2'), ('l2', 'groups'), ('patch', 'l2'), ('l2', 'l2')])
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 99))
 def test_infimal_convolution(pair, seed):
     "h of a sum is below every split, and Fenchel-Young is an equality at delta_star"
     a,b = (make(k, (3, 4), e, seed) for k,e in zip(pair, (.3, .5)))
@@ -264,6 +278,7 @@ def test_infimal_convolution(pair, seed):
     u,v = a.random_point(g),.4*batch((3, 4), seed + 1)
     assert (s.h(u + v) <= a.h(u) + b.h(v) + 1e-9).all()
     assert (s.gap(g, u + v) >= -1e-7).all()
+    torch.testing.assert_close((3*s).h(u + v), (3*a + 3*b).h(u + v))         # scaling before or after adding
 
 def test_names():
     assert (L1, L2, LInf, GroupL21) == (LInfBall, L2Ball, L1Ball, GroupBall)
