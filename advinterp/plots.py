@@ -42,6 +42,12 @@ def _axes(rows, cols, width, height, **kwargs):
         ax.spines[['top', 'right']].set_visible(False); ax.set_axisbelow(True)
     return fig,axes
 
+def _names(name, values, n=None):
+    "A list of `n` strings."
+    values = [str(v) for v in values]
+    if n is not None and len(values) != n: raise ValueError(f"{name}: {len(values)} given, expected {n}")
+    return values
+
 def _colors(names): return dict(zip(names, sns.color_palette('colorblind', max(len(names), 1))))
 
 # %% ../nbs/40_plots.ipynb #68ad82cd
@@ -71,7 +77,7 @@ def feature_impact_bars(
     max_bars=40,   # at most this many features
 )->Figure:
     "Bars of the impact of each feature under several models, sorted and thresholded."
-    names = [str(n) for n in names]; impacts = _arrays('impacts', impacts, like=(len(names),))
+    names = _names('names', names); impacts = _arrays('impacts', impacts, like=(len(names),))
     all_ = np.stack([*impacts.values()])
     keep = np.flatnonzero(all_.max(0) >= check_strength('threshold', threshold)*all_.max())
     keep = keep[np.argsort(-all_[0, keep], kind='stable')][:max_bars]
@@ -100,13 +106,14 @@ def saliency_grid(
 )->Figure:
     "A grid with a row for each image and a column for each model's maps, with their Gini index."
     images = _array('images', images, ndim=(3, 4)); maps = _arrays('maps', maps, like=images.shape)
+    labels = _names('labels', [''] * len(images) if labels is None else labels, len(images))
     G = {m: gini(v).numpy() for m,v in maps.items()}
     heat = {m: gray(v).numpy() for m,v in maps.items()}
     top = {m: np.quantile(h, .99, axis=(1, 2)) for m,h in heat.items()}
     fig,axes = _axes(len(images), len(maps) + 1, 1.35*(len(maps) + 1) + .5, 1.5*len(images) + .2)
     for i,row in enumerate(axes):
         row[0].imshow(_picture(images[i]), cmap='gray')
-        if labels is not None: row[0].set_ylabel(str(labels[i]), rotation=0, ha='right', va='center')
+        row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center')
         for ax,m in zip(row[1:], maps):
             vmax = max(t[i] for t in top.values()) if shared else top[m][i]
             im = ax.imshow(heat[m][i]/(vmax or 1.), cmap='magma', vmin=0, vmax=1)
@@ -163,14 +170,16 @@ def gradient_heatmap(
     "Heat maps of each example's gradient relative to its largest entry, a panel for each model."
     first = next(iter(_check_dict('grads', grads).values()))
     n,d = _array('grads', first, (2,)).shape; grads = _arrays('grads', grads, like=(n, d))
+    names = range(d) if names is None else _names('names', names, d)
     fig,axes = _axes(1, len(grads), max(2.6, .22*d + .6)*len(grads) + .8, max(2., .16*n + .8), sharey=True)
     for ax,(m,g) in zip(axes.flat, grads.items()):
         top = np.abs(g).max(1, keepdims=True)
         im = ax.imshow(np.abs(g)/np.where(top > 0, top, 1), cmap='viridis', vmin=0, vmax=1, aspect='auto')
         if signal is not None:
+            if len(signal) != n: raise ValueError(f"signal: {len(signal)} given, expected one entry for each of the {n} examples")
             cols = np.asarray(signal).reshape(n, -1)
             for c,w in (('black', 2.4), ('white', 1.2)): ax.scatter(cols, np.repeat(np.arange(n)[:,None], cols.shape[1], 1), s=22, facecolors='none', edgecolors=c, lw=w)
-        ax.set_title(m, fontsize=9); ax.set_xlabel('feature'); ax.set_xticks(range(d), range(d) if names is None else names, fontsize=7, rotation=0 if names is None else 90)
+        ax.set_title(m, fontsize=9); ax.set_xlabel('feature'); ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
         ax.spines[:].set_visible(False)
     axes[0,0].set_ylabel('example'); fig.colorbar(im, ax=axes, pad=.01, aspect=30).set_label('share of the largest', fontsize=8)
     return fig
