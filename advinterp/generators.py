@@ -32,7 +32,7 @@ def block_toy_exact(
     if m > d: raise ValueError(f"n_signal={m}: expected at most d={d}")
     truth = np.repeat(np.kron(np.eye(m, d), np.ones(block_dim)), 2, axis=0)
     y = np.tile([0, 1], m)
-    return Labelled((magnitude*(2*y - 1)[:,None]*truth).astype(np.float32), y, truth.astype(bool)), np.full(2*m, .5/m)   # (2)
+    return Labelled((magnitude*(2*y - 1)[:,None]*truth + 0.).astype(np.float32), y, truth.astype(bool)), np.full(2*m, .5/m)   # (2)
 
 def block_toy(
     n:int,                # number of rows

