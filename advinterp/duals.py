@@ -266,12 +266,12 @@ class GroupBall(_EuclideanBall):
     def __init__(self,
         eps:float,             # radius of the ball of every group
         patch:int=14,          # side of the square patches; 14 is paper C's code
-        groups:Tensor=None,    # instead of patches: an index tensor of shape `x.shape[1:]`, equal indices form a group
+        groups:Tensor=None,    # instead of patches: an index tensor of shape `x.shape[1:]`; equal indices, from 0 up with or without gaps, form a group
         across_channels=False, # patches over all channels at once; False: per channel, as in paper C's code
     ):
         super().__init__(eps)
         if groups is not None and across_channels: raise ValueError("across_channels=True belongs to patches: an index tensor says itself which channels go together")
-        if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1: raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
+        if groups is None and (isinstance(patch, bool) or not isinstance(patch, int) or patch < 1): raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
         self.parts = _Patches(patch, across_channels) if groups is None else _Labels(groups)
 
 L2,GroupL21 = L2Ball,GroupBall
