@@ -6,6 +6,7 @@
 __all__ = ['gini_boxplot', 'feature_impact_bars', 'saliency_grid', 'tradeoff', 'robustness_curves', 'gradient_heatmap']
 
 # %% ../nbs/40_plots.ipynb #d666b12d
+from textwrap import fill
 import numpy as np
 import torch
 import seaborn as sns
@@ -58,14 +59,14 @@ def gini_boxplot(
     panels = gains if isinstance(gains, dict) and any(isinstance(v, dict) for v in gains.values()) else {'': gains}
     panels = {k: _arrays(f"gains[{k!r}]" if k else 'gains', v, ndim=(1,)) for k,v in panels.items()}
     colors = _colors(list(dict.fromkeys(m for p in panels.values() for m in p)))
-    fig,axes = _axes(1, len(panels), max(3.2, sum(.9 + .75*len(p) for p in panels.values())), 2.9, sharey=True, width_ratios=[len(p) + .5 for p in panels.values()])
+    fig,axes = _axes(1, len(panels), max(3.2, sum(.7 + 1.05*len(p) for p in panels.values())), 2.9, sharey=True, width_ratios=[len(p) + .5 for p in panels.values()])
     for ax,(title,p) in zip(axes.flat, panels.items()):
         ax.axhline(0, color='.5', lw=1); ax.grid(axis='y', alpha=.3)
-        sns.boxplot(data=[*p.values()], ax=ax, palette=[colors[m] for m in p], width=.55, fliersize=1.5, linewidth=1)
+        sns.boxplot(data=[*p.values()], ax=ax, palette=[colors[m] for m in p], width=.46, fliersize=1.5, linewidth=1)
         for i,v in enumerate(p.values()):
             ax.plot(i, v.mean(), 'D', color='white', mec='black', ms=4.5)
-            ax.annotate(f'{v.mean():+.3f}', (i + .32, v.mean()), fontsize=8, va='center')
-        ax.set(title=title, xlim=(-.5, len(p) - .2)); ax.set_xticks(range(len(p)), [*p])
+            ax.annotate(f'{v.mean():+.3f}', (i + .27, v.mean()), fontsize=7.5, va='center')
+        ax.set(title=title, xlim=(-.5, len(p) - .2)); ax.set_xticks(range(len(p)), [fill(m, 13) for m in p], fontsize=9)
     axes[0,0].set_ylabel('gain in Gini')
     return fig
 
@@ -110,7 +111,7 @@ def saliency_grid(
     G = {m: gini(v).numpy() for m,v in maps.items()}
     heat = {m: gray(v).numpy() for m,v in maps.items()}
     top = {m: np.quantile(h, .99, axis=(1, 2)) for m,h in heat.items()}
-    fig,axes = _axes(len(images), len(maps) + 1, 1.35*(len(maps) + 1) + .5, 1.5*len(images) + .2)
+    fig,axes = _axes(len(images), len(maps) + 1, 1.35*(len(maps) + 1) + .7, 1.35*len(images) + .4)
     for i,row in enumerate(axes):
         row[0].imshow(_picture(images[i]), cmap='gray')
         row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center')
@@ -118,7 +119,7 @@ def saliency_grid(
             vmax = max(t[i] for t in top.values()) if shared else top[m][i]
             im = ax.imshow(heat[m][i]/(vmax or 1.), cmap='magma', vmin=0, vmax=1)
             ax.set_xlabel(f'Gini {G[m][i]:.3f}', fontsize=8, labelpad=2)
-    for ax,t in zip(axes[0], ['image', *maps]): ax.set_title(t, fontsize=9)
+    for ax,t in zip(axes[0], ['image', *maps]): ax.set_title(fill(t, 16), fontsize=9)
     for ax in axes.flat: ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
     bar = fig.colorbar(im, ax=axes[:,1:], shrink=.7, aspect=25, pad=.02, ticks=[0, 1]); bar.set_label('magnitude, ' + ('one scale per row' if shared else 'own scale'), fontsize=8)
     return fig
@@ -179,7 +180,7 @@ def gradient_heatmap(
             if len(signal) != n: raise ValueError(f"signal: {len(signal)} given, expected one entry for each of the {n} examples")
             cols = np.asarray(signal).reshape(n, -1)
             for c,w in (('black', 2.4), ('white', 1.2)): ax.scatter(cols, np.repeat(np.arange(n)[:,None], cols.shape[1], 1), s=22, facecolors='none', edgecolors=c, lw=w)
-        ax.set_title(m, fontsize=9); ax.set_xlabel('feature'); ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
+        ax.set_title(fill(m, 30), fontsize=9); ax.set_xlabel('feature'); ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
         ax.spines[:].set_visible(False)
     axes[0,0].set_ylabel('example'); fig.colorbar(im, ax=axes, pad=.01, aspect=30).set_label('share of the largest', fontsize=8)
     return fig
