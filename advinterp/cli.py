@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/43_cli.ipynb #7ea52847
-import argparse, os, sys
+import argparse, os, sys, warnings
 
 # %% ../nbs/43_cli.ipynb #8b3eba44
 def _compare(args):
@@ -73,6 +73,7 @@ def main(
 )->int:         # exit code: 0, 2 for bad input, 130 when interrupted
     "The command `advinterp`."
     args = _parser().parse_args(argv)
+    warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated')   # of libraries that are imported, not of ours
     try: args.command(args)
     except KeyboardInterrupt:
         print('advinterp: stopped; finished runs are kept, --resume continues', file=sys.stderr); return 130
