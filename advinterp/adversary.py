@@ -136,6 +136,8 @@ class _Inputs:
     def only(self, keep): return _Inputs(self.model, [x[keep] for x in self.xs], self.which)
     def __call__(self, z): return self.model(*self.split(z))
 
+def _bare(t): return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
+
 def _plain(t):
     "A tensor that autograd can use, also when the caller is in inference mode."
     return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
@@ -147,8 +149,8 @@ def joined(
 ):                 # (callable of one tensor, that tensor); `split` of the callable gives the tuple back
     "The model as a function of one tensor, which is also the form that is checked."
     if isinstance(model, nn.parallel.DistributedDataParallel): model = model.module    # its hooks wait for parameter gradients
-    if not isinstance(x, (tuple, list)): return model, check_float('x', x)
-    net = _Inputs(model, x, _which(x, perturb))
+    if not isinstance(x, (tuple, list)): return model, check_float('x', _bare(x))
+    net = _Inputs(model, [_bare(t) for t in x], _which(x, perturb))
     return net, net.join()
 
 def _which(x, perturb):
@@ -202,9 +204,9 @@ class Adversary:
         x,               # `(B, ...)` inputs, or a tuple of inputs for `model(*x)`
         y,               # `(B,)` class indices (or what `loss_func` takes)
         loss_func=None,  # `(logits, y) -> (B,)`; None: `task_loss`. A loss with a `reduction` is used unreduced
-    ):                   # like `x`
+    ):                   # like `x`, plain tensors
         "The perturbed inputs. Raises ValueError for inputs that are not finite or outside the bounds, TypeError for integer inputs."
-        net, z = joined(model, x, self.perturb)
+        (net, z), y = joined(model, x, self.perturb), _bare(y)
         if isinstance(y, Tensor) and y.ndim and len(y) != len(z): raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
         out = self._perturbed(net, z, y, loss_func) if len(z) else z.clone()
         return net.split(out) if isinstance(net, _Inputs) else out
@@ -250,7 +252,7 @@ def with_eps(self:Adversary,
 
 @patch
 def __repr__(self:Adversary):
-    args = {k: getattr(self, k) for k,p in inspect.signature(type(self).__init__).parameters.items() if k not in ('self', 'dual') and getattr(self, k) is not p.default}
+    args = {k: getattr(self, k) for k,p in inspect.signature(type(self).__init__).parameters.items() if k not in ('self', 'dual') and repr(getattr(self, k)) != repr(p.default)}
     return f"{type(self).__name__}({', '.join([_short(self.dual), *(f'{k}={_short(v)}' for k,v in args.items())])})"
 
 def _short(v): return repr(v).split(' <-> ')[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .core import atomic_path, check_float, check_same_shape, check_strength, class_output, flat, input_grad, is_binary, unreduced
 from .duals import Dual, LInfBall
 from .attribution import saliency, smoothgrad
-from .adversary import Adversary, PGD, joined, own_buffers
+from .adversary import Adversary, PGD, joined, own_buffers, _bare
 
 # %% ../nbs/04_penalty.ipynb #54c097c7
 class Penalty:
@@ -28,8 +28,7 @@ class Penalty:
         loss_func=None,  # `(logits, y) -> (B,)` where the loss is differentiated; None: `task_loss`
     )->Tensor:           # `(B,)`
         "The penalty of each example."
-        net, z = joined(model, x)
-        check_float('x', z)
+        (net, z), y = joined(model, x), _bare(y)
         if isinstance(y, Tensor) and y.ndim and len(y) != len(z): raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
         if not len(z): return z.new_zeros(0)
         with torch.enable_grad(), own_buffers(model): return self.penalty(net, z, y, loss_func)

@@ -216,6 +216,16 @@ def test_several_inputs():
         with pytest.raises((ValueError, TypeError)): OneStep(LInfBall(.1), perturb=bad)(model, xs, y)
     f, z = joined(model, xs); assert torch.equal(f.split(z)[2], xs[2])
 
+def test_tensor_subclasses_and_half_precision():
+    from fastai.torch_core import TensorCategory, TensorImage
+    net, (x, y) = mlp(), data()
+    for adv in (OneStep(LInfBall(.1)), PGD(L2Ball(.3), 3, bounds=(0, 1)), PGD(LInfBall(.2), 3, early_stop=True)):
+        assert torch.equal(adv(net, TensorImage(x), TensorCategory(y)), adv(net, x, y))
+    for dtype in (torch.bfloat16, torch.float16):
+        for ball in (LInfBall(.1), L2Ball(.3), L1Ball(.5)):
+            out = PGD(ball, 3, best=True, bounds=(0, 1))(mlp(dtype=dtype), x.to(dtype), y)
+            assert out.dtype == dtype and (ball.norm((out - x.to(dtype)).float()) <= 1.05*ball.eps).all()
+
 def test_images_groups_and_channels_last():
     torch.manual_seed(0); net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4) % 3
