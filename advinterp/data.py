@@ -49,7 +49,7 @@ class Layout:
 class Entry:
     "A data set of the registry."
     name: str
-    kind: str           # 'image' | 'table'
+    kind: str           # 'image' | 'table' | 'folder' of photos
     layouts: tuple      # `Layout`s, in order of preference
     n: int              # training rows of the complete set
     n_test: int         # test rows; 0: no test part of its own
@@ -96,7 +96,7 @@ def _find(e):
     if (lay := e.layouts[0]).package: return ('package', None, lay) if importlib.util.find_spec(lay.package) else None
     for where,folder in _folders(e.name):
         for lay in e.layouts:
-            if all((folder/f).is_file() for f in lay.files): return where, folder, lay
+            if all((folder/f).exists() for f in lay.files): return where, folder, lay
 
 def _not_found(e, reason):
     if (pkg := e.layouts[0].package): return DataNotFound(f"{e.name}: it comes with the package {pkg}, which is not installed; run `pip install {pkg}`")
@@ -301,6 +301,28 @@ _register(Entry('osie_gaze', 'image', (Layout(('osie_stimuli_256x192.zip', 'osie
     source='OSIE, github.com/NUS-VIP/predicting-human-gaze-beyond-pixels', licence='MIT; photos from the web',
     citation='Xu, Jiang, Wang, Kankanhalli, Zhao, Predicting human gaze beyond pixels, Journal of Vision 14(1), 2014'))
 
+# %% ../nbs/10_data.ipynb #3d9f77ad
+_WNIDS = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church', n03394916='French horn',
+              n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute')
+def _photo_class(path): return _WNIDS[Path(path).parent.name]
+
+def _read_imagenette(folder):
+    parts = [sorted(str(f) for f in (folder/p).glob('n*/*') if f.suffix == '.JPEG') for p in ('train', 'val')]
+    (x,y), (xt,yt) = ((np.array(p), np.array([list(_WNIDS).index(Path(f).parent.name) for f in p])) for p in parts)
+    return dict(x=x, y=y, x_test=xt, y_test=yt, feature_names=None, class_names=list(_WNIDS.values()))
+
+def _imagenette_counts(raw):
+    n, want = (len(raw['x']), len(raw['x_test'])), (_REGISTRY['imagenette'].n, _REGISTRY['imagenette'].n_test)
+    return None if n == want else f'it holds {n[0]} and {n[1]} photos, expected {want[0]} and {want[1]}'
+
+def _get_imagenette(folder):
+    from fastai.data.external import URLs, untar_data
+    got = untar_data(URLs.IMAGENETTE_160, archive=folder/'archive', data=folder/'data')
+    for p in ('train', 'val'): (got/p).rename(folder/p)
+
+_register(Entry('imagenette', 'folder', (Layout(('train', 'val'), _read_imagenette, check=_imagenette_counts),), 9469, 3925, download=_get_imagenette,
+    url='https://s3.amazonaws.com', source='fastai URLs.IMAGENETTE_160', licence='Apache-2.0 (the selection); photos as in ImageNet', citation='Howard, Imagenette, 2019'))
+
 # %% ../nbs/10_data.ipynb #0a425206
 def _two(make, n, n_test, seed, names, class_names):
     "Training and test part of a generated set."
@@ -345,6 +367,7 @@ def load(
     "A data set as arrays, from `ADVINTERP_DATA`, the cache or its public loader. Raises ValueError (unknown name), `DataNotFound`, `DataError`."
     e = _entry(name)
     if e.generate: return e.generate(**options)
+    if e.kind == 'folder': raise ValueError(f"{name}: its photos have different sizes and are not loaded as arrays, use get_data")
     if options: raise TypeError(f"{', '.join(options)}: {name} takes no options, it is read, not generated")
     _,folder,lay = _find(e) or _download(e)
     raw = _read(e, folder, lay)
@@ -393,6 +416,7 @@ _LEVELS = 10200   # fastai's masks are whole numbers: k/255, .4 and .9 are k/102
 def _to_mask(m): return (m*_LEVELS).round().long().as_subclass(TensorMask)
 def _from_mask(m): return m.as_subclass(Tensor).float()/_LEVELS if isinstance(m, TensorMask) else m
 
+# %% ../nbs/10_data.ipynb #bca515ab
 class TensorSet:
     "Examples and labels as whole tensors, with what fastai asks of a data set."
     n_inp = 1
@@ -459,6 +483,20 @@ def decode(self:TensorSet, b, full=True):
     return b[:1] if self.y is None or len(b) < 2 else (b[0], Category(self.vocab[int(b[1])]))
 
 # %% ../nbs/10_data.ipynb #f5ff8987
+def _show_table(dl, b, max_n, ctxs):
+    import pandas as pd
+    from IPython.display import display
+    df = pd.DataFrame(b[0][:max_n].cpu().numpy(), columns=dl.dataset.feature_names)
+    display(df.assign(**{'class': [dl.dataset.vocab[int(i)] for i in b[1][:max_n]]} if dl.dataset.y is not None else {}))
+
+def _show_images(dl, b, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwargs):
+    from fastai.vision.data import get_grid
+    if ctxs is None: ctxs = get_grid(min(len(b[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
+    TfmdDL.show_batch(dl, b, max_n, ctxs, **kwargs)
+    if dl.dataset.maps is not None:
+        for ax,m in zip(ctxs, b[-1].cpu()): ax.imshow(m, cmap='magma', alpha=.5, vmin=0, vmax=1)
+
+# %% ../nbs/10_data.ipynb #0433141c
 class TensorDL(TfmdDL):
     "A fastai loader over a `TensorSet`: each batch is one indexing operation."
     def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
@@ -494,19 +532,6 @@ class TensorDL(TfmdDL):
     def _pre_show_batch(self, b, max_n=9):
         import fastai.vision.data   # teaches `show_batch` and `show_results` what an image is
         return super()._pre_show_batch(b, max_n)
-
-def _show_table(dl, b, max_n, ctxs):
-    import pandas as pd
-    from IPython.display import display
-    df = pd.DataFrame(b[0][:max_n].cpu().numpy(), columns=dl.dataset.feature_names)
-    display(df.assign(**{'class': [dl.dataset.vocab[int(i)] for i in b[1][:max_n]]} if dl.dataset.y is not None else {}))
-
-def _show_images(dl, b, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwargs):
-    from fastai.vision.data import get_grid
-    if ctxs is None: ctxs = get_grid(min(len(b[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
-    TfmdDL.show_batch(dl, b, max_n, ctxs, **kwargs)
-    if dl.dataset.maps is not None:
-        for ax,m in zip(ctxs, b[-1].cpu()): ax.imshow(m, cmap='magma', alpha=.5, vmin=0, vmax=1)
 
 # %% ../nbs/10_data.ipynb #4475e7b1
 def tensor_dls(
@@ -589,6 +614,15 @@ def _parts_of(a, split, seed, stratify, valid):
     return tuple(tuple(None if o is None else o[rows] for o in (a.x, a.y, maps)) for rows in (train, val if valid == 'val' else test))
 
 # %% ../nbs/10_data.ipynb #83a61159
+def _photo_dls(e, bs, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None):
+    "Photos from folders through fastai's pipeline: resized, cropped to a square, in [0, 1]."
+    from fastai.vision.all import CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Resize, get_image_files
+    _,folder,lay = _find(e) or _download(e)
+    _read(e, folder, lay)
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(_WNIDS.values()))), get_items=get_image_files, get_y=_photo_class,
+                      splitter=GrandparentSplitter('train', 'val'), item_tfms=item_tfms or Resize(size), batch_tfms=after_batch)
+    return block.dataloaders(folder, bs=bs, val_bs=val_bs or bs, device=device or default_device(), drop_last=drop_last)
+
 def get_data(
     name:str,            # a name of the registry, see `data_table`
     *, bs:int=64,        # batch size
@@ -601,11 +635,12 @@ def get_data(
     n_valid:int=None,    # the first so many validation rows
     maps:bool=False,     # deliver `(x, y, map)`; sets with masks, gaze or truth
     val_bs:int=None, device=None, drop_last:bool=False, after_batch=None,  # as in `tensor_dls`
-    **options,           # of a generated set, as in `load`
+    **options,           # of a generated set, as in `load`; of photos: size=160, item_tfms
 )->DataLoaders:
     "A data set as fast fastai `DataLoaders`. Raises as `load` does, and ValueError for wrong splits, units and sizes."
     e = _entry(name)
     if units is not None and e.kind != 'table': raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
+    if e.kind == 'folder': return _photo_dls(e, bs, val_bs=val_bs, device=device, drop_last=drop_last, after_batch=after_batch, **options)
     a = load(name, **({'seed': seed, **options} if e.generate else options))
     if maps and not hasattr(a, 'maps'): raise ValueError(f"maps=True: {name} has no maps")
     (x,y,m), (xv,yv,mv) = _parts_of(a, split, seed, stratify, valid)

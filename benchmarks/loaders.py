@@ -1,4 +1,4 @@
-"""Time per batch of the loaders, against a bare index loop and fastai's default, measured in one run.
+"""Time per batch of the loaders, against a bare index loop and fastai's default, and the rate of the generators, measured in one run.
 
     python benchmarks/loaders.py [--bs 50] [--device cpu]
 """
@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 from fastai.data.core import TfmdDL
 from advinterp.data import tensor_dls
+from advinterp.generators import block_toy, cells
 
 def bare(x, y, bs):
     for i in torch.randperm(len(x)).to(x.device).split(bs): yield x[i], y[i]
@@ -36,5 +37,11 @@ def main():
         t1 = ms_per_batch(lambda: dl, 200, a.repeats, sync)
         t2 = ms_per_batch(lambda: old, 200, 2, sync)
         print(f'{str(shape):>14} {t0:11.4f} {t1:9.4f} {t1-t0:9.4f} {t2:8.3f} {t2/t1:18.1f}')
+
+    print(f"\n{'generator':>14} {'size':>6} {'images or rows a second of CPU time':>36}")
+    for name,size,f,n in [('cells', 64, lambda: cells(2000, 64), 2000), ('cells', 256, lambda: cells(200, 256), 200), ('block_toy', 10, lambda: block_toy(100_000), 100_000)]:
+        rates = []
+        for _ in range(3): t = time.process_time(); f(); rates.append(n/(time.process_time() - t))
+        print(f'{name:>14} {size:6} {max(rates):36,.0f}')
 
 if __name__ == '__main__': main()

@@ -406,3 +406,19 @@ def test_groups_are_never_split(n, k, split, seed):
     parts = [o for o in D.split_rows(n + k, split, seed, groups=groups) if o is not None]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n + k))
     assert sum(len(set(groups[o])) for o in parts) == k
+
+def test_imagenette_from_its_folder(empty, monkeypatch):
+    from PIL import Image
+    with pytest.raises(DataNotFound, match='put train and val into'): get_data('imagenette')
+    with pytest.raises(ValueError, match='use get_data'): load('imagenette')
+    rng = np.random.default_rng(0); monkeypatch.setenv('ADVINTERP_DATA', str(empty))
+    for part,n in (('train', 2), ('val', 1)):
+        for w in D._WNIDS:
+            f = empty/'imagenette'/part/w; f.mkdir(parents=True)
+            for i in range(n): Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(f/f'{i}.JPEG', format='JPEG')
+    with pytest.raises(DataError, match='holds 20 and 10 photos, expected 9469 and 3925'): get_data('imagenette')
+    import dataclasses
+    monkeypatch.setitem(D._REGISTRY, 'imagenette', dataclasses.replace(D._entry('imagenette'), n=20, n_test=10))
+    dls = get_data('imagenette', bs=5, size=32, device='cpu'); x,y = dls.one_batch()
+    assert x.shape == (5, 3, 32, 32) and 0 <= x.min() and x.max() <= 1 and (len(dls.train_ds), len(dls.valid_ds)) == (20, 10)
+    assert sorted(dls.vocab) == sorted(D._WNIDS.values()) and verify('imagenette')['test_rows'] == 10
