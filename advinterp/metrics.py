@@ -35,7 +35,7 @@ def _check_fraction(name, value):
 
 def _as_map(map, name='map'):
     "A checked batch of maps: a finite tensor of at least single precision."
-    x = torch.from_numpy(map) if isinstance(map, np.ndarray) else map
+    x = torch.from_numpy(map.copy()) if isinstance(map, np.ndarray) else map
     check_float(name, x)
     if x.ndim < 2: raise ValueError(f"{name} of shape {tuple(x.shape)}: expected a batch of maps (B, ...); a single map is {name}[None]")
     if not x.shape[1:].numel(): raise ValueError(f"{name} of shape {tuple(x.shape)}: the maps have no entries, expected at least one")

@@ -17,7 +17,7 @@ from .metrics import gini, gray
 # %% ../nbs/40_plots.ipynb #fade7bda
 def _array(name, value, ndim=None):
     "A finite NumPy array of floats, of one of the numbers of dimensions in `ndim`."
-    a = np.asarray(value.detach().cpu().float() if isinstance(value, torch.Tensor) else value, dtype=float)
+    a = np.asarray(value.detach().cpu().double() if isinstance(value, torch.Tensor) else value, dtype=float)
     if ndim and a.ndim not in ndim: raise ValueError(f"{name} of shape {a.shape}: expected {' or '.join(map(str, ndim))} dimensions")
     if not a.size or not np.isfinite(a).all(): raise ValueError(f"{name}: expected finite values, at least one")
     return a
