@@ -39,7 +39,7 @@ def _check_count(name, value, low=1):
 def _runs(
     func,            # `(f, x, y) -> map` on one batch, where `f(logits, y)` is the explained output
     model, x, y,     # as given by the user
-    output,          # 'logit' | 'prob' | 'logprob' | 'loss'
+    output,          # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
 )->Tensor:           # like `x`
     "Run `func` over batches of `x` with the model frozen in evaluation mode."
@@ -57,7 +57,7 @@ def saliency(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     abs=False,        # magnitudes instead of signed values
     batch_size=256,   # inputs that are in the model at once
 )->Tensor:            # like `x`
@@ -71,7 +71,7 @@ def input_x_grad(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,   # inputs that are in the model at once
 )->Tensor:            # like `x`
     "The input times the gradient (1) of the output of class `y`."
@@ -103,7 +103,7 @@ def completeness_gap(
     map:Tensor,      # `(B, ...)` the attribution to judge
     baseline=None,   # tensor that broadcasts to `x`, number, or list of them (their mean output); None: zeros
     *,
-    output='logit',  # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
 )->Tensor:           # `(B,)`, signed
     "How far a map is from adding up to the change of the output (3)."
@@ -121,7 +121,7 @@ def integrated_gradients(
     x:Tensor,                 # `(B, ...)` inputs
     y:Tensor,                 # `(B,)` class indices
     *,
-    output='logit',           # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',           # 'logit', 'prob', 'logprob' or 'loss'
     baseline=None,            # tensor that broadcasts to `x`, number, or list of them (the mean map); None: zeros
     n_steps=50,               # nodes of the quadrature
     method='riemann_middle',  # also 'riemann_left', 'riemann_right', 'riemann_trapezoid', 'gausslegendre'
@@ -205,7 +205,7 @@ def smoothgrad(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     n_samples=50,     # noisy copies; Noack et al., section 3.2
     sigma=.15,        # standard deviation of the noise; Noack et al., section 3.2
     relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
@@ -223,7 +223,7 @@ def vargrad(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     n_samples=50,     # noisy copies
     sigma=.15,        # standard deviation of the noise
     relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
@@ -254,7 +254,7 @@ def sparsified_smoothgrad(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     n_samples=64,     # noisy copies; Gong, Dou and Farnia, B.4
     sigma=.1,         # standard deviation of the noise
     relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
@@ -291,7 +291,7 @@ def moreau_grad(
     x:Tensor,         # `(B, ...)` inputs, `(B, C, H, W)` for patches
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     patch=None,       # None: l1 penalty; or the side of the patches of the group penalty, 14 in the paper's code
     eta=None,         # weight of the penalty; None: 5e-3 for l1, 5e-2 for patches (the paper's code)
     lam=1.,           # smoothing of the envelope
@@ -387,7 +387,7 @@ def deep_shap(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     background=None,  # `(K, ...)` background inputs; None: one of zeros (Chalasani et al., code)
     batch_size=256,   # inputs that are in the model at once, at least 2
     tol=1e-3,         # largest completeness gap, as a share of the map's l1 norm
@@ -421,7 +421,7 @@ def captum_map(
     x:Tensor,         # `(B, ...)` inputs
     y:Tensor,         # `(B,)` class indices
     *,
-    output='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,   # inputs that are handed to captum at once
     **kwargs,         # for the method's `attribute`
 )->Tensor:            # like `x` for the methods that explain inputs

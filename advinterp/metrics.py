@@ -16,7 +16,7 @@ from .core import check_float, check_same_shape, check_strength, flat
 
 # %% ../nbs/30_metrics.ipynb #4da2d74c
 def metric(
-    direction,     # 'higher' | 'lower': which way is better; a dictionary for a metric with several values
+    direction,     # 'higher' or 'lower': which way is better; a dictionary for a metric with several values
     citation:str,  # where it was defined
 ):                 # decorator
     "Mark a function as a metric with a direction and a citation."
