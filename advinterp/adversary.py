@@ -124,12 +124,12 @@ class _Problem:
 # %% ../nbs/03_adversary.ipynb #e19f2919
 class _Inputs:
     "A model with several inputs, seen as a function of the perturbed ones joined to one tensor."
-    def __init__(self, model, xs, which): self.model, self.xs, self.which = model, tuple(_plain(x) for x in xs), which
+    def __init__(self, model, xs, which): self.model, self.xs, self.which = model, tuple(xs), which
     def join(self):
         if len(self.which) == 1: return self.xs[self.which[0]]
         return torch.cat([flat(self.xs[i]) for i in self.which], 1)
     def split(self, z):
-        xs = list(self.xs)
+        xs = [_plain(x) for x in self.xs]
         parts = [z] if len(self.which) == 1 else z.split([flat(xs[i]).shape[1] for i in self.which], 1)
         for i,p in zip(self.which, parts): xs[i] = p.reshape(xs[i].shape).to(xs[i].dtype)
         return tuple(xs)

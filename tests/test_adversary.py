@@ -214,6 +214,8 @@ def test_several_inputs():
     assert torch.equal(out[0], xs[0]) and not torch.equal(out[2], xs[2])
     for bad in (1, 5, (0, 0), ()):
         with pytest.raises((ValueError, TypeError)): OneStep(LInfBall(.1), perturb=bad)(model, xs, y)
+    times = lambda a, b: net(torch.cat([a*b, a + b], 1)); a, b = x[:,:6], x[:,6:]; ref = OneStep(LInfBall(.1), perturb=0)(times, (a, b), y)[0]
+    with torch.inference_mode(): assert torch.equal(OneStep(LInfBall(.1), perturb=0)(times, (a.clone(), b.clone()), y.clone())[0], ref)
     f, z = joined(model, xs); assert torch.equal(f.split(z)[2], xs[2])
 
 def test_tensor_subclasses_and_half_precision():
