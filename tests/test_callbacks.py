@@ -213,6 +213,7 @@ def test_schedule_reaches_step_size_and_lr_find_sees_full_strength():
     size = [float((a - b).abs().max()) for a,b in zip(spy.seen, spy.clean)]
     assert len(size) == 4 and size[0] == 0 and size[-1] == pytest.approx(.05, abs=1e-6)    # half the radius, half the step
     adv.learn.lr_finder = None
+    adv.before_fit()
     assert adv.now() is adv.adversary
     del adv.learn.lr_finder
 
