@@ -39,20 +39,22 @@ def _as_map(map, name='map'):
     check_float(name, x)
     if x.ndim < 2: raise ValueError(f"{name} of shape {tuple(x.shape)}: expected a batch of maps (B, ...); a single map is {name}[None]")
     if not x.shape[1:].numel(): raise ValueError(f"{name} of shape {tuple(x.shape)}: the maps have no entries, expected at least one")
-    if not x.detach().isfinite().all(): raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    if not x.detach().sum().isfinite() and not x.detach().isfinite().all(): raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../nbs/30_metrics.ipynb #4ecdba30
 def _unit_rows(map):
     "Magnitudes, one row per example, scaled to a maximum of 1 so that sums neither overflow nor vanish; zero maps stay zero."
     v = flat(_as_map(map)).abs()
-    return v / _nonzero(v.detach().amax(1, keepdim=True))
+    return v.div_(_nonzero(v.detach().amax(1, keepdim=True)))
 
 def _nonzero(v): return torch.where(v > 0, v, torch.ones_like(v))   # a divisor for zero maps
 
 def _sorted(v):
-    "Rows in increasing order. On the CPU NumPy sorts several times faster than torch, which is needed only where gradients are."
-    return v.sort(1).values if v.requires_grad or v.device.type != 'cpu' else torch.from_numpy(np.sort(v.numpy(), axis=1))
+    "Rows in increasing order. On the CPU `v` is overwritten by NumPy's sort, several times faster than torch's, which is needed only where gradients are."
+    if v.requires_grad or v.device.type != 'cpu': return v.sort(1).values
+    v.numpy().sort(axis=1)
+    return v
 
 # %% ../nbs/30_metrics.ipynb #b8ca0459
 @metric('higher', 'Hurley and Rickard 2009; Chalasani et al. 2020 (arXiv:1810.06583), Eq. I.67')

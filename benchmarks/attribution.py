@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/attribution.py [--repeats 3]
 
-Prints, for each method, the median time of each contender and its ratio to ours, all from one run, interleaved. Random weights and images.
+Prints, for each method, the median CPU time of each contender and its ratio to ours, all from one run and interleaved. Random weights and images. CPU time of one
+thread hardly depends on what else the machine does.
 """
 import argparse
 import statistics
@@ -53,7 +54,7 @@ def main():
         x, times = torch.rand(n, 1, 28, 28), {}; y = net(x).argmax(1)
         for _ in range(repeats + 1):                                   # the first round warms up
             for name, f in found.items():
-                start = time.perf_counter(); f(net, x, y); times.setdefault(name, []).append(time.perf_counter() - start)
+                start = time.process_time(); f(net, x, y); times.setdefault(name, []).append(time.process_time() - start)
         ours = statistics.median(times['advinterp'][1:])
         print(f'{title}, {n} images')
         for name, t in times.items(): print(f'  {name:38} {statistics.median(t[1:]):8.3f} s   {statistics.median(t[1:])/ours:6.2f} x')
