@@ -101,7 +101,8 @@ def _find(e):
 def _not_found(e, reason):
     if (pkg := e.layouts[0].package): return DataNotFound(f"{e.name}: it comes with the package {pkg}, which is not installed; run `pip install {pkg}`")
     files, folder = ' and '.join(e.layouts[0].files), _folders(e.name)[0][1]
-    return DataNotFound(f"{e.name}: data not found; put {files} into {folder}, or run `advinterp data fetch {e.name}` with a network connection ({reason})")
+    other = f", or run `advinterp data fetch {e.name}` with a network connection" if e.download else ''
+    return DataNotFound(f"{e.name}: data not found; put {files} into {folder}{other} ({reason})")
 
 # %% ../nbs/10_data.ipynb #b9df807c
 _READ_ERRORS = OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error
@@ -115,8 +116,8 @@ def _complaint(lay, raw):
 
 def _read(e, folder, lay, force=False):
     "The compact arrays of a layout, verified; DataError if they are damaged."
-    hint = f"delete it and run `advinterp data fetch {e.name}`" if folder else "reinstall the package it comes with"
-    what = ' or '.join(str(folder/f) for f in lay.files) if folder else e.name
+    hint = f"delete it and run `advinterp data fetch {e.name}`" if e.download else "put a sound copy in its place" if folder else f"reinstall {lay.package}"
+    what = ' or '.join(str(folder/f) for f in lay.files) if folder else 'the copy in its package'
     try: raw = lay.read(folder)
     except _READ_ERRORS as err: raise DataError(f"{e.name}: {what} is damaged ({type(err).__name__}: {str(err)[:80]}); {hint}") from None
     stamp = (e.name, _stamp(folder, lay) if folder else ())

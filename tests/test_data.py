@@ -422,3 +422,7 @@ def test_imagenette_from_its_folder(empty, monkeypatch):
     dls = get_data('imagenette', bs=5, size=32, device='cpu'); x,y = dls.one_batch()
     assert x.shape == (5, 3, 32, 32) and 0 <= x.min() and x.max() <= 1 and (len(dls.train_ds), len(dls.valid_ds)) == (20, 10)
     assert sorted(dls.vocab) == sorted(D._WNIDS.values()) and verify('imagenette')['test_rows'] == 10
+
+def test_a_set_without_a_public_loader_names_the_folder_alone(empty):
+    with pytest.raises(DataNotFound, match='put coco_object_crops_128.zip and coco_object_masks_128.npz into .*no public loader') as e: fetch('coco_object_masks')
+    assert 'advinterp data fetch' not in str(e.value)
