@@ -136,13 +136,13 @@ class RawBatch:
 class InputCallback(Callback):
     "What the callbacks share: the batch in raw units, taken after MixUp and before anything of the learner's precision or accumulation."
     order, _stateattrs = GradientAccumulation.order-1, ('raw', '_units', '_amp')
-    which = raw = _units = _amp = None
+    which = raw = _units = _amp = _finding = None
     def __call__(self, event_name):
-        "Pass over events that the callback has not: fastai looks for them in the learner and its model, 15 µs each."
+        "Pass over events that the callback has not: fastai would look for each in the learner and its model."
         if hasattr(type(self), event_name) or event_name == 'after_fit': return super().__call__(event_name)
-    def _set(self, **kw): self.__dict__.update(kw)   # without the search for a namesake in the learner, 10 µs each
+    def _set(self, **kw): self.__dict__.update(kw)   # without the search for a namesake in the learner and its model
 
-    def before_fit(self): self._set(raw=None, _units=None, _amp=getattr(self.learn, 'mixed_precision', None))
+    def before_fit(self): self._set(raw=None, _units=None, _amp=getattr(self.learn, 'mixed_precision', None), _finding=hasattr(self.learn, 'lr_finder'))
     def before_train(self): self._set(raw=None, _units=None)
     def before_validate(self): self._set(raw=None, _units=None)
     def after_train(self): self._set(raw=None)
@@ -192,13 +192,9 @@ class AdversarialTraining(InputCallback):
         fast = has_bf16(next(self.learn.model.parameters()).device) if fast == 'auto' and self.learn else fast
         return f"AdversarialTraining({self.adversary!r}, alpha={self.alpha:g}, warmup={self.warmup:g}{', inner loop in bfloat16' if fast is True else ''})"
 
-    def before_fit(self):
-        super().before_fit()
-        self._set(_full=hasattr(self.learn, 'lr_finder'))
-
     def now(self):
         "The adversary of this batch; None while training is natural. `lr_find` sees full strength."
-        if self._full: return self.adversary
+        if self._finding: return self.adversary
         if self.learn.epoch + self.learn.iter/self.learn.n_iter < self.warmup: return None
         return self.adversary if self.schedule is None else self.adversary.with_eps(self.schedule(self.learn.pct_train))
 
@@ -323,7 +319,7 @@ class RobustMetrics(InputCallback):
         "Add the columns, except where predictions are fetched or a learning rate is looked for."
         super().before_fit()
         self._remove()
-        self.run = not (hasattr(self.learn, 'gather_preds') or hasattr(self.learn, 'lr_finder'))
+        self.run = not (self._finding or hasattr(self.learn, 'gather_preds'))
         if self.run: self.learn.metrics = [*self.learn.metrics, *self.columns]
     def before_batch(self):
         if not len(self.learn.yb) or hasattr(self.learn, 'gather_preds'): self._set(raw=None)

@@ -73,7 +73,7 @@ if __name__ == '__main__':
     a = ap.parse_args()
     torch.set_num_threads(1)
     print(f'{"model":12}{"adversary":10}{"batch":>6}{"nat. loop":>11}{"Learner":>9}{"by hand":>9}{"loop":>9}{"adv_learner":>12}   overhead over the loop, by hand, of which fastai (ms per batch)')
-    for name,make,steps,n in (('linear', tiny, 1, 4*a.batches), ('linear', tiny, 10, 2*a.batches), ('MNIST CNN', madry_cnn, 10, max(a.batches//10, 2))):
+    for name,make,steps,n in (('linear', tiny, 1, 4*a.batches), ('linear', tiny, 10, 2*a.batches), ('MNIST CNN', madry_cnn, 10, max(a.batches//20, 1))):
         for bs in (50, 256):
             t = [1e3*o for o in compare(make, bs, steps, n, a.repeats, a.device)]
             print(f'{name:12}{"one step" if steps == 1 else f"PGD-{steps}":10}{bs:6}' + ''.join(f'{o:{w}.2f}' for o,w in zip(t, (11, 9, 9, 9, 12))) +

@@ -206,6 +206,37 @@ def test_mix_and_warmup(alpha, warmup):
     assert len(spy.seen) == batches
     if alpha == 1: assert equal(params(learn), params(fit(n=3)))
 
+def by_hand(step, n=1, lr=.5):
+    "Plain gradient descent on `step(model, x, y) -> loss` over the batches that `fit` sees."
+    dls, model = images(norm=False), net()
+    set_seed(0)
+    for _ in range(n):
+        for x,y in dls.train:
+            for loss in step(model, x, y):
+                grads = torch.autograd.grad(loss, list(model.parameters()))
+                with torch.no_grad():
+                    for p,g in zip(model.parameters(), grads): p -= lr*g
+    return [p.detach() for p in model.parameters()]
+
+@pytest.mark.parametrize('alpha', [0., .25, 1.])
+def test_the_mix_is_a_convex_combination(alpha):
+    adv = OneStep(L2Ball(.5))
+    def step(f, x, y): yield (1 - alpha)*F.cross_entropy(f(adv(f, x, y)), y) + alpha*F.cross_entropy(f(x), y)
+    learn = fit(AdversarialTraining(adv, alpha=alpha), dls=images(norm=False), lr=.5, n=2)
+    assert apart(params(learn), by_hand(step, n=2)) < 1e-6
+
+def test_free_training_is_the_papers_algorithm():
+    ball, state = L2Ball(.3), dict(delta=torch.zeros(4, 3, 4, 4))
+    def step(f, x, y):
+        for _ in range(3):
+            d = state['delta'].clone().requires_grad_()
+            loss = F.cross_entropy(f(x + d), y)
+            g, = torch.autograd.grad(loss, d, retain_graph=True)
+            state['delta'] = ball.project(state['delta'] + ball.delta_star(g))
+            yield loss
+    learn = fit(FreeAdversarialTraining(ball, 3), dls=images(norm=False), lr=.5, n=2)
+    assert apart(params(learn), by_hand(step, n=2)) < 1e-5
+
 def test_schedule_reaches_step_size_and_lr_find_sees_full_strength():
     spy = Spy()
     adv = AdversarialTraining(PGD(LInfBall(.2), 1, step_size=.1, random_start=False), schedule=lambda p: .1*(p >= .5), warmup=.5)
