@@ -109,17 +109,20 @@ class _Problem:
         if self.lo is None: return v
         return v.masked_fill(((delta <= self.down) & (v < 0)) | ((delta >= self.up) & (v > 0)), 0.)
 
-    def fooled(self):
-        "Which examples did the last forward pass get wrong, or, with a target, as the target?"
-        z = self.logits.detach()
-        hit = (z.reshape(len(z)) > 0).long() == self.y.reshape(-1) if is_binary(z) else z.argmax(1) == self.y
-        return ~hit if self.sign > 0 else hit
+# %% ../nbs/03_adversary.ipynb #916ac432
+@patch
+def fooled(self:_Problem):
+    "Which examples did the last forward pass get wrong, or, with a target, as the target?"
+    z = self.logits.detach()
+    hit = (z.reshape(len(z)) > 0).long() == self.y.reshape(-1) if is_binary(z) else z.argmax(1) == self.y
+    return ~hit if self.sign > 0 else hit
 
-    def subset(self, keep):
-        "The same problem for the examples `keep` (a mask)."
-        model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
-        limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
-        return _Problem(self.dual, model, self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
+@patch
+def subset(self:_Problem, keep):
+    "The same problem for the examples `keep` (a mask)."
+    model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
+    limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
+    return _Problem(self.dual, model, self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
 
 # %% ../nbs/03_adversary.ipynb #e19f2919
 class _Inputs:
@@ -250,6 +253,7 @@ def with_eps(self:Adversary,
     new.dual = self.dual.with_eps(eps)
     return new
 
+# %% ../nbs/03_adversary.ipynb #b277cf06
 @patch
 def __repr__(self:Adversary):
     args = {k: getattr(self, k) for k,p in inspect.signature(type(self).__init__).parameters.items() if k not in ('self', 'dual') and repr(getattr(self, k)) != repr(p.default)}
