@@ -86,7 +86,7 @@ def _class_logit(logits, y):
 def class_output(
     logits:Tensor,        # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
     y:Tensor,             # `(B,)` class indices
-    output:str='logit',   # 'logit' | 'prob' | 'logprob' | 'loss'
+    output:str='logit',   # 'logit', 'prob', 'logprob' or 'loss'
 )->Tensor:                # `(B,)`
     "The scalar output of class `y` that an explanation differentiates."
     if output == 'logit':   return _class_logit(logits, y)

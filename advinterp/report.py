@@ -40,7 +40,7 @@ def published_table1()->pd.DataFrame: # columns data, attribution, method, stren
 # %% ../nbs/41_report.ipynb #0be5eed2
 def with_published(
     df:pd.DataFrame,   # results with columns data, method, strength
-    attribution='ig',  # which published rows: 'ig' | 'deep_shap'
+    attribution='ig',  # which published rows: 'ig' or 'deep_shap'
 )->pd.DataFrame:       # `df` with columns `paper_dG` and `paper_drop`, NaN where the paper has no such row
     "Put the published dG and accuracy drop beside the rows of the same data set, method and strength."
     pub = published_table1().query('attribution == @attribution').drop(columns='attribution')

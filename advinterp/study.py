@@ -36,7 +36,7 @@ from .train import adv_learner
 class Recipe:
     "How one data set is split, modelled, trained, attacked and explained."
     data:str               # name for `get_data`
-    model:str              # 'one_layer' | 'small_conv' | 'madry_cnn'
+    model:str              # 'one_layer', 'small_conv' or 'madry_cnn'
     eps:float              # default strength of the adversary, in units of the inputs
     lam:float              # default strength of the l1 penalty
     epochs:int             # of natural and l1 training
@@ -90,7 +90,7 @@ def _nearest(name, known):
 class Run:
     "One model to train, measure and explain."
     recipe:Recipe       # everything that decides the result but the next three
-    method:str          # 'natural' | 'l1' | 'adversarial'
+    method:str          # 'natural', 'l1' or 'adversarial'
     strength:float      # lambda of 'l1', eps of 'adversarial', 0 for 'natural'
     seed:int            # of split, weights, batches and random starts
     device:str = 'cpu'  # torch device
