@@ -334,12 +334,12 @@ def expected_update_ci(
     return u.mean(0), u.std(0)*float(t.ppf(.5 + level/2, len(x) - 1))/len(x)**.5
 
 # %% ../nbs/05_linear.ipynb #0f1afb34
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 def _mean_slope_between(act, z, D):
     r"Mean slope of `act` between `z` and `z + D`, accurate for every `D`."
     nodes, weights = (torch.as_tensor(v, dtype=z.dtype, device=z.device)/2 for v in (_NODES + 1, _WEIGHTS))
-    dA = _derivative(act, z + nodes[:,None]*D)                       # (5, B)
+    dA = _derivative(act, z + nodes[:,None]*D)                       # (8, B)
     integral = weights @ dA
     h = (z + D) - z                                                  # the step between the two rounded arguments
     step = torch.where(h == 0, torch.ones_like(h), h)
