@@ -132,7 +132,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     def __init__(self,
         eps=0.1,             # strength, or `(d,)` strengths, of the adversary
         norm='inf',          # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
-        loss='logistic',     # 'logistic' | 'hinge' | 'softplus_hinge'
+        loss='logistic',     # 'logistic', 'hinge' or 'softplus_hinge'
         alpha_l1=0.,         # weight of the l1 norm
         alpha_l2=0.,         # weight of half the squared l2 norm
         *,
@@ -141,7 +141,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         standardize=False,   # eps and the penalties in standard deviations of the columns
         multi_class='ovr',   # one against the rest
         class_weight=None,   # dict or 'balanced'
-        solver='auto',       # 'lbfgs' (smooth losses) | 'conic' | 'auto'
+        solver='auto',       # 'lbfgs' (logistic losses), 'conic', or 'auto'
         tol=1e-6,            # largest `gap_` without a warning, relative to an objective above 1
         max_iter=1000,       # iterations of the solver
         warm_start=False,    # start from the last fit
@@ -222,14 +222,14 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
     def __init__(self,
         eps=0.1,             # strength, or `(d,)` strengths, of the adversary
         norm='inf',          # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
-        loss='squared',      # 'squared' | 'absolute'
+        loss='squared',      # 'squared' or 'absolute'
         alpha_l1=0.,         # weight of the l1 norm
         alpha_l2=0.,         # weight of half the squared l2 norm
         *,
         groups=None,         # `(d,)` labels: an l2 ball for each group of columns
         fit_intercept=True,  # the intercept carries no penalty
         standardize=False,   # eps and the penalties in standard deviations of the columns
-        solver='auto',       # 'conic' | 'auto'
+        solver='auto',       # 'conic' or 'auto'
         tol=1e-6,            # largest `gap_` without a warning, relative to an objective above 1
         max_iter=1000,       # iterations of the solver
     ):
@@ -256,7 +256,7 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
 def attribute(self:_AdversarialLinear,
     X,             # `(n, d)`
     baseline=0.,   # a number or `(d,)`; 0 is "absent" for one-hot columns and the mean for standardised ones
-    output=None,   # 'prob' | 'logit'; None: 'prob' for the logistic loss
+    output=None,   # 'prob' or 'logit'; None: 'prob' for the logistic loss
 )->np.ndarray:     # `(n, d)`
     "Integrated Gradients, exact (Lemma 4.1)."
     check_is_fitted(self)
@@ -290,11 +290,11 @@ def _names(est): return getattr(est, 'feature_names_in_', np.array([f'x{i}' for 
 # %% ../nbs/25_estimator.ipynb #aa1329f1
 class Explanation:
     "The features that decided one prediction: `str` for text, `plot` for bars, `frame` for the numbers."
-    def __init__(self, outcome, frame, total): self.outcome,self.frame,self.total = outcome,frame,total
+    def __init__(self, outcome, towards, frame, total): self.outcome,self.towards,self.frame,self.total = outcome,towards,frame,total
     def __str__(self):
         share = self.frame.attribution.abs().sum()/self.total if self.total > 0 else 1.
         terms = ', '.join(f'{r.feature} {r.attribution:+.2g}' for r in self.frame.itertuples()) or 'no feature counts'
-        return f"{self.outcome}\nbecause of {terms} ({share:.0%} of the attribution)"
+        return f"{self.outcome}\nbecause of {terms} ({share:.0%} of the attribution towards {self.towards})"
     __repr__ = __str__
     def plot(self, ax=None):
         "Horizontal bars, largest on top."
@@ -302,15 +302,16 @@ class Explanation:
         if ax is None: ax = plt.subplots(figsize=(5, .5 + .3*len(self.frame)))[1]
         a = self.frame.attribution[::-1]
         ax.barh(self.frame.feature[::-1], a, color=np.where(a > 0, 'tab:blue', 'tab:orange'))
-        ax.axvline(0, color='k', lw=.8); ax.set_title(self.outcome, fontsize='medium'); ax.set_xlabel('attribution')
+        ax.axvline(0, color='k', lw=.8); ax.set_title(self.outcome, fontsize='medium'); ax.set_xlabel(f'attribution towards {self.towards}')
         return ax
 
 # %% ../nbs/25_estimator.ipynb #0ddcf115
 def _outcome(est, x):
-    if not hasattr(est, 'classes_'): return f'prediction {est.predict(x)[0]:.4g}'
+    "The prediction in words, and what attributions point to."
     c = est.predict(x)[0]
-    if est.loss != 'logistic': return f'class {c}'
-    return f'class {c}, probability {est.predict_proba(x).max():.3f}'
+    if not hasattr(est, 'classes_'): return f'prediction {c:.4g}', 'a larger prediction'
+    prob = f', probability {est.predict_proba(x).max():.3f}' if est.loss == 'logistic' else ''
+    return f'class {c}{prob}', f'class {est.classes_[1] if len(est.classes_) == 2 else c}'
 
 @patch
 def explain(self:_AdversarialLinear,
@@ -333,7 +334,7 @@ def explain(self:_AdversarialLinear,
     order = np.argsort(-np.abs(a), kind='stable')[:k]
     order = order[a[order] != 0]
     frame = pd.DataFrame(dict(feature=[names[i] for i in order], attribution=a[order]))
-    return Explanation(_outcome(self, x), frame, np.abs(a).sum())
+    return Explanation(*_outcome(self, x), frame, np.abs(a).sum())
 
 # %% ../nbs/25_estimator.ipynb #6866fa79
 def class_strengths(

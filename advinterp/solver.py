@@ -368,7 +368,7 @@ class _Cone:
 
 # %% ../nbs/24_solver.ipynb #31fa4afa
 def _ball_rows(cone, prob, J):
-    "Rows that make m at least |w| on the features `J`, and t at least R(w)."
+    "Rows that make m at least the magnitude of w on the features `J`, and t at least R(w)."
     import clarabel as cl
     ball,d,pos = prob.ball, len(prob.ball.e), cl.NonnegativeConeT
     pick = sparse.eye(d, format='csr')[J]
@@ -379,7 +379,7 @@ def _ball_rows(cone, prob, J):
     if ball.singles: return cone.add([pos(1)], [0], t=np.ones((1, 1)), m=-ball.e[None,J])
     G = ball.groups.max() + 1
     cone.add([pos(1)], [0], t=np.ones((1, 1)), r=-np.ones((1, G)))
-    for k in range(G):                                                        # r_G at least |e_G w_G|
+    for k in range(G):                                                        # r_G at least the norm of e_G w_G
         K = np.flatnonzero(ball.groups == k); n = len(K) + 1
         cone.add([cl.SecondOrderConeT(n)], np.zeros(n), r=sparse.csr_matrix(([1.], ([0], [k])), (n, G)),
                  w=sparse.csr_matrix((ball.e[K], (np.arange(1, n), K)), (n, d)))
@@ -449,7 +449,7 @@ def solve(
     w=None, b=0.,    # start, in the problem's coordinates; None: zero
     tol=1e-6,        # stopping tolerance of the optimiser
     max_iter=1000,   # iterations of the optimiser
-    solver='auto',   # 'lbfgs' | 'conic' | 'auto': 'lbfgs' where (2) is smooth but for groups
+    solver='auto',   # 'lbfgs', 'conic' or 'auto': 'lbfgs' where (2) is smooth but for groups
 )->Solution:         # weights, intercept, gap, iterations, separable?
     "Minimise (2) and bound what is left to gain. Raises ValueError where `solver` does not apply."
     smooth = prob.loss.smooth and not isinstance(prob.ball, EpsBall1)
