@@ -251,6 +251,7 @@ class FreeAdversarialTraining(InputCallback):
     def before_fit(self):
         super().before_fit()
         self.carried.delta = self._u = None
+    def after_fit(self): self.carried.delta = self._u = None
     def before_train(self):
         super().before_train()
         self.learn.dl = Replayed(self.learn.dl, self.replays)
