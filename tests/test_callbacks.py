@@ -12,7 +12,7 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Recorder
 from fastai.losses import BCEWithLogitsLossFlat, LabelSmoothingCrossEntropyFlat
 from advinterp.adversary import Adversary, OneStep, PGD
-from advinterp.callbacks import (AdversarialTraining, FreeAdversarialTraining, GradientPenalty, InputCallback, RawBatch, RawUnits, RobustMetrics, example_loss,
+from advinterp.callbacks import (AdversarialTraining, FreeAdversarialTraining, GradientPenalty, InputCallback, RawBatch, RawUnits, Replayed, RobustMetrics, example_loss,
     hits, plain, which_input)
 from advinterp.core import set_seed, task_loss
 from advinterp.data import tensor_dls
@@ -266,6 +266,11 @@ def test_free_training_carries_rows_over_uneven_batches(m, n):
     assert sizes[0] == [0.]*4 and max(sizes[-1]) > 0
     again = fit(cb, dls=images(n=n, bs=4), n=2)                     # nothing is carried from fit to fit
     assert equal(params(learn), params(again))
+
+def test_replays_are_fresh_copies():
+    seen = []
+    for x, in Replayed([(torch.zeros(2),)], 3): seen.append(x.clone()); x.add_(1)      # as CutMix does, in place
+    assert len(seen) == 3 and not torch.stack(seen).any()
 
 def test_robust_metrics_leave_natural_columns_alone_and_work_everywhere():
     cb = RobustMetrics(PGD(LInfBall(.1), 3, early_stop=True))
