@@ -152,26 +152,6 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     def fit(self, X, y, sample_weight=None):
         "Solve (1). Sets `coef_`, `intercept_`, `classes_`, `objective_`, `gap_`, `n_iter_` (sums over the classes where there are more than two)."
         return self._fit(*self._data(X, y, sample_weight))
-    def _data(self, X, y, sample_weight):
-        "Checked rows, class indices, weights, and the columns' moments."
-        self._check()
-        if self.multi_class != 'ovr': raise ValueError(f"multi_class={self.multi_class!r}: expected 'ovr'")
-        X,y = validate_data(self, X, y, accept_sparse='csr', dtype=np.float64)
-        check_classification_targets(y)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        seen = y[weight > 0]
-        self.classes_,k = np.unique(y, return_inverse=True)
-        if len(np.unique(seen)) < 2: raise ValueError(f"y has one class, {seen[0] if len(seen) else None!r}, in the rows of positive weight: expected at least two classes")
-        X = _by_columns(X)
-        return X, k, weight*compute_sample_weight(self.class_weight, y), _moments(X, weight/weight.sum())
-    def _fit(self, X, k, weight, moments):
-        prepared,q = self._prepare(X, moments), weight/weight.sum()
-        targets = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-        old = getattr(self, 'coef_', None) if self.warm_start else None
-        warm = old is not None and old.shape == (len(targets), X.shape[1])
-        out = [self._solve(X, np.where(k == c, 1., -1.), q, prepared, (old[i], self.intercept_[i]) if warm else None) for i,c in enumerate(targets)]
-        _store(self, out, prepared[0])
-        return self
     @available_if(_is_logistic)
     def predict_proba(self, X):
         "Probabilities `(n, n_classes)`; normalised over the classes where there are more than two."
@@ -179,6 +159,31 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         return np.c_[1-p, p] if p.ndim == 1 else p/np.maximum(p.sum(1, keepdims=True), 1e-300)
     @available_if(_is_logistic)
     def predict_log_proba(self, X): return np.log(self.predict_proba(X))
+
+# %% ../nbs/25_estimator.ipynb #0667eab3
+@patch
+def _data(self:AdversarialClassifier, X, y, sample_weight):
+    "Checked rows, class indices, weights, and the columns' moments."
+    self._check()
+    if self.multi_class != 'ovr': raise ValueError(f"multi_class={self.multi_class!r}: expected 'ovr'")
+    X,y = validate_data(self, X, y, accept_sparse='csr', dtype=np.float64)
+    check_classification_targets(y)
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    seen = y[weight > 0]
+    self.classes_,k = np.unique(y, return_inverse=True)
+    if len(np.unique(seen)) < 2: raise ValueError(f"y has one class, {seen[0] if len(seen) else None!r}, in the rows of positive weight: expected at least two classes")
+    X = _by_columns(X)
+    return X, k, weight*compute_sample_weight(self.class_weight, y), _moments(X, weight/weight.sum())
+
+@patch
+def _fit(self:AdversarialClassifier, X, k, weight, moments):
+    prepared,q = self._prepare(X, moments), weight/weight.sum()
+    targets = [1] if len(self.classes_) == 2 else range(len(self.classes_))
+    old = getattr(self, 'coef_', None) if self.warm_start else None
+    warm = old is not None and old.shape == (len(targets), X.shape[1])
+    out = [self._solve(X, np.where(k == c, 1., -1.), q, prepared, (old[i], self.intercept_[i]) if warm else None) for i,c in enumerate(targets)]
+    _store(self, out, prepared[0])
+    return self
 
 # %% ../nbs/25_estimator.ipynb #faae7c30
 @patch
@@ -372,6 +377,7 @@ def _measure(est, X, y, w, baseline):
                 gini=_mean_gini(est.coef_, hat if f.ndim > 1 else 0*hat, X, baseline),
                 n_active=int(est.coef_.any(0).sum()), objective=est.objective_, gap=est.gap_)
 
+# %% ../nbs/25_estimator.ipynb #f291704d
 def adversarial_path(
     X, y,                # training rows, as for `AdversarialClassifier`
     eps_grid,            # `(m,)` strengths
@@ -426,6 +432,15 @@ def _fold(params, grid, X, y, weight, train, test):
     "The path on one training fold, measured on the other rows, by rising eps."
     return adversarial_path(X[train], y[train], grid, X_test=X[test], y_test=y[test], sample_weight=weight[train], test_weight=weight[test], **params).frame[::-1]
 
+_measured = ('accuracy', 'robust_accuracy', 'gini', 'n_active')
+
+def _largest_eps(est, data, weight):
+    "The strength from which on the model is constant, the largest over the one-against-the-rest problems, by (5)."
+    X,k,_,moments = data
+    ball = est._prepare(X, moments)[0]
+    return max(ball.gauge(class_strengths(X, k == c, weight)) for c in range(len(est.classes_)))
+
+# %% ../nbs/25_estimator.ipynb #69a82d18
 class AdversarialClassifierCV(AdversarialClassifier):
     "`AdversarialClassifier` with the largest `eps` whose cross-validated accuracy is within `tolerance` of the best."
     def __init__(self,
@@ -448,8 +463,7 @@ class AdversarialClassifierCV(AdversarialClassifier):
         if isinstance(self.norm, Dual): raise ValueError(f"norm={self.norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own")
         data = est._data(X, y, sample_weight)
         validate_data(self, X, y, accept_sparse='csr', dtype=np.float64)               # feature names and their number
-        X,self.classes_,y = data[0], est.classes_, est.classes_[data[1]]
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        X,y,weight,self.classes_ = data[0], est.classes_[data[1]], _check_sample_weight(sample_weight, data[0], dtype=np.float64), est.classes_
         grid = self.eps_grid
         if np.ndim(grid) == 0: grid = np.linspace(0, _largest_eps(est, data, weight), grid + 1)[:-1]
         folds = list(check_cv(self.cv, y, classifier=True).split(X, y))
@@ -461,11 +475,3 @@ class AdversarialClassifierCV(AdversarialClassifier):
         est.set_params(eps=self.eps_)._fit(*data)
         for k in ('coef_', 'intercept_', 'n_iter_', 'gap_', 'objective_', '_ball'): setattr(self, k, getattr(est, k))
         return self
-
-_measured = ('accuracy', 'robust_accuracy', 'gini', 'n_active')
-
-def _largest_eps(est, data, weight):
-    "The strength from which on the model is constant, the largest over the one-against-the-rest problems, by (5)."
-    X,k,_,moments = data
-    ball = est._prepare(X, moments)[0]
-    return max(ball.gauge(class_strengths(X, k == c, weight)) for c in range(len(est.classes_)))
