@@ -69,6 +69,8 @@ def test_stale_and_orphan_files_are_found(tmp_path):
     assert [s.split()[0] for s in stale()] == ['nbs/00_core.ipynb', 'advinterp/core.py', 'advinterp/old.py']
     assert (tmp_path/'advinterp/old.py').exists() and core.read_text().endswith('\n\n')   # nothing is touched
 
+def test_everything_needed_is_pinned(): assert not pins.needed().items() - pins.pins().items(), 'run python tools/pins.py --write'
+
 def test_pins_differ(monkeypatch):
     assert pins.differing() == []
     monkeypatch.setattr(pins, 'pins', lambda: {'pytest': '0.1', 'not-installed-anywhere': '1.0'})
