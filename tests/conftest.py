@@ -1,5 +1,5 @@
 "What every test runs under: one thread, no window, the same examples each time; slow, GPU and network tests when asked for."
-import os
+import os, sys
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import pytest, torch
@@ -8,6 +8,12 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile('repeatable', deadline=None, derandomize=True)
 settings.load_profile('repeatable')
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    "No test sees the figures of another one."
+    yield
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
