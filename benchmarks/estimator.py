@@ -7,7 +7,7 @@
 import sys, time, warnings
 import numpy as np, pandas as pd
 from joblib import Parallel, delayed
-from scipy.special import expit
+from scipy import special
 from scipy.stats import t as student
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
@@ -29,7 +29,7 @@ def sgd(X, y, eps=0., lam=0., epochs=30, batch=32, lr=.01, seed=0):
         order = rng.permutation(n)
         for i in range(0, n, batch):
             B = Z[order[i:i+batch]]; w = np.append(v[:-1], 0); k += 1
-            a = expit(eps*np.abs(w).sum() - B@v)/len(B)
+            a = special.expit(eps*np.abs(w).sum() - B@v)/len(B)
             g = (eps*a.sum() + lam)*np.sign(w) - a@B
             m = .9*m + .1*g; s = .999*s + .001*g*g
             v = v - lr*(m/(1 - .9**k))/(np.sqrt(s/(1 - .999**k)) + 1e-8)
@@ -105,9 +105,9 @@ def _split(X, y, seed, eps, eps_grid, lam):
         m = AdversarialClassifier(**kw).fit(a, ya); at[f'exact {name}'] = row(m.coef_[0], m.intercept_[0])
     return path, at, t
 
-def tables(splits=20):
+def tables(splits=20, names=('mushroom', 'spambase')):
     from advinterp.data import load
-    for name,eps,lam in (('mushroom', .1, .02), ('spambase', .1, .02)):
+    for name,eps,lam in [(n, .1, .02) for n in names]:
         d = load(name); X,y = d.x.astype(float), d.y
         if name == 'spambase': X = (X - X.mean(0))/X.std(0)                           # as the authors' files are
         grid = np.linspace(.01, .3, 30)
