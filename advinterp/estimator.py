@@ -115,6 +115,7 @@ class _AdversarialLinear(BaseEstimator):
             warnings.warn(f"gap_={sol.gap:.2g} exceeds tol={self.tol:.2g} after {sol.n_iter} iterations (max_iter={self.max_iter}): raise max_iter or tol", ConvergenceWarning, stacklevel=4)
         return sol.w/scale, sol.b - m@(sol.w/scale), sol.gap, max(sol.n_iter, 1), P
 
+# %% ../nbs/25_estimator.ipynb #ffa8bee3
 def _store(est, out, ball):
     "Set the fitted attributes from the solutions of the problems."
     w,b,gap,it,P = zip(*out)
