@@ -63,8 +63,8 @@ _recipes = [
     Recipe('breast_cancer', **_table, split='paper'),
     Recipe('mushroom', **_table, split='code'),
     Recipe('spambase', **_table, split='code'),
-    Recipe('mnist', 'madry_cnn', eps=.3, lam=.01, epochs=4, adv_epochs=16, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
-    Recipe('fashion_mnist', 'madry_cnn', eps=.1, lam=.01, epochs=4, adv_epochs=16, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
+    Recipe('mnist', 'madry_cnn', eps=.3, lam=.01, epochs=4, adv_epochs=12, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
+    Recipe('fashion_mnist', 'madry_cnn', eps=.1, lam=.01, epochs=4, adv_epochs=12, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
 ]
 _methods = ('natural', 'l1', 'adversarial')
 
