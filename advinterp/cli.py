@@ -38,7 +38,10 @@ def _data(args):
         return
     names = args.names or [r['name'] for r in data_table() if args.action == 'verify' and r['where']]
     if not names: raise ValueError(f"data {args.action}: name at least one data set; `advinterp data list` shows them")
-    for n in names: print(f'{n}: {fetch(n) if args.action == "fetch" else verify(n)}')
+    for n in names:
+        if args.action == 'fetch': fetch(n)
+        r = verify(n)
+        print(f"{n}: sound, {r['rows']} + {r['test_rows']} rows, {r['folder'] or r['where']}")
 
 def _add_data(commands):
     p = commands.add_parser('data', help='list, fetch or verify data sets')
