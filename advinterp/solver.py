@@ -11,7 +11,7 @@ from copy import copy
 from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
-from scipy.optimize import Bounds, brentq, minimize
+from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 # %% ../nbs/24_solver.ipynb #52c3eee1
@@ -150,11 +150,12 @@ def _correct(prob, w, A, margin=1e-12):
     J,s,v = np.flatnonzero(w), np.sign(w), prob.pull(prob.y*A)
     u = prob.ball.subgrad(w, _soft(v, prob.l1), A.sum())
     if len(J) + prob.fit_intercept == 0 or len(J) > _max_active or A.sum() < 1e-300: return A
-    for _ in range(3):
+    W = A*(1 - A/np.where(prob.q > 0, prob.q, 1))
+    H = _gram(prob, J, u, W)
+    for _ in range(3):                                              # the first is exact but for the clipping and rounding
         r = ((1 - margin)*(A.sum()*u + prob.l1*s) - prob.pull(prob.y*A))[J]
         if prob.fit_intercept: r = np.append(r, -prob.y@A)
-        W = A*(1 - A/np.where(prob.q > 0, prob.q, 1))
-        lam = _solve(_gram(prob, J, u, W), r)
+        lam = _solve(H, r)
         dw = np.zeros_like(w); dw[J] = lam[:len(J)]; db = lam[-1] if prob.fit_intercept else 0.
         A = np.clip(A - W*(u@dw - prob.y*prob.scores(dw, db)), 0, prob.q)
     return A
@@ -279,22 +280,41 @@ def _newton_system(prob, w, b):
     return s, J, grad, H
 
 # %% ../nbs/24_solver.ipynb #b8927aa8
+def _orthant_step(H, grad, m, free):
+    "The step to the minimiser of the quadratic model among magnitudes >= 0; `m` the magnitudes now, `free` those without a bound."
+    p = _solve(H, -grad)
+    if (free | (m + p > 0)).all() or len(m) > _max_nnls: return p
+    order = np.argsort(~free, kind='stable'); k = free.sum()               # the free ones first: elimination solves for them
+    R = linalg.cholesky((H + 1e-12*np.diag(H).max()*np.eye(len(H)))[np.ix_(order, order)])
+    target = R@m[order] - linalg.solve_triangular(R, grad[order], trans=1)  # |R t - target|^2 / 2 is the model at t = m + p
+    keep = np.ones(len(m), bool)
+    try: keep[order[k:]] = nnls(R[k:,k:], target[k:])[0] > 0
+    except RuntimeError: return p                                          # SciPy gave up on a degenerate set
+    p = -m
+    p[keep] = _solve(H[np.ix_(keep, keep)], -(grad - H[:,~keep]@m[~keep])[keep])
+    return p
+
+_max_nnls = 300   # magnitudes up to which NNLS, which adds them one by one, costs less than the Gram matrix
+
+# %% ../nbs/24_solver.ipynb #369c80f0
 def _newton(prob, w, b, max_iter):
-    "Newton steps on the active weights, projected on their orthant, while they lower (2)."
+    "Newton steps on the active weights, in their orthant, while they lower (2)."
     P,it,kinked = prob.value(w, b), 0, _kinked(prob)
     for it in range(1, max_iter + 1):
         s,J,grad,H = _newton_system(prob, w, b)
         if H is None or not len(grad) or np.abs(grad).max() < 1e-15: break
-        step = _solve(H, -grad)
+        side = np.append(s[J], np.ones(len(grad) - len(J)))
+        step = side*_orthant_step(side[:,None]*H*side, side*grad, side*np.append(w[J], b)[:len(grad)], ~np.append(kinked[J], False)[:len(grad)])
         dw = np.zeros_like(w); dw[J] = step[:len(J)]; db = step[-1] if prob.fit_intercept else 0.
+        last = -grad@step < 1e-10*abs(P)                       # convergence is quadratic: the next step would be lost in rounding
         for t in .5**np.arange(30):
             wt,bt = w + t*dw, b + t*db
             wt = np.where(kinked & (wt*s <= 0), 0, wt)
             Pt = prob.value(wt, bt)
-            if Pt < P: break
+            if Pt < P or last: break
         else: break
-        gain,w,b,P = P - Pt, wt, bt, Pt
-        if gain < 1e-15*abs(P) or _runaway(prob, P): break
+        if Pt < P*(1 + 1e-14): w,b,P = wt,bt,Pt
+        if last or _is_separated(prob, w, b): break
     return w, b, it
 
 # %% ../nbs/24_solver.ipynb #e4e653d3
@@ -336,9 +356,9 @@ def _solve_smooth(prob, w, b, tol, max_iter):
     A,v = _masses(prob, zero, b0)
     if prob.ball.gauge(_soft(v, prob.l1)) <= A.sum(): return zero, b0, A, 0          # (3): no model beats the constant
     n,warm = 0, w.any() and prob.value(w, b) < prob.value(zero, b0)
-    if not warm:
-        if prob.ball.singles: w,b,n = _lbfgs(prob, zero, b0, tol/10, max_iter)
-        else: w,b,n = _continuation(prob, zero, b0, tol/10, max_iter)
+    if not warm: w,b = zero,b0
+    if not warm or np.count_nonzero(w) > _max_active:
+        w,b,n = (_lbfgs if prob.ball.singles else _continuation)(prob, w, b, tol/10, max_iter)
     for _ in range(20):
         w,b,m = _newton(prob, w, b, min(100, max_iter - n)); n += m
         if prob.ball.singles or n >= max_iter: break
@@ -455,11 +475,13 @@ def solve(
     smooth = prob.loss.smooth and not isinstance(prob.ball, EpsBall1)
     if solver not in ('auto', 'lbfgs', 'conic'): raise ValueError(f"solver={solver!r}: expected 'auto', 'lbfgs' or 'conic'")
     if solver == 'lbfgs' and not smooth: raise ValueError("solver='lbfgs': needs a logistic loss and a ball other than 1, use 'auto' or 'conic'")
-    w = np.zeros(prob.X.shape[1]) if w is None else w
+    w,it = np.zeros(prob.X.shape[1]) if w is None else w, 0
     run = _solve_smooth if smooth and solver != 'conic' else _solve_conic
-    w,b,A,it = run(prob, w, b, tol, max_iter)
-    separated = _is_separated(prob, w, b)
+    separated = _is_separated(prob, w, b)                  # a start that separates the rows is proof enough
+    if not separated:
+        w,b,A,it = run(prob, w, b, tol, max_iter)
+        separated = _is_separated(prob, w, b)
     if separated:
         bounded = copy(prob); bounded.l2 = np.full_like(w, tol/100)
-        w,b,A,it = run(bounded, w, b, tol, max_iter)
+        w,b,A,n = run(bounded, w, b, tol, max_iter); it += n
     return Solution(w, b, duality_gap(prob, w, b, A), it, separated)

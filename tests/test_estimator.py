@@ -167,6 +167,17 @@ def test_separable_rows(cancer):
         warnings.simplefilter('error')
         AdversarialClassifier(eps=0, loss='hinge').fit(X, y); AdversarialClassifier(eps=.1).fit(X, y)
 
+@pytest.mark.parametrize('limit', ['_max_active', '_max_nnls'])
+def test_beyond_the_dense_limits(cancer, noisy, monkeypatch, limit):
+    from advinterp import solver
+    def fits():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return [AdversarialClassifier(eps=eps).fit(*data) for eps,data in ((.02, noisy), (.01, noisy), (0, cancer))]
+    full = fits()
+    monkeypatch.setattr(solver, limit, 3)
+    for a,b in zip(full, fits()): assert b.gap_ >= b.objective_ - a.objective_ and abs(a.objective_ - b.objective_) < 2e-6
+
 def test_early_stop_warns(noisy):
     with pytest.warns(ConvergenceWarning, match='max_iter=2'): AdversarialClassifier(max_iter=2).fit(*noisy)
 
