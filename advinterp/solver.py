@@ -150,12 +150,13 @@ def _correct(prob, w, A, margin=1e-12):
     J,s,v = np.flatnonzero(w), np.sign(w), prob.pull(prob.y*A)
     u = prob.ball.subgrad(w, _soft(v, prob.l1), A.sum())
     if len(J) + prob.fit_intercept == 0 or len(J) > _max_active or A.sum() < 1e-300: return A
-    W = A*(1 - A/np.where(prob.q > 0, prob.q, 1))
-    H = _gram(prob, J, u, W)
-    for _ in range(3):                                              # the first is exact but for the clipping and rounding
+    for _ in range(3):                                              # the first is exact but for clipping and rounding
         r = ((1 - margin)*(A.sum()*u + prob.l1*s) - prob.pull(prob.y*A))[J]
         if prob.fit_intercept: r = np.append(r, -prob.y@A)
-        lam = _solve(H, r)
+        enough = .1*margin*np.abs(A.sum()*u + prob.l1*s)[J]
+        if (np.abs(r) <= (np.append(enough, 1e-15*A.sum()) if prob.fit_intercept else enough)).all(): break
+        W = A*(1 - A/np.where(prob.q > 0, prob.q, 1))
+        lam = _solve(_gram(prob, J, u, W), r)
         dw = np.zeros_like(w); dw[J] = lam[:len(J)]; db = lam[-1] if prob.fit_intercept else 0.
         A = np.clip(A - W*(u@dw - prob.y*prob.scores(dw, db)), 0, prob.q)
     return A
