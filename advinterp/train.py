@@ -16,10 +16,11 @@ from .core import check_strength, is_binary, task_loss
 from .duals import Dual
 from .callbacks import AdversarialTraining, FreeAdversarialTraining, GradientPenalty, hits, plain
 
-# %% ../nbs/21_train.ipynb #3bf32a97
+# %% ../nbs/21_train.ipynb #53545a8a
 class TaskLoss(nn.Module):
     "Cross-entropy of the class indices, binary where the model has one logit."
     y_int = True   # MixUp mixes the losses of two class indices, not the indices
+    per_example = staticmethod(task_loss)
     def __init__(self, reduction='mean'):
         super().__init__()
         self.reduction = reduction

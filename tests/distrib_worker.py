@@ -1,4 +1,4 @@
-"""One training run per protocol, for test_train.py: alone, or as one of two processes (`python -m torch.distributed.run --nproc_per_node 2`).
+"""One training run per protocol, for test_train.py: alone, or as one of two processes (`accelerate launch --multi_gpu --num_processes 2`; ACCELERATE_USE_CPU=true keeps it off the GPU).
 
     python distrib_worker.py FOLDER   writes FOLDER/<number of processes>.pt: parameters and validation columns of each protocol
 """
