@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BandScore', 'metric', 'gini', 'lorenz', 'gini_area', 'normalized_entropy', 'share_above', 'topk_overlap', 'topk_dice',
-           'gray', 'normalize_map', 'ssim', 'five_band_score', 'binary_score', 'total_variation', 'connectedness']
+           'gray', 'normalize_map', 'ssim', 'five_band_score', 'binary_score', 'total_variation', 'connectedness',
+           'pointing_game', 'leakage']
 
 # %% ../nbs/30_metrics.ipynb #42b66071
 import math
@@ -262,3 +263,34 @@ def connectedness(
     masks = _topk_mask(v, _counts(v, _check_fraction('k', k), False)).view(g.shape).cpu().numpy()
     sizes = [np.bincount(label(m, np.ones((3, 3)))[0].ravel(), minlength=2)[1:] for m in masks]
     return torch.tensor([s.max()/max(s.sum(), 1) for s in sizes], dtype=g.dtype, device=g.device)
+
+# %% ../nbs/30_metrics.ipynb #2340df01
+def _with_mask(map, mask):
+    "Magnitudes and a mask, one row per example."
+    g = gray(map); m = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
+    if not isinstance(m, Tensor): raise TypeError(f"mask: expected a torch.Tensor or a NumPy array, got {type(mask).__name__}")
+    if m.ndim == 4: m = m.squeeze(1)
+    check_same_shape(map=g, mask=m)
+    if not ((m == 0) | (m == 1)).all(): raise ValueError("mask: expected True and False, or 1 and 0; a gaze map needs a threshold")
+    return flat(g), flat(m).to(g)
+
+# %% ../nbs/30_metrics.ipynb #9ac2a5c8
+@metric('higher', 'Zhang, Bargal, Lin, Brandt, Shen and Sclaroff 2018, without tolerance')
+def pointing_game(
+    map,      # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    mask,     # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)` of True and False, or 1 and 0
+)->Tensor:    # `(B,)` in [0, 1]; 0 for a zero map
+    "Is the largest entry of the map inside the mask (8)?"
+    g,m = _with_mask(map, mask); top = g.amax(1, keepdim=True)
+    best = ((g == top) & (top > 0)).to(g.dtype)
+    return (best*m).sum(1)/best.sum(1).clamp(min=1)   # (8)
+
+@metric('lower', 'Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); Boette and Pfeiffer: the effect, seen in figures')
+def leakage(
+    map,      # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    null,     # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)` of True and False, or 1 and 0: where nothing tells the class
+)->Tensor:    # `(B,)` in [0, 1]; 1 for a zero map
+    "Share of the map's mass on the null block (8)."
+    g,m = _with_mask(map, null)
+    g = g/_nonzero(g.detach().amax(1, keepdim=True)); total = g.sum(1)
+    return torch.where(total > 0, (g*m).sum(1)/_nonzero(total), 1.)   # (8)

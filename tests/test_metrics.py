@@ -118,7 +118,7 @@ def test_zero_maps_get_the_worst_value():
     assert (M.five_band_score(z, np.full((2, 16, 16), .9)).recall == 0).all()
 
 def test_direction_and_citation_are_data():
-    names = 'gini normalized_entropy share_above topk_overlap topk_dice ssim five_band_score binary_score total_variation connectedness'.split()
+    names = 'gini normalized_entropy share_above topk_overlap topk_dice ssim five_band_score binary_score total_variation connectedness pointing_game leakage'.split()
     for n in names:
         f = getattr(M, n)
         assert f.citation and set(f.direction.values() if isinstance(f.direction, dict) else [f.direction]) <= {'higher', 'lower'} and inspect.isfunction(f)
@@ -139,4 +139,39 @@ def test_on_a_gpu():
     a, b = torch.rand(2, 4, 1, 24, 24)
     for f in (M.gini, M.normalized_entropy, M.share_above, M.total_variation, M.connectedness):
         assert f(a.cuda()).is_cuda; np.testing.assert_allclose(f(a.cuda()).cpu(), f(a), atol=1e-5)
-    for f in (lambda a, b: M.topk_overlap(a, b, .1), lambda a, b: M.topk_dice(a, b, .1), M.ssim): np.testing.assert_allclose(f(a.cuda(), b.cuda()).cpu(), f(a, b), atol=1e-5)
+    for f in (lambda a, b: M.topk_overlap(a, b, .1), lambda a, b: M.topk_dice(a, b, .1), M.ssim, lambda a, b: M.pointing_game(a, b > .5), lambda a, b: M.leakage(a, b > .5)): np.testing.assert_allclose(f(a.cuda(), b.cuda()).cpu(), f(a, b), atol=1e-5)
+
+# ---------------------------------------------------------------- masks and gaze
+
+masks = st.integers(1, 5).flatmap(lambda b: st.tuples(arrays(np.float64, (b, 2, 3, 4), elements=finite), arrays(bool, (b, 3, 4))))
+
+@quick
+@given(masks)
+def test_mask_metrics_against_a_loop(case):
+    m, mask = case
+    hit, leak = M.pointing_game(m, mask), M.leakage(m, mask)
+    for i, (g, k) in enumerate(zip(np.abs(m).sum(1), mask)):
+        top = g == g.max()
+        assert hit[i].item() == pytest.approx((top & k).sum()/top.sum() if g.any() else 0)
+        assert leak[i].item() == pytest.approx(g[k].sum()/g.sum() if g.any() else 1)
+    np.testing.assert_array_equal(M.leakage(torch.from_numpy(m), torch.from_numpy(mask)[:,None].float()), leak)      # masks as the loaders serve them
+
+def test_leakage_has_a_gradient_and_leaves_inputs_alone():
+    m, mask = torch.rand(3, 5, dtype=torch.double, requires_grad=True), torch.tensor([[1, 0, 0, 1, 0]]*3)
+    before = m.detach().clone()
+    assert torch.autograd.gradcheck(lambda m: M.leakage(m, mask), m) and torch.equal(m.detach(), before)
+    z = torch.zeros(1, 5, requires_grad=True)
+    assert torch.autograd.grad(M.leakage(z, mask[:1]).sum(), z)[0].isfinite().all()
+
+def test_masks_on_the_generators():
+    "The signal itself never leaks and always hits; the other block always leaks and never hits."
+    from advinterp.generators import stack_blocks
+    s = stack_blocks(np.random.default_rng(0).uniform(.1, 1, size=(20, 1, 6, 6)).astype(np.float32), np.arange(20) % 2)
+    signal, other = s.x*s.truth[:,None], s.x*~s.truth[:,None]
+    assert (M.leakage(signal, ~s.truth) == 0).all() and (M.pointing_game(signal, s.truth) == 1).all()
+    assert (M.leakage(other, ~s.truth) == 1).all() and (M.pointing_game(other, s.truth) == 0).all()
+
+@pytest.mark.parametrize('mask', [np.full((2, 16, 16), .5), np.full((2, 16, 16), np.nan), np.full((2, 16, 16), 2), np.ones((2, 16, 15)), np.ones((2, 3, 16, 16)), np.ones((1, 16, 16))])
+@pytest.mark.parametrize('f', [M.pointing_game, M.leakage])
+def test_bad_masks_are_refused(f, mask):
+    with pytest.raises(ValueError, match='expected'): f(np.ones((2, 3, 16, 16)), mask)
