@@ -17,6 +17,7 @@ NAMES = dict(
     estimator='AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path',
     metrics='gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy',
     evaluate='accuracy robust_accuracy feature_impact',
+    roar='diff_roar roar kar',
     study='compare Results')
 
 ARGUMENTS = {
