@@ -4,11 +4,14 @@
 """
 import argparse, os, time
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import TensorDataset
 from fastai.data.core import TfmdDL
 from advinterp.data import tensor_dls
-from advinterp.generators import block_toy, cells
+from advinterp.gaze import gaze_maps
+from advinterp.generators import block_toy, cells, stack_blocks
 
 def bare(x, y, bs):
     for i in torch.randperm(len(x)).to(x.device).split(bs): yield x[i], y[i]
@@ -38,10 +41,15 @@ def main():
         t2 = ms_per_batch(lambda: old, 200, 2, sync)
         print(f'{str(shape):>14} {t0:11.4f} {t1:9.4f} {t1-t0:9.4f} {t2:8.3f} {t2/t1:18.1f}')
 
-    print(f"\n{'generator':>14} {'size':>6} {'images or rows a second of CPU time':>36}")
-    for name,size,f,n in [('cells', 64, lambda: cells(2000, 64), 2000), ('cells', 256, lambda: cells(200, 256), 200), ('block_toy', 10, lambda: block_toy(100_000), 100_000)]:
-        rates = []
-        for _ in range(3): t = time.process_time(); f(); rates.append(n/(time.process_time() - t))
-        print(f'{name:>14} {size:6} {max(rates):36,.0f}')
+    print(f"\n{'images or rows a second':>23} {'size':>6} {'of CPU time':>12} {'of wall time, one core':>23}")
+    rng = np.random.default_rng(0); digits = rng.random((2000,1,28,28), dtype=np.float32)
+    gaze = pd.DataFrame(dict(img_id=np.arange(500*38) % 500, img_w=500, img_h=333, x=rng.integers(0, 500, 500*38), y=rng.integers(0, 333, 500*38), duration_ms=rng.exponential(400, 500*38)))
+    jobs = [('cells', 64, lambda: cells(2000, 64), 2000), ('cells', 256, lambda: cells(200, 256), 200), ('cells', 512, lambda: cells(50, 512), 50),
+            ('block_toy', 10, lambda: block_toy(100_000), 100_000), ('stack_blocks', 28, lambda: stack_blocks(digits, np.zeros(2000, int)), 2000),
+            ('gaze_maps', 64, lambda: gaze_maps(gaze, 64), 500)]
+    for name,size,f,n in jobs:
+        cpu, wall = [], []
+        for _ in range(a.repeats): c,w = time.process_time(), time.perf_counter(); f(); cpu.append(n/(time.process_time() - c)); wall.append(n/(time.perf_counter() - w))
+        print(f'{name:>23} {size:6} {max(cpu):12,.0f} {max(wall):23,.0f}')
 
 if __name__ == '__main__': main()

@@ -1,5 +1,5 @@
 "Data: real sets against their published figures, damage, downloads by several processes, loaders against a bare index."
-import functools, hashlib, multiprocessing as mp, os, struct, time, urllib.error, urllib.request
+import functools, hashlib, multiprocessing as mp, os, pickle, struct, time, urllib.error, urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +83,16 @@ def test_package_sets():
     assert np.array_equal(a.x, ref.data.astype(np.float32)) and np.array_equal(a.y, ref.target)
     assert verify('digits')['rows'] == 1797 and fetch('digits') == 'package'
 
+@pytest.mark.parametrize('name,file', [(e.name, f) for e in D._REGISTRY.values() if not e.generate and e.kind != 'folder' for l in e.layouts for f in l.files])
+def test_a_corrupted_real_file_is_refused(name, file, tmp_path, monkeypatch):
+    real(name); _,folder,lay = D._find(D._entry(name))
+    if file not in lay.files: pytest.skip('the packed set has another layout')
+    (tmp_path/name).mkdir(); whole = bytearray((folder/file).read_bytes()); whole[len(whole)//2:len(whole)//2 + 4] = b'oops'
+    for f in lay.files: (tmp_path/name/f).write_bytes(whole) if f == file else (tmp_path/name/f).symlink_to(folder/f)
+    monkeypatch.setenv('ADVINTERP_DATA', str(tmp_path))
+    with pytest.raises(DataError, match='damaged') as e: load(name)
+    assert str(tmp_path/name/file) in str(e.value) and '\n' not in str(e.value) and not isinstance(e.value, DataNotFound)
+
 @pytest.mark.parametrize('name', ['mushroom', 'spambase', 'mnist', 'fashion_mnist', 'cifar10'])
 def test_one_step_lowers_the_loss(name):
     real(name); set_seed(0)
@@ -92,6 +102,23 @@ def test_one_step_lowers_the_loss(name):
     for _ in range(5):
         losses.append(nn.functional.cross_entropy(m(x), y)); opt.zero_grad(); losses[-1].backward(); opt.step()
     assert losses[-1] < losses[0]
+
+def test_cub_gha():
+    if not D._find(D._entry('cub_gha')): pytest.skip('cub_gha is not on this machine')
+    f = D.fixations()
+    assert len(f) == 442_629 and sorted(f.img_id.unique()) == list(range(1, 11_789)) and set(f.run) == {1, 2, 3, 4, 5} and f.duration_ms.min() >= 60
+    assert ((0 <= f.x) & (f.x < f.img_w) & (0 <= f.y) & (f.y < f.img_h)).all() and (f.groupby('img_id')[['img_w', 'img_h']].nunique() == 1).all(None)
+    assert verify('cub_gha')['rows'] == 11_788
+    def comb(s, x): return abs(np.exp(2j*np.pi*s*x.to_numpy()).mean())*len(x)**.5   # about 1 where nothing was enlarged s times
+    for (w,h),g in f.groupby(['img_w', 'img_h']):
+        if len(g) > 10_000: assert min(comb(1080/h, g.x), comb(1080/h, g.y)) > 6 > 2*max(comb(1080/h + d, g[c]) for d in (.05, -.05) for c in 'xy'), (w, h)
+
+def test_cub_gha_gives_a_map_for_each_photo():
+    real('cub_gha'); a = load('cub_gha', size=16); f = D.fixations(); kept = f[f.duration_ms >= 350]
+    assert a.x is None and a.y is None and a.maps.shape == (11_788, 16, 16) and (a.maps.max((1, 2)) == 1).all() and (a.maps.min((1, 2)) == 0).all()
+    at = a.maps[kept.img_id - 1, (16*kept.y//kept.img_h).astype(int), (16*kept.x//kept.img_w).astype(int)]
+    assert at.mean() > 5*a.maps.mean()                           # high where people looked, photo by photo
+    assert a.maps[kept.img_id % 11_788, (16*kept.y//kept.img_h).astype(int), (16*kept.x//kept.img_w).astype(int)].mean() < .7*at.mean()   # and less so on the next photo's
 
 # ---------------------------------------------------------------- missing and damaged files
 
@@ -104,6 +131,14 @@ def test_no_file_and_no_network_is_one_sentence(empty):
         assert '\n' not in msg and e.value.__cause__ is None and e.value.__suppress_context__ | (e.value.__context__ is None)
     assert time.time() - t < 5 and isinstance(e.value, FileNotFoundError) and isinstance(e.value, DataError)
     assert not list((empty/'cache').rglob('.part-*'))
+
+@pytest.mark.parametrize('name', [e.name for e in D._REGISTRY.values() if e.download])
+def test_every_public_loader_says_what_would_be_fetched(empty, name):
+    for f in (fetch, verify, get_data):
+        with pytest.raises(DataNotFound) as e: f(name)
+        msg = str(e.value)
+        if name == 'cub_gha' and f is get_data: assert 'CUB_200_2011.tgz' in msg and 'photos=' in msg and str(empty/'cache'/'cub_gha'/'CUB_200_2011') in msg and '\n' not in msg; continue
+        assert all(o in msg for o in (*D._entry(name).layouts[0].files, str(empty/'cache'/name), f'advinterp data fetch {name}')) and '\n' not in msg
 
 def test_environment_comes_first(empty, monkeypatch):
     monkeypatch.setenv('ADVINTERP_DATA', str(empty/'mine'))
@@ -144,12 +179,34 @@ def test_openml_gives_the_same_tables(tmp_path):
         def fake(name, **kw):   # OpenML's conventions: ? is missing, letters are categories, numbers are numbers
             df = frames[name]; x,y = df.drop(columns='class'), df['class'].astype('category')
             x = x.mask(x == '?').astype('category') if name == 'mushroom' else x.astype(float)
-            return SimpleNamespace(data=x.rename(columns={'bruises': 'bruises%3F'}), target=y)
+            names = {'bruises': 'bruises%3F', **{f'char_freq_{c}': f'char_freq_%{ord(c):X}' for c in ';([!$#'}}
+            assert kw['version'] == 1 and kw['as_frame']
+            return SimpleNamespace(data=x.rename(columns=names), target=y)
         patch.setattr(skd, 'fetch_openml', fake)
         for n in frames:
             a = load(n)
             assert np.array_equal(a.x, ref[n].x) and np.array_equal(a.y, ref[n].y) and a.feature_names == ref[n].feature_names
             assert [p.name for p in (tmp_path/n).iterdir()] == [f'{n}.csv.gz']
+
+def test_the_public_loaders_are_the_ones_meant():
+    from fastai.data.external import URLs
+    import torchvision.datasets as tvd
+    urls = [D._entry(n).url for n in ('mnist', 'fashion_mnist', 'cifar10', 'imagenette')]
+    assert all(any(u.startswith(base) for u in full) for base,full in zip(urls, (tvd.MNIST.mirrors, tvd.FashionMNIST.mirrors, [tvd.CIFAR10.url], [URLs.IMAGENETTE_160])))
+    assert (tvd.MNIST.resources[0], tvd.CIFAR10.tgz_md5) == (('train-images-idx3-ubyte.gz', 'f68b3c2dcbeaaa9fbdd348bbdeb94873'), 'c58f30108f718f92721af3b95e74349a')
+    assert URLs.IMAGENETTE_160 == tvd.Imagenette._ARCHIVES['160px'][0] and set(tvd.Imagenette._WNID_TO_CLASS) == set(D._WNIDS)
+    if D._find(D._entry('fashion_mnist')): assert tvd.FashionMNIST.classes == real('fashion_mnist').class_names
+
+def test_the_authors_runs_give_the_same_fixations(tmp_path):
+    import io, urllib.request as ur
+    real('cub_gha'); ref = D.fixations()
+    def fake(url, timeout=None):   # a line: image, width, height, then x, y, ms of each fixation
+        run = int(url[-5]); part = ref[ref.run == run]
+        rows = [','.join(map(str, [*g[0,:3], *g[:,3:].ravel()])) for g in np.split(part[['img_id', 'img_w', 'img_h', 'x', 'y', 'duration_ms']].to_numpy(), np.flatnonzero(part.order == 0)[1:])]
+        return io.BytesIO('\n'.join(rows).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('ADVINTERP_DATA', raising=False); patch.setenv('ADVINTERP_CACHE', str(tmp_path)); patch.setattr(D, '_check_network', lambda e: None); patch.setattr(ur, 'urlopen', fake)
+        assert fetch('cub_gha') == str(tmp_path/'cub_gha') and D.fixations().equals(ref)
 
 def test_torchvision_gives_the_same_images(tmp_path):
     import torchvision.datasets as tvd
@@ -197,6 +254,27 @@ def test_two_processes_at_once_both_succeed_and_a_killed_one_leaves_nothing_brok
     wait_for(3); go.touch()                                      # both write, each in a folder of its own
     for p in ps: p.join(60)
     assert [p.exitcode for p in ps] == [78, 78] and np.array_equal(load('toy').x, toy.x)
+
+def test_a_set_of_folders_survives_several_processes_and_a_damaged_copy(online, monkeypatch):
+    "Imagenette's parts are folders, which a rename does not replace."
+    import dataclasses
+    from PIL import Image
+    def get(folder):
+        for part,n in (('train', 2), ('val', 1)):
+            for w in D._WNIDS:
+                (folder/part/w).mkdir(parents=True)
+                for i in range(n): Image.new('RGB', (8, 8), (i, 0, 0)).save(folder/part/w/f'{i}.JPEG', format='JPEG')
+        (go.parent/f'ready-{os.getpid()}').touch()
+        while len(list(go.parent.glob('ready-*'))) < 3: time.sleep(.005)
+    monkeypatch.setitem(D._REGISTRY, 'imagenette', dataclasses.replace(D._entry('imagenette'), n=20, n_test=10, download=get))
+    go = online/'go'; ctx = mp.get_context('fork'); cache = online/'cache'/'imagenette'
+    ps = [ctx.Process(target=lambda: os._exit(0 if fetch('imagenette') == str(cache) and verify('imagenette')['rows'] == 20 else 1)) for _ in range(3)]
+    for p in ps: p.start()
+    for p in ps: p.join(60)
+    assert [p.exitcode for p in ps] == [0, 0, 0] and sorted(o.name for o in cache.iterdir()) == ['train', 'val']
+    next((cache/'train').rglob('*.JPEG')).unlink()
+    with pytest.raises(DataError, match='holds 19 and 10 photos'): verify('imagenette')
+    assert fetch('imagenette') == str(cache) and verify('imagenette')['rows'] == 20 and sorted(o.name for o in cache.iterdir()) == ['train', 'val']
 
 def test_downloaded_once_verified_once(toy, monkeypatch):
     load('toy'); load('toy'); assert toy.downloads == 1
@@ -422,6 +500,57 @@ def test_imagenette_from_its_folder(empty, monkeypatch):
     dls = get_data('imagenette', bs=5, size=32, device='cpu'); x,y = dls.one_batch()
     assert x.shape == (5, 3, 32, 32) and 0 <= x.min() and x.max() <= 1 and (len(dls.train_ds), len(dls.valid_ds)) == (20, 10)
     assert sorted(dls.vocab) == sorted(D._WNIDS.values()) and verify('imagenette')['test_rows'] == 10
+
+@pytest.fixture
+def birds(tmp_path, monkeypatch):
+    "A small CUB-200-2011: gaze on six photos of different sizes, and photos that are their own gaze maps."
+    from PIL import Image
+    rng = np.random.default_rng(0); n = 6; folder = tmp_path/'CUB_200_2011'; sizes = rng.integers(40, 90, (n, 2))
+    f = pd.DataFrame(dict(img_id=np.arange(60) % n + 1, duration_ms=rng.integers(300, 900, 60)))
+    f['img_w'], f['img_h'] = sizes[f.img_id - 1].T; f['x'], f['y'] = (rng.random(60)*f.img_w).astype(int), (rng.random(60)*f.img_h).astype(int)
+    monkeypatch.setattr(D, 'fixations', lambda name='cub_gha': f)
+    maps = (D.gaze_maps(f, 128)*255).round().astype(np.uint8); kinds = [f'{k:03}.Bird_{k}' for k in (1, 2)]
+    names = [f'{kinds[i % 2]}/{i}.png' for i in range(n)]
+    for i,name in enumerate(names):
+        (folder/'images'/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(maps[i]).resize(tuple(map(int, sizes[i])), Image.Resampling.BILINEAR).convert('RGB').save(folder/'images'/name)
+    for file,words in (('images.txt', names), ('image_class_labels.txt', [i % 2 + 1 for i in range(n)]), ('train_test_split.txt', [1, 1, 1, 1, 0, 0]), ('classes.txt', kinds)):
+        (folder/file).write_text(''.join(f'{i+1} {w}\n' for i,w in enumerate(words)))
+    return folder
+
+def test_photos_are_paired_with_their_gaze_through_crops_and_flips(birds):
+    from fastai.vision.augment import Dihedral, FlipItem, RandomCrop, Resize, Rotate
+    dls = get_data('cub_gha', photos=birds, maps=True, bs=4, size=32, device='cpu'); x,y,m = dls.one_batch()
+    assert (len(dls.train_ds), len(dls.valid_ds), dls.vocab) == (4, 2, ['001.Bird_1', '002.Bird_2']) and x.shape == (4, 3, 32, 32) and m.shape == (4, 32, 32)
+    assert type(m) is torch.Tensor and m.dtype == torch.float32 and 0 <= m.min() and m.max() > .9
+    assert abs(x[:,0] - m).mean() < .03 < .1 < abs(x[:,0] - m.roll(1, 0)).mean()       # the photo by pixels' means, its map at the nearest pixel
+    set_seed(0); items = [Resize(40, method='squish'), RandomCrop(32), FlipItem(1.)]
+    x,y,m = get_data('cub_gha', photos=birds, maps=True, bs=4, item_tfms=items, after_batch=[Dihedral(p=1.)], device='cpu').one_batch()
+    assert abs(x[:,0] - m).mean() < .03 < .1 < abs(x[:,0] - m.flip(-1)).mean()
+    x,y,m = get_data('cub_gha', photos=birds, maps=True, bs=4, size=64, after_batch=[Rotate(30, p=1.)], device='cpu').one_batch()
+    assert abs(x[:,0] - m).mean() < .05
+    assert len(get_data('cub_gha', photos=birds, bs=2, size=32, device='cpu').one_batch()) == 2
+    dls.valid.one_batch(); dls.show_batch(max_n=2); pickle.dumps(dls.new_empty())
+
+def test_photos_that_do_not_fit_the_gaze(birds, tmp_path):
+    for kw,exc,msg in [(dict(photos=tmp_path/'no'), DataNotFound, 'are not in .*/no; unpack https.*photos='), (dict(split='paper'), ValueError, "split='paper'.*official parts"),
+                       (dict(n_train=3), ValueError, 'official parts'), (dict(size=0), ValueError, 'size=0'), (dict(units='raw'), ValueError, 'holds images'), (dict(sigma=-1), ValueError, 'sigma=-1')]:
+        with pytest.raises(exc, match=msg): get_data('cub_gha', **{'photos': birds, **kw})
+    f = birds/'images.txt'; f.write_text(''.join(f.read_text().splitlines(True)[:4]))
+    with pytest.raises(DataError, match='lists 4 photos, 6 classes and 6 parts, expected 6'): get_data('cub_gha', photos=birds)
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 5), k=st.integers(0, 40), points=st.one_of(st.none(), st.integers(1, 9)), seed=st.integers(0, 99))
+def test_gaze_maps_are_maps(n, k, points, seed):
+    rng = np.random.default_rng(seed)
+    f = pd.DataFrame(dict(img_id=np.r_[np.arange(n), rng.integers(0, n, k)]*7, img_w=50, img_h=30, duration_ms=rng.integers(60, 800, n + k)))
+    f['x'], f['y'] = rng.integers(0, 50, n + k), rng.integers(0, 30, n + k)
+    m = D.gaze_maps(f, (9, 11), max_points=points)
+    assert m.shape == (n, 9, 11) and m.dtype == np.float32 and m.min() == 0 and np.isin(m.max((1, 2)), [0, 1]).all()
+    assert np.allclose(m, D.gaze_maps(f.sample(frac=1, random_state=seed) if points is None else f.sort_values('img_id', kind='stable'), (9, 11), max_points=points), atol=1e-6)
+    mirrored = D.gaze_maps(f.assign(x=49 - f.x), (9, 11), max_points=points)
+    if points is None: assert np.allclose(m[:,:,::-1], mirrored, atol=1e-6)
+    assert np.allclose(m, D.gaze_maps(f.assign(x=2*f.x + .5, y=2*f.y + .5, img_w=100, img_h=60), (9, 11), max_points=points), atol=1e-5)   # a larger copy of the same photo
 
 def test_a_set_without_a_public_loader_names_the_folder_alone(empty):
     with pytest.raises(DataNotFound, match='put coco_object_crops_128.zip and coco_object_masks_128.npz into .*no public loader') as e: fetch('coco_object_masks')
