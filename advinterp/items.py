@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import pandas as pd
 from .engine import job_folder
 
-# %% ../nbs/43_items.ipynb #4302c49e
+# %% ../nbs/43_items.ipynb #e8f8de10
 @dataclass(frozen=True)
 class Item:
     "One table or figure of a paper."
     name:str             # paper and item: 'A.table1'
     title:str            # what it shows
     jobs:object          # callable: preset and device -> list of `Job`
-    sections:object      # callable: folder of the study and jobs that are done -> list of `Section`
+    sections:object      # callable: folder of the study, preset, device -> list of `Section` of what is done
     scaled:str           # what the quick preset scales down
     minutes:int = None   # the quick preset, on two cores; None: not run to the end
     gpu_hours:str = '?'  # the paper preset, estimated; it was not run here
