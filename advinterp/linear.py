@@ -8,23 +8,16 @@ __all__ = ['MarginLoss', 'Logistic', 'Hinge', 'SoftplusHinge', 'is_loss_inc', 'i
            'expected_update', 'mean_slope', 'update_bound', 'is_cond_independent', 'expected_update_ci', 'linear_ig',
            'feature_value_impact', 'feature_impact', 'stable_ig_risk', 'ova_adv_loss']
 
-# %% ../nbs/05_linear.ipynb #f3f17b53
+# %% ../nbs/05_linear.ipynb #654a3078
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import check_float, flat, bcast
 from .duals import Ball, LInfBall
+from .attribution import derivative, slope_between
 
-# %% ../nbs/05_linear.ipynb #466c7c36
-def _derivative(act, z):
-    "The derivative of an elementwise function; differentiable again where `z` has a graph."
-    with torch.enable_grad():
-        z_ = z if z.requires_grad else z.detach().requires_grad_()
-        a = act(z_)
-        if a.shape != z_.shape: raise ValueError(f"act gave shape {tuple(a.shape)} for {tuple(z_.shape)}: expected an elementwise function")
-        return torch.autograd.grad(a.sum(), z_, create_graph=z.requires_grad, materialize_grads=True)[0]
-
+# %% ../nbs/05_linear.ipynb #55f11dc5
 class MarginLoss:
     "A loss `g(z)` of the margin `z = -y(<w,x> + b)`. Subclass it and define `g`; `dg` comes from autograd unless you define it."
     centre = None  # the `c` with `g'(c+u) + g'(c-u) = 1`, where `g'` is a sigmoid around it
@@ -35,7 +28,7 @@ class MarginLoss:
     def dg(self,
         z:Tensor,  # margins `(B,)`
     )->Tensor:     # slopes `(B,)`
-        return _derivative(self.g, z)
+        return derivative(self.g, z)
     def __call__(self, z): return self.g(z)
     def __repr__(self): return f'{type(self).__name__}()'
 
@@ -333,22 +326,7 @@ def expected_update_ci(
     u = -adv_grad(w, x, y, eps, loss, b)
     return u.mean(0), u.std(0)*float(t.ppf(.5 + level/2, len(x) - 1))/len(x)**.5
 
-# %% ../nbs/05_linear.ipynb #0f1afb34
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-
-def _mean_slope_between(act, z, D):
-    r"Mean slope of `act` between `z` and `z + D`, accurate for every `D`."
-    nodes, weights = (torch.as_tensor(v, dtype=z.dtype, device=z.device)/2 for v in (_NODES + 1, _WEIGHTS))
-    dA = _derivative(act, z + nodes[:,None]*D)                       # (8, B)
-    integral = weights @ dA
-    h = (z + D) - z                                                  # the step between the two rounded arguments
-    step = torch.where(h == 0, torch.ones_like(h), h)
-    a1, a0 = act(z + D), act(z)
-    quotient = (a1 - a0)/step                                        # (11)
-    size = torch.maximum(a1.abs(), a0.abs()) + torch.maximum(z.abs(), (z + D).abs())*dA.abs().amax(0)
-    noise = 8*torch.finfo(z.dtype).eps*size/step.abs()
-    return torch.where((h == 0) | ((quotient - integral).abs() <= noise), integral, quotient)
-
+# %% ../nbs/05_linear.ipynb #7f952bc4
 def linear_ig(
     act,       # activation: an elementwise callable such as `torch.sigmoid`, or a `MarginLoss`
     w:Tensor,  # weights `(...)`, or one set per example `(B, ...)`
@@ -356,7 +334,7 @@ def linear_ig(
     u,         # baseline: a number or a tensor that broadcasts to `x`
     b=0.,      # bias, a number or `(B,)`
 )->Tensor:     # `(B, ...)`
-    "Integrated Gradients of `act(<w,x> + b)` from baseline `u`, exact (Lemma 4.1, equation 15). Raises ValueError where shapes do not fit."
+    "Integrated Gradients of `act(<w,x> + b)` from baseline `u`, exact (11). Raises ValueError where shapes do not fit."
     check_float('x', x), check_float('w', w)
     if w.shape not in (x.shape[1:], x.shape): raise ValueError(f"w has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} or {tuple(x.shape)}")
     if w.dtype != x.dtype: raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}: expected one dtype")
@@ -364,7 +342,7 @@ def linear_ig(
     try: u = u.expand_as(x)
     except RuntimeError: raise ValueError(f"u has shape {tuple(u.shape)}: expected one that broadcasts to x {tuple(x.shape)}") from None
     part = flat((x - u)*w)
-    s = _mean_slope_between(act, flat(u*w).sum(1) + b, part.sum(1))
+    s = slope_between(act, flat(u*w).sum(1) + b, part.sum(1))
     return (s[:,None]*part).reshape(x.shape)                         # (11)
 
 # %% ../nbs/05_linear.ipynb #ea4909ef

@@ -13,6 +13,7 @@ from torch import nn
 
 from advinterp import attribution as A
 from advinterp.core import class_output
+from advinterp.linear import linear_ig
 
 quick = settings(deadline=None, max_examples=25)
 OUTPUTS = ['logit', 'prob', 'logprob', 'loss']
@@ -49,18 +50,59 @@ def test_ig_equals_captum(batch, output, method):
     (x, y), net = batch, madry().double()
     theirs = IntegratedGradients(lambda x, y: class_output(net(x), y, output)).attribute(x, .3*torch.ones_like(x), additional_forward_args=y, n_steps=20, method=method)
     ours = A.integrated_gradients(net, x, y, output=output, baseline=.3, n_steps=20, method=method, batch_size=7)
+    if method == 'riemann_trapezoid': theirs = theirs*20/19                                          # captum's weights sum to 19/20
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=0)
 
 def test_ig_equals_captum_in_single_precision(batch):
     x, y, net = batch[0].float(), batch[1], madry()
     torch.testing.assert_close(A.integrated_gradients(net, x, y), IntegratedGradients(net).attribute(x, target=y, n_steps=50, method='riemann_middle').detach(), atol=1e-6, rtol=1e-5)
 
-def test_ig_of_a_one_layer_net_is_the_closed_form():
-    linear = pytest.importorskip('advinterp.linear', reason='the closed form lives in advinterp.linear')
-    torch.manual_seed(0); net = nn.Linear(9, 1).double(); x, u = torch.randn(2, 7, 9, dtype=torch.double); w, b = net.weight[0].detach(), net.bias.item()
-    closed = linear.linear_ig(torch.sigmoid, w, x, u, b)
-    torch.testing.assert_close(A.integrated_gradients(net, x, torch.ones(7).long(), output='prob', baseline=u, n_steps=64, method='gausslegendre'), closed, atol=1e-6, rtol=0)
-    torch.testing.assert_close(A.deep_shap(net, x[:1], torch.ones(1).long(), output='prob', background=u), linear.linear_ig(torch.sigmoid, w, x[:1].expand_as(u), u, b).mean(0, keepdim=True), atol=1e-9, rtol=0)
+def one_layer(n, *before): return nn.Sequential(*before, nn.Linear(9, n)).double()
+
+@pytest.mark.parametrize('classes, output', [(1, o) for o in OUTPUTS] + [(2, o) for o in OUTPUTS] + [(4, 'logit')])
+@pytest.mark.parametrize('flatten', [False, True])
+def test_ig_of_a_one_layer_net_is_exact(classes, output, flatten):
+    torch.manual_seed(0); net = one_layer(classes, *[nn.Flatten()]*flatten); x, y = torch.randn(7, *(1, 3, 3) if flatten else (9,), dtype=torch.double), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    us = torch.randn_like(x), torch.zeros_like(x[0])
+    ours, gap = A.integrated_gradients(net, x, y, output=output, baseline=us[0], n_steps=2, batch_size=3, return_gap=True)
+    theirs = IntegratedGradients(lambda x, y: class_output(net(x), y, output)).attribute(x, us[0], additional_forward_args=y, n_steps=200, method='gausslegendre').detach()
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0); assert gap.abs().max() < 1e-13
+    both, gap = A.integrated_gradients(net, x, y, output=output, baseline=us, return_gap=True)
+    torch.testing.assert_close(both, (ours + A.integrated_gradients(net, x, y, output=output))/2, atol=1e-14, rtol=0); assert gap.abs().max() < 1e-13
+
+@pytest.mark.parametrize('output, act', [('prob', torch.sigmoid), ('logprob', F.logsigmoid)])
+@pytest.mark.parametrize('scale', [1e-9, 1e-4, 1., 1e4])
+def test_ig_of_a_one_layer_net_is_lemma_4_1(output, act, scale):
+    torch.manual_seed(0); one, two = one_layer(1), one_layer(2); x, u = torch.randn(2, 7, 9, dtype=torch.double); x = u + scale*(x - u)
+    for c in (0, 1):
+        w, b = (2*c - 1)*one[0].weight[0].detach(), (2*c - 1)*one[0].bias.item()
+        torch.testing.assert_close(A.integrated_gradients(one, x, torch.full((7,), c), output=output, baseline=u), linear_ig(act, w, x, u, b), atol=0, rtol=1e-9)
+        w, b = two[0].weight[c].detach() - two[0].weight[1-c].detach(), (two[0].bias[c] - two[0].bias[1-c]).item()
+        torch.testing.assert_close(A.integrated_gradients(two, x, torch.full((7,), c), output=output, baseline=u), linear_ig(act, w, x, u, b), atol=0, rtol=1e-9)
+    torch.testing.assert_close(A.integrated_gradients(one, x, torch.ones(7).long(), output=output, baseline=x), torch.zeros_like(x))
+
+def test_ig_of_a_one_layer_net_is_deep_shap():
+    torch.manual_seed(0); net = one_layer(1); x, us = torch.randn(2, 7, 9, dtype=torch.double)
+    for output in OUTPUTS: torch.testing.assert_close(A.deep_shap(net, x, torch.ones(7).long(), output=output, background=us), A.integrated_gradients(net, x, torch.ones(7).long(), output=output, baseline=[*us]), atol=1e-9, rtol=0)
+
+class Bent(nn.Linear):
+    def forward(self, x): return super().forward(x).relu()
+
+MANY = dict(three_classes=lambda: nn.Linear(9, 3), hidden=lambda: nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)), subclass=lambda: Bent(9, 2), norm=lambda: nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 1)),
+            parametrized=lambda: nn.utils.parametrizations.weight_norm(nn.Linear(9, 2)), function=lambda: torch.tanh)
+
+@pytest.mark.parametrize('make', MANY.values(), ids=MANY.keys())
+def test_ig_of_other_models_is_a_quadrature(make):
+    torch.manual_seed(0); net = make(); net = net.double() if isinstance(net, nn.Module) else net; x, y = torch.randn(7, 9, dtype=torch.double), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    auto, middle, fine = (A.integrated_gradients(net, x, y, output='prob', baseline=x.flip(0), **kw) for kw in (dict(), dict(method='riemann_middle'), dict(method='gausslegendre', n_steps=500)))
+    torch.testing.assert_close(auto, middle, atol=0, rtol=0); torch.testing.assert_close(auto, fine, atol=1e-2, rtol=0)
+
+def test_ig_of_a_one_layer_net_sees_hooks_and_bad_input():
+    torch.manual_seed(0); net = one_layer(1); x, y = torch.randn(5, 9, dtype=torch.double), torch.tensor([0, 1, 1, 0, 1])
+    net[0].register_forward_hook(lambda m, args, out: out.square())
+    assert not A.is_affine(net) and A.integrated_gradients(net, x, y, n_steps=500, return_gap=True)[1].abs().max() < 1e-4
+    for output in OUTPUTS:
+        with pytest.raises(ValueError, match='labels from 1 to 2'): A.integrated_gradients(one_layer(1), x, y + 1, output=output)
 
 def test_deep_shap_equals_shap(batch):
     shap = pytest.importorskip('shap', reason='shap is not installed')
