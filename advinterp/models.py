@@ -181,11 +181,11 @@ def efficientnet_b0(
     _whole(n_out=n_out)
     return _not_in_place(_b0(weights=None, num_classes=n_out))
 
-# %% ../nbs/11_models.ipynb #137d3768
+# %% ../nbs/11_models.ipynb #7ffb65e8
 class SmoothLeakyReLU(nn.Module):
     "A leaky ReLU with softplus in place of its ReLU; slope 0: softplus."
     def __init__(self, slope=0., beta=10.): super().__init__(); self.slope, self.beta = slope, beta
-    def forward(self, x): return self.slope*x + (1 - self.slope)*F.softplus(x, beta=self.beta)   # (3)
+    def forward(self, x): return self.slope*x + (1 - self.slope)*F.softplus(x, beta=self.beta)   # (4)
 
 def softplus_copy(
     model:nn.Module,     # a network whose ReLUs are modules; it is left as it is

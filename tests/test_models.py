@@ -1,5 +1,5 @@
 "Models: counts, shapes, hooks, initial statistics, and that each of them learns from real images."
-import collections, pickle
+import collections, functools, pickle
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advinterp import models as M
+from advinterp import data as D, models as M
 from advinterp.core import set_seed
 from advinterp.data import load
 
@@ -18,8 +18,12 @@ ARCHS = {'one_layer': (lambda: M.one_layer(64, 10), 'flat'), 'one_hidden': (lamb
          'wide_resnet_255': (lambda: M.wide_resnet(units=1, width=1, input_scale=255.), (3, 32)),
          'resnet34': (M.resnet34, (3, 32)), 'efficientnet_b0': (M.efficientnet_b0, (3, 32))}
 
+@functools.cache
+def real(name): return load(name) if D._find(D._entry(name)) else None
+
 def batch(shape, n=32):
-    "Real digits, resized to what the network takes."
+    "The set that the network was made for, where it is at hand: MNIST, CIFAR-10; else digits, resized to what it takes."
+    if (a := real({(1, 28): 'mnist', (3, 32): 'cifar10'}.get(shape, 'digits'))): return torch.tensor(a.x[:n]).flatten(1) if shape == 'flat' else torch.tensor(a.x[:n]), torch.tensor(a.y[:n])
     a = load('digits'); x,y = torch.tensor(a.x[:n]), torch.tensor(a.y[:n])
     return (x.flatten(1) if shape == 'flat' else F.interpolate(x, size=shape[1], mode='bilinear').expand(-1, shape[0], -1, -1).contiguous()), y
 
@@ -73,6 +77,25 @@ def test_initial_statistics():
     with torch.no_grad(): z = m(torch.rand(8, 3, 32, 32))
     assert .1 < z.std() < 5
     w = torch.cat([M.one_layer(117).bias for _ in range(500)]); assert w.std().item() == pytest.approx(.05, rel=.15)
+
+@pytest.mark.parametrize('make,shape,lr', [(M.madry_cnn, (1, 28), 1e-4), (lambda: M.wide_resnet(width=2, input_scale=255.), (3, 32), .01), (lambda: M.wide_resnet(width=2, standardise=True), (3, 32), .01)])
+def test_first_step_with_the_published_initialisation(make, shape, lr):
+    "Logits as large as the initialisation says, gradients that reach the first layer, and a first step that moves no weight far and lowers the loss."
+    set_seed(0); m = make(); x,y = batch(shape, 64)
+    z = m(x); loss = F.cross_entropy(z, y); loss.backward()
+    want = m[-1].weight.std()*m[:-1](x).norm(dim=1).mean()     # of the last layer: 3 to 6 in the MNIST network, near 1 behind batch normalisation
+    assert z.isfinite().all() and .5 < z.std()/want < 1.7 and (3 < want < 7 and 4 < loss < 10 if shape == (1, 28) else .3 < want < 2 and 1.8 < loss < 4)
+    ps = [p for p in m.parameters() if p.ndim > 1]; before = [p.detach().clone() for p in ps]
+    assert all(p.grad.isfinite().all() and 1e-6 < p.grad.norm() < 200 for p in ps)
+    (torch.optim.Adam(m.parameters(), lr=lr) if shape == (1, 28) else torch.optim.SGD(m.parameters(), lr=lr, momentum=.9)).step()
+    assert all(0 < (p - b).norm() < .3*b.norm() for p,b in zip(ps, before)) and F.cross_entropy(m(x), y) < loss
+
+@pytest.mark.slow
+def test_the_full_wide_resnet_learns():
+    set_seed(0); m = M.wide_resnet(input_scale=255.); x,y = batch((3, 32), 16)
+    opt = torch.optim.SGD(m.parameters(), lr=.01, momentum=.9); losses = []
+    for _ in range(4): losses.append(F.cross_entropy(m(x), y)); opt.zero_grad(); losses[-1].backward(); opt.step()
+    assert M.n_params(m) == 45_901_914 and 1.8 < losses[0] < 6 and losses[-1] < .9*losses[0]
 
 def test_same_seed_same_weights():
     for name,(f,_) in ARCHS.items():
