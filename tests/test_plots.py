@@ -20,6 +20,8 @@ CALLS = {
     'feature_impact_bars of zeros': lambda: P.feature_impact_bars('abcde', {'natural': np.zeros(5)}),
     'saliency_grid': lambda: P.saliency_grid(imgs, {'n': rng.normal(size=imgs.shape), 'a': torch.zeros(3, 1, 12, 12)}, labels=['one', 2, 3]),
     'saliency_grid of colour images': lambda: P.saliency_grid(torch.rand(1, 3, 9, 7), {'n': torch.randn(1, 3, 9, 7, requires_grad=True)}, shared=False),
+    'contribution_bars': lambda: P.contribution_bars({'n': tab, 'a': torch.randn(8, 5)}, names='abcde', max_bars=3, labels=range(8)),
+    'contribution_bars of one row of zeros': lambda: P.contribution_bars({'n': np.zeros((1, 2))}),
     'tradeoff': lambda: P.tradeoff({'n': ([.9], [.99]), 'a': ([.91, .95], [.98, .9], ['.1', '.3'])}),
     'robustness_curves': lambda: P.robustness_curves([0, .1], {'n': [.9, .1], 'a': rng.uniform(size=(3, 2))}, chance=.1),
     'gradient_heatmap': lambda: P.gradient_heatmap({'n': tab, 'a': np.zeros_like(tab)}, signal=rng.integers(5, size=(8, 2)), names='abcde')}
@@ -58,13 +60,22 @@ def test_grid_captions_are_gini_indices_of_all_channels():
     fig = P.saliency_grid(torch.rand(2, 3, 6, 6), {'a': maps})
     assert [a.get_xlabel() for a in fig.axes if a.get_xlabel()] == [f'Gini {g:.3f}' for g in gini(maps)]
 
+def test_contributions_share_features_and_scale_along_a_row_and_add_up():
+    maps = {'n': tab, 'a': tab[:, ::-1]*.1}
+    axes = P.contribution_bars(maps, names='abcde', max_bars=2).axes
+    for i in range(8):
+        pair, top = axes[2*i:2*i+2], np.argsort(-np.abs(tab[i]))[:2]
+        assert [t.get_text() for t in pair[0].get_yticklabels()] == ['abcde'[j] for j in top] + ['3 others'] and pair[0].get_xlim() == pair[1].get_xlim()
+        for ax, m in zip(pair, maps.values()): assert [b.get_width() for b in ax.patches] == pytest.approx([*m[i, top], m[i].sum() - m[i, top].sum()])
+
 @pytest.mark.parametrize('call', [
     lambda: P.gini_boxplot({}), lambda: P.gini_boxplot({'a': []}), lambda: P.gini_boxplot({'a': tab}), lambda: P.feature_impact_bars('abc', {'n': np.ones(5)}), lambda: P.saliency_grid(imgs, {'n': imgs[:2]}),
     lambda: P.saliency_grid(imgs, {}), lambda: P.saliency_grid(tab, {'n': tab}), lambda: P.saliency_grid(imgs*np.nan, {'n': imgs}), lambda: P.tradeoff({'a': ([1.], [1., 2.])}), lambda: P.feature_impact_bars('abcde', {'n': np.ones(5)}, threshold=-1),
-    lambda: P.robustness_curves([0, 1], {'a': [1.]}), lambda: P.gradient_heatmap({'a': tab[0]}), lambda: P.gradient_heatmap({'a': tab}, signal=[1, 2]), lambda: P.saliency_grid(imgs, {'n': imgs}, labels=[1]), lambda: P.gradient_heatmap({'a': tab}, names='abc')])
+    lambda: P.robustness_curves([0, 1], {'a': [1.]}), lambda: P.gradient_heatmap({'a': tab[0]}), lambda: P.gradient_heatmap({'a': tab}, signal=[1, 2]), lambda: P.saliency_grid(imgs, {'n': imgs}, labels=[1]), lambda: P.gradient_heatmap({'a': tab}, names='abc'),
+    lambda: P.contribution_bars({}), lambda: P.contribution_bars({'a': imgs}), lambda: P.contribution_bars({'a': tab}, names='abc'), lambda: P.contribution_bars({'a': tab}, labels=[1]), lambda: P.contribution_bars({'a': tab}, max_bars=0)])
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError): call()
 
 def test_lists_are_no_dictionaries():
-    for f in (P.gini_boxplot, P.tradeoff, P.gradient_heatmap, lambda v: P.saliency_grid(imgs, v)):
+    for f in (P.gini_boxplot, P.tradeoff, P.gradient_heatmap, P.contribution_bars, lambda v: P.saliency_grid(imgs, v)):
         with pytest.raises(TypeError, match='expected a dictionary'): f([1., 2.])
