@@ -136,7 +136,7 @@ def _adversary(run):
 
 def _ramp(run): "eps as a function of the share of training that is done."; return lambda t: run.strength*min(1., t/run.recipe.ramp)
 
-# %% ../nbs/42_study.ipynb #922a60bd
+# %% ../nbs/42_study.ipynb #ba966587
 def _optimiser(r):
     "fastai's optimiser for a recipe."
     kind = dict(adam=torch.optim.Adam, ftrl=FTRL, sgd=partial(torch.optim.SGD, momentum=.9))
@@ -144,6 +144,7 @@ def _optimiser(r):
     opt = kind[r.optimiser]
     return partial(OptimWrapper, opt=partial(opt, weight_decay=r.wd) if r.wd else opt)
 
+# %% ../nbs/42_study.ipynb #0a79ec93
 class _CropFlip(Callback):
     "Random crops of the padded image and random flips, for each image of its own."
     order, run_valid = AdversarialTraining.order - 1, False
@@ -155,6 +156,7 @@ class _CropFlip(Callback):
         rows, cols = i + torch.arange(h, device=x.device)[:,None], j + torch.arange(w, device=x.device)
         self.learn.xb = (nn.functional.pad(x, [self.pad]*4)[torch.arange(n)[:,None,None,None], torch.arange(c)[:,None,None], rows, cols],)
 
+# %% ../nbs/42_study.ipynb #48d560c7
 class _Drops(Callback):
     "Divide the learning rate by ten after given shares of the training."
     def __init__(self, at): self.at = at
