@@ -73,11 +73,11 @@ def _fill(fill, x):
     if not np.isfinite(v).all(): raise ValueError(f"fill={fill!r}: expected finite values")
     return v.astype(x.dtype)
 
-# %% ../nbs/32_roar.ipynb #95e15d67
+# %% ../nbs/32_roar.ipynb #06fed900
 @dataclass(frozen=True)
 class FitAdam:
     "Train a network from scratch with Adam on the mean cross-entropy: `fit(x, y, seed) -> model`."
-    make_model:object    # callable `() -> nn.Module` with logits `(B, C)`, or one logit; at the top level of a module if it is to run in other processes
+    make_model:object    # callable `() -> nn.Module` with logits `(B, C)`, or one logit
     epochs:int = 10      # passes over the data
     lr:float = 1e-3      # learning rate
     bs:int = 128         # batch size
@@ -102,7 +102,7 @@ class FitAdam:
         "What decides the model; the network by its layers and its first weights."
         with torch.random.fork_rng(): model = self._initial(0)
         weights = hashlib.sha256(b''.join(v.detach().cpu().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
-        return dict(learner='FitAdam', model=str(model), weights=weights, epochs=self.epochs, lr=self.lr, bs=self.bs)
+        return dict(learner='FitAdam', model=str(model), weights=weights, epochs=self.epochs, lr=self.lr, bs=self.bs, device=self.device)
 
 # %% ../nbs/32_roar.ipynb #7ce0807f
 @dataclass(frozen=True)
