@@ -125,7 +125,7 @@ def saliency_grid(
     bar = fig.colorbar(im, ax=axes[:,1:], shrink=.7, aspect=25, pad=.02, ticks=[0, 1]); bar.set_label('magnitude, ' + ('one scale per row' if shared else 'own scale'), fontsize=8)
     return fig
 
-# %% ../nbs/40_plots.ipynb #8ccd6d00
+# %% ../nbs/40_plots.ipynb #554612b2
 _SIGN = dict(zip((False, True), sns.color_palette('colorblind')[:2]))   # of positive and negative contributions
 
 def contribution_bars(
@@ -141,14 +141,14 @@ def contribution_bars(
     G, top = {m: gini(v).numpy() for m,v in maps.items()}, np.stack([*maps.values()])
     order = np.argsort(-np.abs(top).max(0), axis=1, kind='stable')[:, :max_bars]
     k = order.shape[1] + (d > max_bars)
-    fig,axes = _axes(n, len(maps), 1.9*len(maps) + 1.9, n*(.17*k + .45) + .3, sharey='row', sharex='row')
+    fig,axes = _axes(n, len(maps), 1.9*len(maps) + 2.4, n*(.18*k + .5) + .3, sharey='row', sharex='row')
     for i,row in enumerate(axes):
         for ax,(m,v) in zip(row, maps.items()):
             bars = [*v[i, order[i]], *([v[i].sum() - v[i, order[i]].sum()] if d > max_bars else [])]
             ax.barh(range(k), bars, color=[_SIGN[b < 0] for b in bars[:order.shape[1]]] + ['.6']*(d > max_bars)); ax.axvline(0, color='.3', lw=.8)
             ax.set_xlabel(f'Gini {G[m][i]:.3f}', fontsize=8, labelpad=1); ax.tick_params(labelsize=7)
         row[0].set_yticks(range(k), [names[j] for j in order[i]] + [f'{d - max_bars} others']*(d > max_bars), fontsize=8); row[0].invert_yaxis()
-        row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center')
+        row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center', fontsize=9)
     for ax,m in zip(axes[0], maps): ax.set_title(fill(m, 24), fontsize=9)
     return fig
 
