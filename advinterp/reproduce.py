@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['items', 'find_items', 'reproduce', 'paper_sections', 'write_paper', 'freeze']
 
-# %% ../nbs/48_reproduce.ipynb #a83772c6
+# %% ../nbs/48_reproduce.ipynb #ea1c7966
 import difflib, json, os, platform, subprocess
 from datetime import date
 from pathlib import Path
@@ -18,9 +18,10 @@ from .data import data_table
 from .engine import check_out, job_folder, locked, read_job, run_jobs, status, table, write_study
 from .items import latex_table, markdown_table
 from .paper_a import items_a
+from .paper_b import items_b
 from .report import Section, fig_png, write_report
 
-# %% ../nbs/48_reproduce.ipynb #3d8ce8e4
+# %% ../nbs/48_reproduce.ipynb #cc95b1cb
 _papers = dict(
     A='Chalasani et al. 2020, Concise Explanations of Neural Networks using Adversarial Training',
     B='Noack et al., Does Interpretability of Neural Networks Imply Adversarial Robustness?',
@@ -29,7 +30,7 @@ _papers = dict(
 
 def items()->list: # of `Item`
     "All tables and figures that can be reproduced."
-    return [*items_a()]
+    return [*items_a(), *items_b()]
 
 def find_items(
     name:str,  # 'A.table1', or 'A' for all of a paper
