@@ -103,7 +103,7 @@ class AttributionInterpretation:
         return values.topk(k, largest=largest)
     def _name(self, c): return str(self.vocab[int(c)]) if int(c) < len(self.vocab) else str(int(c))
 
-# %% ../nbs/33_interpretation.ipynb #340a99c5
+# %% ../nbs/33_interpretation.ipynb #93c77247
 def _cat_rows(parts): return [torch.cat(o) for o in zip(*parts)]
 def _names_of(dl):
     "Names of the classes and of the features, as far as the loader knows them."
@@ -112,7 +112,7 @@ def _names_of(dl):
     return vocab, getattr(dl, 'cont_names', getattr(data, 'feature_names', None))
 
 @patch(cls_method=True)
-def from_learner(cls:AttributionInterpretation,
+def from_learner(cls:AttributionInterpretation,  # or a class of its kind
     learn,             # a fastai `Learner`, whose model returns logits
     method=saliency,   # any attribution `(model, x, y, output=..., batch_size=...)`
     ds_idx=1,          # index of `learn.dls` when `dl` is None
