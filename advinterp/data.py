@@ -7,7 +7,7 @@ __all__ = ['Arrays', 'MapArrays', 'DataError', 'DataNotFound', 'Layout', 'Entry'
            'fetch', 'verify', 'data_table', 'TensorSet', 'TensorDL', 'tensor_dls', 'Scaler', 'split_rows', 'get_data',
            'TakeMaps']
 
-# %% ../nbs/10_data.ipynb #d2c6f226
+# %% ../nbs/10_data.ipynb #1c1865b3
 import errno, hashlib, importlib.util, itertools, os, shutil, tempfile, warnings, zipfile, zlib
 from collections import namedtuple
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.callback.core import Callback
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, default_device
 from fastai.data.transforms import Category, DisplayedTransform, IntToFloatTensor
-from .gaze import gaze_maps
+from .gaze import gaze_maps, height_width
 from .generators import block_toy, cells, gaussian_blocks, stack_blocks
 
 # %% ../nbs/10_data.ipynb #102b267a
@@ -106,11 +106,11 @@ def _not_found(e, reason):
     other = f", or run `advinterp data fetch {e.name}` with a network connection" if e.download else ''
     return DataNotFound(f"{e.name}: data not found; put {files} into {folder}{other} ({reason})")
 
-# %% ../nbs/10_data.ipynb #b45863c3
+# %% ../nbs/10_data.ipynb #62de7e36
 _READ_ERRORS = OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error
 _verified = set()
 
-def _brief(err): return ' '.join(f'{type(err).__name__}: {err}'.split())[:120]
+def _brief(err): return ' '.join(f'{type(err).__name__}: {err}'.split()).split('. ')[0][:120]
 
 def _stamp(folder, lay): return tuple((str(folder/f), (folder/f).stat().st_size, (folder/f).stat().st_mtime_ns) for f in lay.files)
 
@@ -130,7 +130,7 @@ def _read(e, folder, lay, force=False):
         _verified.add(stamp)
     return raw
 
-# %% ../nbs/10_data.ipynb #9b4e6d98
+# %% ../nbs/10_data.ipynb #6a9ae007
 def _check_network(e):
     "Raise DataNotFound within seconds where the set's host does not answer."
     import urllib.error, urllib.request
@@ -148,7 +148,7 @@ def _place(new, to, stale):
 def _download(e):
     "Fetch a set by its public loader into the cache: verified, then renamed into place."
     target, lay = cache_dir()/e.name, e.layouts[0]
-    if e.download is None: raise _not_found(e, "it has no public loader")
+    if e.download is None: raise _not_found(e, f"it has no public loader; its source: {e.source}")
     _check_network(e)
     tmp = None
     try:
@@ -160,7 +160,7 @@ def _download(e):
         for f in lay.files: _place(tmp/f, target/f, f in stale)
     except DataError: raise
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+        if tmp is None or err.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
             raise DataError(f"{e.name}: cannot write to the cache {target} ({err.strerror}); set ADVINTERP_CACHE to a folder with space") from None
         raise _not_found(e, _brief(err)) from None
     except Exception as err: raise _not_found(e, _brief(err)) from None
@@ -358,9 +358,11 @@ def _get_imagenette(folder):
 _register(Entry('imagenette', 'folder', (Layout(('train', 'val'), _read_imagenette, check=_imagenette_counts),), 9469, 3925, download=_get_imagenette,
     url='https://s3.amazonaws.com', source='fastai URLs.IMAGENETTE_160', licence='Apache-2.0 (the selection); photos as in ImageNet', citation='Howard, Imagenette, 2019'))
 
-# %% ../nbs/10_data.ipynb #0a425206
+# %% ../nbs/10_data.ipynb #98f32ebd
 def _two(make, n, n_test, seed, names, class_names):
     "Training and test part of a generated set."
+    for k,v in dict(n=n, n_test=n_test).items():
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0: raise ValueError(f"{k}={v!r}: expected a whole number >= 0")
     a,b = (make(m, int(s)) for m,s in zip((n, n_test), np.random.SeedSequence(seed).generate_state(2)))
     return MapArrays(a.x, a.y, b.x, b.y, names and names(a.x.shape[1]), class_names, a.truth.astype(np.float32), b.truth.astype(np.float32), None)
 
@@ -373,7 +375,7 @@ def _gaussian(strength=(1., .5, .2, 0., 0.), n=10_000, n_test=1_000, seed=0, **o
 
 _CELLS = 'ball bar bars red green blue tail tails-3 tails-8 empty'.split()
 def _cells(n=4096, n_test=1024, seed=0, classes=range(10), **options):
-    return _two(lambda m,s: cells(m, classes=classes, seed=s, **options), n, n_test, seed, None, [_CELLS[c] for c in classes])
+    return _two(lambda m,s: cells(m, classes=classes, seed=s, **options), n, n_test, seed, None, None)._replace(class_names=[_CELLS[c] for c in classes])
 
 def _stacked(name):
     def _load(null='square', seed=0):
@@ -577,7 +579,7 @@ class TensorDL(TfmdDL):
         import fastai.vision.data   # teaches `show_batch` and `show_results` what an image is
         return super()._pre_show_batch(b, max_n)
 
-# %% ../nbs/10_data.ipynb #4475e7b1
+# %% ../nbs/10_data.ipynb #c41448df
 def tensor_dls(
     x, y,                # training inputs `(N, ...)` and class indices `(N,)`, arrays or tensors
     x_valid, y_valid,    # the same for validation
@@ -601,7 +603,7 @@ def tensor_dls(
     kw = dict(device=device)
     if after_batch is not None: kw['after_batch'] = after_batch
     train = TensorDL(sets[0], bs=bs, shuffle=True, drop_last=drop_last, **kw)
-    return DataLoaders(train, train.new(sets[1], bs=val_bs or 4*bs, shuffle=False, drop_last=False), device=device)
+    return DataLoaders(train, train.new(sets[1], bs=4*bs if val_bs is None else val_bs, shuffle=False, drop_last=False), device=device)
 
 # %% ../nbs/10_data.ipynb #4254c736
 class Scaler:
@@ -657,20 +659,16 @@ def _parts_of(a, split, seed, stratify, valid):
     if valid == 'val' and val is None: raise ValueError(f"valid='val': the split {split!r} has no such part, 'code' has")
     return tuple(tuple(None if o is None else o[rows] for o in (a.x, a.y, maps)) for rows in (train, val if valid == 'val' else test))
 
-# %% ../nbs/10_data.ipynb #2b640cfd
+# %% ../nbs/10_data.ipynb #73e33033
 def _photo_dls(e, bs, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None):
     "Photos from folders through fastai's pipeline: resized, cropped to a square, in [0, 1]."
     from fastai.vision.all import CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Resize, get_image_files
-    _check_size(size)
+    height_width(size)
     _,folder,lay = _find(e) or _download(e)
     _read(e, folder, lay)
     block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(_WNIDS.values()))), get_items=get_image_files, get_y=_photo_class,
                       splitter=GrandparentSplitter('train', 'val'), item_tfms=item_tfms or Resize(size), batch_tfms=after_batch)
-    return block.dataloaders(folder, bs=bs, val_bs=val_bs or bs, device=device or default_device(), drop_last=drop_last)
-
-def _check_size(size):
-    for n in size if isinstance(size, tuple) else (size,):
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1: raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
+    return block.dataloaders(folder, bs=bs, val_bs=bs if val_bs is None else val_bs, device=device or default_device(), drop_last=drop_last)
 
 # %% ../nbs/10_data.ipynb #4881f842
 _CUB = 'images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt', 'images'
@@ -696,7 +694,7 @@ def _cub_items(folder, maps):
     if not len(files) == len(labels) == len(train) == len(maps): raise DataError(f"cub_gha: {folder} lists {len(files)} photos, {len(labels)} classes and {len(train)} parts, expected {len(maps)} of each")
     return [_Photo(folder/'images'/f, names[int(c) - 1], m, t == '0') for f,c,t,m in zip(files, labels, train, maps)], names
 
-# %% ../nbs/10_data.ipynb #c9fc5d50
+# %% ../nbs/10_data.ipynb #9d1567bb
 def _photo_map(o):
     "The gaze map of a photo in the photo's own frame."
     from fastai.vision.core import PILMask
@@ -713,13 +711,13 @@ class _MaskToMap(DisplayedTransform):
 def _gaze_dls(e, bs, maps=False, photos=None, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None, **options):
     "Photos with their classes, and with their gaze maps if asked for."
     from fastai.vision.all import AttrGetter, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Resize, ResizeMethod, TransformBlock
-    _check_size(size); folder = _cub_folder(photos)
+    height_width(size); folder = _cub_folder(photos)
     gaze = (gaze_maps(fixations(e.name), 128, **options)*255).round().astype(np.uint8)
     items, names = _cub_items(folder, gaze)
     blocks = ImageBlock, CategoryBlock(vocab=names), *([TransformBlock(batch_tfms=[IntToFloatTensor(), _MaskToMap()])] if maps else [])
     block = DataBlock(blocks, n_inp=1, get_x=AttrGetter('file'), get_y=[AttrGetter('kind'), _photo_map] if maps else AttrGetter('kind'), splitter=FuncSplitter(AttrGetter('test')),
                       item_tfms=item_tfms or Resize(size, method=ResizeMethod.Squish), batch_tfms=after_batch)
-    return block.dataloaders(items, bs=bs, val_bs=val_bs or bs, device=device or default_device(), drop_last=drop_last)
+    return block.dataloaders(items, bs=bs, val_bs=bs if val_bs is None else val_bs, device=device or default_device(), drop_last=drop_last)
 
 # %% ../nbs/10_data.ipynb #117a0888
 def get_data(

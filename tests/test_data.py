@@ -197,6 +197,7 @@ def test_the_public_loaders_are_the_ones_meant():
     assert URLs.IMAGENETTE_160 == tvd.Imagenette._ARCHIVES['160px'][0] and set(tvd.Imagenette._WNID_TO_CLASS) == set(D._WNIDS)
     if D._find(D._entry('fashion_mnist')): assert tvd.FashionMNIST.classes == real('fashion_mnist').class_names
 
+@pytest.mark.slow
 def test_the_authors_runs_give_the_same_fixations(tmp_path):
     import io, urllib.request as ur
     real('cub_gha'); ref = D.fixations()
@@ -551,6 +552,17 @@ def test_gaze_maps_are_maps(n, k, points, seed):
     mirrored = D.gaze_maps(f.assign(x=49 - f.x), (9, 11), max_points=points)
     if points is None: assert np.allclose(m[:,:,::-1], mirrored, atol=1e-6)
     assert np.allclose(m, D.gaze_maps(f.assign(x=2*f.x + .5, y=2*f.y + .5, img_w=100, img_h=60), (9, 11), max_points=points), atol=1e-5)   # a larger copy of the same photo
+
+def test_generated_sets_refuse_impossible_options():
+    for name,kw,msg in [('cells', dict(classes=[11]), 'some of 0 to 9'), ('cells', dict(n_test=-1), 'n_test=-1'), ('cells', dict(size=0), 'size=0'), ('block_toy', dict(n=2.5), 'n=2.5'), ('block_digits', dict(null='x'), "null='x'")]:
+        with pytest.raises(ValueError, match=msg): load(name, **kw)
+    with pytest.raises(ValueError, match='bs=0'): get_data('digits', val_bs=0)
+
+def test_a_cache_below_something_that_is_no_folder(online, monkeypatch):
+    for place in ('/proc/nope', str(online/'file'/'cache')):
+        (online/'file').write_text(''); monkeypatch.setenv('ADVINTERP_CACHE', place)
+        with pytest.raises(DataError, match='cannot write to the cache .*set ADVINTERP_CACHE') as e: load('mushroom')
+        assert type(e.value) is DataError
 
 def test_a_set_without_a_public_loader_names_the_folder_alone(empty):
     with pytest.raises(DataNotFound, match='put coco_object_crops_128.zip and coco_object_masks_128.npz into .*no public loader') as e: fetch('coco_object_masks')
