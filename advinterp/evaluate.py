@@ -218,7 +218,7 @@ def worst_case(
         return ok
     return torch.cat([_stands(*b) for b in _batches(x, y, batch_size)])
 
-# %% ../nbs/31_evaluate.ipynb #d4b08334
+# %% ../nbs/31_evaluate.ipynb #e1227a73
 RobustnessCurve = namedtuple('RobustnessCurve', 'eps accuracy correct')
 RobustnessCurve.__doc__ = "Robust accuracy `(R,)` over radii `eps` `(R,)`, and which examples stand, `(R, N)`."
 
@@ -236,8 +236,8 @@ def robustness_curve(
     if not radii or any(b <= a for a,b in zip(radii, radii[1:])): raise ValueError(f"eps_grid={radii}: expected increasing radii")
     if lacking := [a for a in attacks if not hasattr(a, 'with_eps')]: raise TypeError(f"adversaries: {lacking[0]!r} has no with_eps, expected adversaries such as PGD(LInfBall(1.))")
     (x,y), rows = _check_set(x, y), []
+    standing = is_correct(model, x, y, batch_size=batch_size)
     check_attackable(model, x[:64], y[:64])
-    standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for eps in radii:
         left = standing.nonzero()[:,0]
         if len(left): standing[left] = worst_case(model, x[left], y[left], [a.with_eps(eps) for a in attacks], batch_size=batch_size, cache=cache)    # (3)
