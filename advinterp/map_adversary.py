@@ -33,20 +33,19 @@ def _look(net, f, x, y, mask, graph=False):
     g = torch.autograd.grad(share.sum(), x, allow_unused=True)[0] if graph and share.requires_grad else None      # (2)
     return _predicted(logits[0]), share.detach(), torch.zeros_like(x) if g is None else g.nan_to_num_(nan=0., posinf=0., neginf=0.)
 
-# %% ../nbs/07_map_adversary.ipynb #b74e1f1a
+# %% ../nbs/07_map_adversary.ipynb #c90e4927
 def _attack_batch(model, soft, f, x0, y, limits, k, ball, step_size, steps):
     "The best iterate of (1) for one batch; gradients come from `soft`, everything else from `model`."
-    mask = _top_entries(flat(input_grad(model, x0, y, f)[0]).abs(), k)
-    (own, best, _), x, out = _look(model, f, x0, y, mask), x0, x0
-    for t in range(steps):
-        g = _look(soft, f, x, y, mask, graph=True)[2]
-        if t == 0: _check_curved(g, mask, 'model' if soft is model else 'attack_model')
-        rule = ball.with_eps(ball.eps*(1 - t/steps)) if step_size is None else LInfBall(step_size)
-        x = (x0 + ball.project(x + rule.delta_star(-g) - x0)).clamp(*limits)
-        seen, share, _ = _look(model, f, x, y, mask)
+    mask, x = _top_entries(flat(input_grad(model, x0, y, f)[0]).abs(), k), x0
+    for t in range(steps + 1):
+        seen, share, g = _look(model, f, x, y, mask, graph=soft is model and t < steps)
+        if soft is not model and t < steps: g = _look(soft, f, x, y, mask, graph=True)[2]
+        if t == 0: own, best, out = seen, share, x0; _check_curved(g, mask, 'model' if soft is model else 'attack_model')
         better = (seen == own) & (share < best)
         best, out = torch.where(better, share, best), torch.where(bcast(better, x), x, out)
-    return out
+        if t == steps: return out
+        rule = ball.with_eps(ball.eps*(1 - t/steps)) if step_size is None else LInfBall(step_size)
+        x = (x0 + ball.project(x + rule.delta_star(-g) - x0)).clamp(*limits)
 
 def _check_curved(g, mask, name):
     if mask.any() and not g[mask.any(1)].any():
