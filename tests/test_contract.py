@@ -16,7 +16,9 @@ NAMES = dict(
     train='adv_learner',
     estimator='AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path',
     metrics='gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy',
-    evaluate='accuracy robust_accuracy feature_impact',
+    map_adversary='map_attack',
+    evaluate='accuracy robust_accuracy robustness_curve worst_case map_attack map_robustness map_stability aopc_morf cascading_randomization '
+             'label_randomization gradient_norms feature_impact',
     roar='diff_roar roar kar',
     study='compare Results')
 
@@ -27,6 +29,7 @@ ARGUMENTS = {
     'linear.expected_update': 'w x y eps loss p', 'linear.stable_ig_risk': 'w x y eps loss', 'linear.directed_strength': 'x y p',
     'linear.weighted_average': 'w q S', 'train.adv_learner': 'dls model adversary penalty pen_weight free_replays',
     'callbacks.FreeAdversarialTraining': 'dual replays', 'callbacks.GradientPenalty': 'penalty weight', 'metrics.topk_overlap': 'a b k',
+    'map_adversary.map_attack': 'model x y radius', 'evaluate.aopc_morf': 'model x y map patch', 'evaluate.map_stability': 'models x y attribution',
     'metrics.ssim': 'a b data_range', 'attribution.completeness_gap': 'model x y map baseline'}
 
 
