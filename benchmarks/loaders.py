@@ -1,6 +1,9 @@
 """Time per batch of the loaders, against a bare index loop and fastai's default, and the rate of the generators, measured in one run.
 
     python benchmarks/loaders.py [--bs 50] [--device cpu]
+
+Measured on one of two shared cores, torch 2: 0.003 to 0.024 ms a batch of 50 above the bare index (fastai's default 0.26 to 0.55 ms in all); cells of 64 pixels
+5,192 a second of CPU time and 3,767 of wall time; of 256 pixels 263 and 179; of 512 pixels 58 and 31; gaze maps of 64 pixels 4,170 and 2,237.
 """
 import argparse, os, time
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
