@@ -37,7 +37,7 @@ def _job(method, seed, preset='quick', device='cpu', **changes):
     cost = dict(natural=1, jacobian=2.5, adversarial=3 if s['fast'] else 9).get(method, 3)
     return Job('advinterp.paper_b:run_one', s, f'{s["data"]}-{method}-seed{seed}', cost*s['epochs'])
 
-# %% ../nbs/45_paper_b.ipynb #dc1231b9
+# %% ../nbs/45_paper_b.ipynb #4a3ccca4
 def _loaders(s): return get_data(s['data'], bs=s['bs'], seed=s['seed'], n_train=s['n_train'], device=s['device'])
 def _net(dls): c,h,_ = dls.train_ds.x.shape[1:]; return madry_cnn(c, dls.c, h, dropout=.5, init_std=None)
 
@@ -48,7 +48,8 @@ def _targets(s, dls, folder):
     stored = folder.parent/job.name/'model.safetensors'
     if stored.exists(): teacher = _net(dls).to(s['device']); teacher.load_state_dict(load_file(stored))
     else: teacher = _train(job.settings, dls, folder).model
-    maps = smoothgrad_targets(teacher, train.x, train.y, phi=1., permute=how.get('permute', 0.), seed=s['seed'])
+    kept = folder.parent.parent/'targets'/f'{job.name}.safetensors'
+    maps = smoothgrad_targets(teacher, train.x, train.y, phi=1., permute=how.get('permute', 0.), path=kept, seed=s['seed'])
     return Targets(train.x, maps)
 
 # %% ../nbs/45_paper_b.ipynb #baa3c682
