@@ -9,8 +9,8 @@ __all__ = ['RobustnessCurve', 'MapSimilarity', 'MapRobustness', 'Randomization',
            'morf_curve', 'aopc_morf', 'relative_drop', 'cascading_randomization', 'label_randomization',
            'gradient_norms', 'feature_impact', 'map_attack']
 
-# %% ../nbs/31_evaluate.ipynb #a5d13f53
-import copy, functools, hashlib, inspect, sys, types, warnings
+# %% ../nbs/31_evaluate.ipynb #a007a86b
+import copy, dis, functools, hashlib, inspect, sys, types, warnings
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
@@ -104,25 +104,36 @@ def seed_interval(
     half = t.ppf((1+level)/2, n-1) * v.std(ddof=1) / np.sqrt(n)     # (2)
     return v.mean() - half, v.mean() + half
 
-# %% ../nbs/31_evaluate.ipynb #73718375
+# %% ../nbs/31_evaluate.ipynb #bbfb044e
 def _is_installed(o):
     "Does `o` come with Python, this package or another installed one? Then its version says what it does."
-    root = (getattr(o, '__module__', None) or 'builtins').split('.')[0]
+    root = ((o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or 'builtins').split('.')[0]
     file = getattr(sys.modules.get(root), '__file__', None) or ''
     return root != '__main__' and (root in ('builtins', 'advinterp') or root in sys.stdlib_module_names or 'site-packages' in file or 'dist-packages' in file)
 
+def _globals_of(code):
+    "Names of the globals that a piece of code, or a function inside it, reads."
+    inner = (_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}.union(*inner)
+
+# %% ../nbs/31_evaluate.ipynb #8fa5dc42
 def _own_code(f):
-    "What a function does: its bytecode and all values that it refers to, those of installed packages by name."
-    names = {n: f.__globals__[n] for n in f.__code__.co_names if n in f.__globals__} if not _is_installed(f) else {}
+    "What a function does: its bytecode and all values that it refers to."
+    names = {n: f.__globals__[n] for n in sorted(_globals_of(f.__code__)) if n in f.__globals__} if not _is_installed(f) else {}
     return [f.__qualname__, f.__code__, f.__defaults__, f.__kwdefaults__, [c.cell_contents for c in f.__closure__ or ()], names]
 
-def _own_state(o):
-    "What an object consists of: its class, the methods of classes that are not installed, and its attributes."
-    own = [c for c in type(o).__mro__ if not _is_installed(c)]
-    state = {k: v for k,v in vars(o).items() if not (k == 'training' and isinstance(o, nn.Module))}    # evaluation sets the mode itself
-    return [type(o).__module__, type(o).__qualname__, *([v for v in vars(c).values() if isinstance(v, types.FunctionType)] for c in own), state]
+def _own_name(o):
+    "What a class, a module or a built-in function is: its name, and what is inside where it is not installed."
+    name = [getattr(o, '__module__', ''), getattr(o, '__qualname__', o.__name__)]
+    if isinstance(o, types.BuiltinFunctionType) or _is_installed(o): return name
+    if isinstance(o, types.ModuleType): return [*name, Path(o.__file__).read_bytes() if getattr(o, '__file__', None) else None]
+    return [*name, o.__bases__, {k: v for k,v in vars(o).items() if isinstance(v, types.FunctionType) or not k.startswith(('__', '_abc_'))}]
 
-# %% ../nbs/31_evaluate.ipynb #5fdbd655
+def _own_state(o):
+    "What an object consists of: its class and its attributes, without the mode of a model, which evaluation sets itself."
+    return [type(o), {k: v for k,v in vars(o).items() if not (k == 'training' and isinstance(o, nn.Module))}]
+
+# %% ../nbs/31_evaluate.ipynb #8571caa5
 def _feed(h, o, seen):
     "Add the content of `o` to the hash `h`; objects already `seen` by their number."
     def _add(b): h.update(b'%d:' % len(b)); h.update(b)
@@ -138,12 +149,14 @@ def _feed(h, o, seen):
     elif isinstance(o, dict): _parts(*(kv for item in o.items() for kv in item))
     elif isinstance(o, types.CodeType): _parts(o.co_code, o.co_names, o.co_consts)
     elif isinstance(o, types.MethodType): _parts(o.__func__, o.__self__)
+    elif isinstance(o, (staticmethod, classmethod)): _parts(o.__func__)
+    elif isinstance(o, property): _parts(o.fget, o.fset)
     elif isinstance(o, functools.partial): _parts(o.func, o.args, o.keywords)
-    elif isinstance(o, (types.ModuleType, type, types.BuiltinFunctionType)): _parts(getattr(o, '__module__', ''), getattr(o, '__qualname__', o.__name__))
     elif id(o) in seen: _parts(seen[id(o)])
-    elif isinstance(o, types.FunctionType) or hasattr(o, '__dict__'):
+    elif isinstance(o, types.BuiltinFunctionType) or hasattr(o, '__dict__'):
         seen[id(o)] = len(seen)
-        _parts(*(_own_code(o) if isinstance(o, types.FunctionType) else _own_state(o)))
+        named = isinstance(o, (types.ModuleType, type, types.BuiltinFunctionType))
+        _parts(*(_own_code if isinstance(o, types.FunctionType) else _own_name if named else _own_state)(o))
     else: raise TypeError(f"cache: cannot tell whether {o!r} is the same in another run; run without a cache, or leave it out of the arguments")
 
 # %% ../nbs/31_evaluate.ipynb #40ea131a

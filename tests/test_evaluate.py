@@ -1,5 +1,5 @@
 "Evaluations against other implementations and brute force; attacks on maps; pieces that survive a kill; bad input."
-import signal, subprocess, sys, warnings
+import signal, subprocess, sys, types, warnings
 from functools import partial
 from pathlib import Path
 
@@ -166,6 +166,7 @@ def test_hash_is_the_same_in_another_process(capsys):
 def test_hash_sees_code_and_what_it_refers_to():
     def make(text, **names): exec(text, names); return names['f']
     fs = [make('def f(x): return x + 1'), make('def f(x): return x + 2'), make('def f(x): return x + c', c=1), make('def f(x): return x + c', c=2),
+          make('def f(x): return [v + c for v in x]', c=1), make('def f(x): return [v + c for v in x]', c=2), make('def f(x): return max(x, key=lambda v: v*c)', c=1), make('def f(x): return max(x, key=lambda v: v*c)', c=2),
           make('def f(x): return g(x)', g=make('def f(x): return x')), make('def f(x): return g(x)', g=make('def f(x): return -x')), make('def f(x, y=1): return x'), make('def f(x, y=2): return x')]
     for f in fs: f.__module__ = '__main__'
     assert len({E.content_hash(f) for f in fs}) == len(fs)
@@ -175,6 +176,16 @@ def test_hash_sees_code_and_what_it_refers_to():
         def forward(self, x): return 2*x
     Other.__qualname__ = Net.__qualname__
     assert E.content_hash(Net()) != E.content_hash(Other())
+    def variant(c, s): return type('Own', (nn.Module,), dict(forward=Net.forward, scale=c, s=staticmethod(eval(f'lambda x: x + {s}')), p=property(eval(f'lambda self: {s}')), __module__='__main__'))
+    classes = [variant(c, s) for c in (1., 2.) for s in (1, 2)]
+    assert len({E.content_hash(o) for c in classes for o in (c, c())}) == 8 and E.content_hash(classes[0]()) == E.content_hash(variant(1., 1)())
+
+def test_hash_sees_modules_that_are_not_installed(tmp_path):
+    def load(text):
+        (tmp_path/'helpers.py').write_text(text); m = types.ModuleType('helpers'); m.__file__ = str(tmp_path/'helpers.py'); return m
+    assert E.content_hash(load('a = 1')) != E.content_hash(load('a = 2')) and E.content_hash(torch) == E.content_hash(torch)
+
+def test_hash_of_an_object_inside_itself():
     loop = nn.Linear(2, 2); loop.me = [loop]
     assert E.content_hash(loop) == E.content_hash(loop)
 
