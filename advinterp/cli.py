@@ -71,11 +71,13 @@ def _add_study(commands):
     p.add_argument('out', metavar='FOLDER', help='the folder that --out named')
     p.set_defaults(command=_study)
 
-# %% ../nbs/49_cli.ipynb #4e48fbea
+# %% ../nbs/49_cli.ipynb #6d68a6e7
 def _data(args):
     from advinterp.data import data_table, fetch, verify
     if args.action == 'list':
-        for r in data_table(): print(f"{r['name']:18} {r['rows']:>7} + {r['test_rows']:<6} {r['where'] or 'absent: advinterp data fetch ' + r['name']}")
+        for r in data_table():
+            absent = f"absent: advinterp data fetch {r['name']}" if r['public'] else f"absent, no public loader: {r['source']}"
+            print(f"{r['name']:18} {r['rows']:>7} + {r['test_rows']:<6} {r['where'] or absent}")
         return
     names = args.names or [r['name'] for r in data_table() if args.action == 'verify' and r['where']]
     if not names: raise ValueError(f"data {args.action}: name at least one data set; `advinterp data list` shows them")

@@ -422,7 +422,7 @@ def fixations(
     _,folder,lay = _find(e) or _download(e)
     return _read(e, folder, lay)['fixations']
 
-# %% ../nbs/10_data.ipynb #ad926e44
+# %% ../nbs/10_data.ipynb #893cf22d
 def fetch(
     name:str,          # a name of the registry
     force:bool=False,  # download even if the files are there and sound
@@ -452,9 +452,9 @@ def verify(
 def _row(e):
     where,folder,_ = _find(e) or ('', None, None)
     return dict(name=e.name, kind=e.kind, rows=e.n, test_rows=e.n_test, where=where, folder=str(folder or ''), source=e.source,
-                licence=e.licence, citation=e.citation)
+                licence=e.licence, citation=e.citation, public=e.download is not None)
 
-def data_table()->list:  # dicts: name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation
+def data_table()->list:  # dicts: name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation, public (is there a loader?)
     "The registry, a row per set, with the place where each set lies now. Reads no data."
     return [_row(e) for e in _REGISTRY.values()]
 
