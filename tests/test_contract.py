@@ -17,6 +17,7 @@ NAMES = dict(
     estimator='AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path',
     metrics='gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy',
     map_adversary='map_attack',
+    interpretation='AttributionInterpretation compare_maps',
     evaluate='accuracy robust_accuracy robustness_curve worst_case map_attack map_robustness map_stability aopc_morf cascading_randomization '
              'label_randomization gradient_norms feature_impact',
     roar='diff_roar roar kar',
