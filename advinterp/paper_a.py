@@ -37,7 +37,7 @@ _grid = dict(   # the published strength first: every model is attacked at it
     mushroom=([.1, .05, .15, .2, .3], [.02, .01, .04, .06, .1]), spambase=([.1, .03, .07, .15, .2], [.02, .005, .01, .03, .05]),
     mnist=([.3, .1, .2], [.01, .003, .03]), fashion_mnist=([.1, .05, .2], [.01, .003, .03]), cifar10=([1/255, .5/255, 2/255], [1e-5, 1e-6, 1e-4]))
 
-# %% ../nbs/44_paper_a.ipynb #7c34ed10
+# %% ../nbs/44_paper_a.ipynb #56dbf310
 def runs_a(
     preset='quick',  # 'quick' or 'paper'
     device='cpu',    # torch device
@@ -49,8 +49,8 @@ def runs_a(
     for name,changes,seeds in _settings[preset]:
         if data and name not in data: continue
         runs += plan(name, seeds=seeds, device=device, **changes)
-        if grid and (changes is not _settings['quick'][2][1] or preset == 'paper'):
-            runs += plan(name, eps=_grid[name][0], lam=_grid[name][1], seeds=3 if name in ('mushroom', 'spambase') else 1, device=device, **changes)
+        table = name in ('mushroom', 'spambase')
+        if grid and (changes is _ftrl or not table): runs += plan(name, eps=_grid[name][0], lam=_grid[name][1], seeds=3 if table else 1, device=device, **changes)
     return list(dict.fromkeys(runs))
 
 # %% ../nbs/44_paper_a.ipynb #b5c55f84
