@@ -101,7 +101,7 @@ def write_paper(
     intro = f'{_papers[paper]}: its tables and figures, at the preset "{preset}". Published values stand beside ours; intervals are over seeds.'
     return write_report(folder, f'Reproduction of paper {paper}', intro, [Section(f'{n}. {s.title}', s.text, s.table, s.figures) for n,s in shown])
 
-# %% ../nbs/48_reproduce.ipynb #0a479459
+# %% ../nbs/48_reproduce.ipynb #15f1a4f2
 def _commit():
     r = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(advinterp.__file__).parent)
     return r.stdout.strip()[:12] if r.returncode == 0 else 'unknown'
@@ -113,17 +113,18 @@ def freeze(
     preset='quick', device='cpu', # as for `reproduce`
 )->Path:               # the JSON file
     "Store the numbers, tables and figures of a study, without weights."
-    rows, dest = table(folder), Path(dest)
-    recipe = rows.pop('recipe') if 'recipe' in rows else None
+    rows, dest = table(folder), Path(dest); minutes, n = round(rows.seconds.sum()/60, 1), len(rows)
+    if 'recipe' in rows:    # one column for each field that tells runs apart, in place of a dictionary
+        rows = rows[rows.recipe.notna()]
+        rows = rows.assign(data=[r['data'] for r in rows.recipe], optimiser=[r['optimiser'] for r in rows.recipe]).drop(columns=['recipe', 'card'], errors='ignore').dropna(axis=1, how='all')
     about = dict(paper=_papers[paper], preset=preset, command=f'advinterp reproduce {paper} --preset {preset}', commit=_commit(), version=advinterp.__version__, date=str(date.today()),
-                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=round(rows.seconds.sum()/60, 1), runs=len(rows))
+                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=minutes, runs=n)
     sections = []
     for name,s in paper_sections(paper, folder, preset, device):
         for f,(fig,alt) in s.figures.items():
-            with atomic_path(dest/f'{f}.png') as p: p.write_bytes(fig_png(fig, dpi=70))
+            with atomic_path(dest/f'{f}.png') as p: p.write_bytes(fig_png(fig, dpi=55))
         t = None if s.table is None else dict(columns=list(s.table), rows=s.table.astype(object).where(s.table.notna(), None).values.tolist())
         sections.append(dict(item=name, title=s.title, text=s.text, table=t, figures={f: alt for f,(_,alt) in s.figures.items()}))
-    if recipe is not None: rows = rows.assign(data=[r['data'] for r in recipe], optimiser=[r.get('optimiser') for r in recipe])
     with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(dict(about=about, sections=sections, rows=json.loads(rows.to_json(orient='records'))), indent=1), encoding='utf-8')
     return dest/f'{paper}-{preset}.json'
 

@@ -311,7 +311,7 @@ def _readable(s):
     s = s.rename(columns=names)[list(names.values())]
     return s.drop(columns=[c for c in s if c.startswith('paper') and not s[c].any()])
 
-# %% ../nbs/42_study.ipynb #d183efee
+# %% ../nbs/42_study.ipynb #88c38dc8
 _title = dict(natural='natural', l1='l1 weights', adversarial='adversarial')
 
 def _drawn(runs, name, out):
@@ -336,12 +336,13 @@ def impact_figure(
 def map_figure(
     a,      # title -> arrays of a run on images
     rows=4, # examples, of as many classes
+    classes=None, # which; None: the first ones
 ):
     "Maps of the same examples under each model; None where no example is classified correctly by all."
     first = a['natural']
     ok = np.logical_and.reduce([v['correct'] for v in a.values()])[:len(first['x'])]
     y = first['y'][:len(ok)]
-    pick = [np.flatnonzero(ok & (y == c))[0] for c in np.unique(y[ok])][:rows]
+    pick = [np.flatnonzero(ok & (y == c))[0] for c in (np.unique(y[ok]) if classes is None else classes) if (ok & (y == c)).any()][:rows]
     return saliency_grid(first['x'][pick], {k: v['maps'][pick] for k,v in a.items()}, labels=[str(first['classes'][c]) for c in y[pick]], shared=False) if pick else None
 
 # %% ../nbs/42_study.ipynb #73a676f5
