@@ -128,7 +128,7 @@ def freeze(
     with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(dict(about=about, sections=sections, rows=json.loads(rows.to_json(orient='records'))), indent=1), encoding='utf-8')
     return dest/f'{paper}-{preset}.json'
 
-# %% ../nbs/48_reproduce.ipynb #16a149ff
+# %% ../nbs/48_reproduce.ipynb #dea97c6e
 def read_kept(
     path,        # what `freeze` wrote
 )->dict:         # about, sections, rows
@@ -151,4 +151,4 @@ def about_kept(
 )->str:          # Markdown
     "What made the results: command, commit, machine, minutes."
     a = read_kept(path)['about']
-    return f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of one core in all ({a['machine']})."
+    return f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})."
