@@ -59,3 +59,7 @@ if __name__ == '__main__':
         Accelerator(cpu=True)
     res = {k: run(f) for k,f in PROTOCOLS.items()}
     if not rank_distrib(): torch.save(res, f'{sys.argv[1]}/{max(num_distrib(), 1)}.pt')
+    if torch.distributed.is_initialized():     # leave together: a thread of the other process may still be talking to this one
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        os._exit(0)                            # gloo's threads do not always end before the interpreter does
