@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_one', 'rows_b', 'claims_b', 'items_b']
 
-# %% ../nbs/45_paper_b.ipynb #760283c6
+# %% ../nbs/45_paper_b.ipynb #74c26f4a
 from functools import partial
 import numpy as np, pandas as pd
 import torch
@@ -20,7 +20,7 @@ from .evaluate import accuracy, gradient_norms, robust_accuracy, seed_interval
 from .items import Item
 from .models import madry_cnn
 from .penalty import JacobianNorm, TargetMap, Targets, smoothgrad_targets
-from .report import Section
+from .report import Section, interval
 from .study import StepDecay, Tick
 from .train import adv_learner
 
@@ -124,11 +124,11 @@ def claims_b(
         rows.append(dict(claim=sentence, measured=f'{a} - {b}, {c.replace("_", " ")}', difference=d.mean(), low=low, high=high, verdict='no interval' if low != low else 'confirmed' if low > 0 else 'not confirmed'))
     return pd.DataFrame(rows)
 
-# %% ../nbs/45_paper_b.ipynb #77d08183
+# %% ../nbs/45_paper_b.ipynb #86449e0d
 def _claim_section(jobs, out):
     c = claims_b(jobs, out)
     return Section('The claims', 'Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.',
-                   pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[f'{d:+.3f} [{l:+.3f}, {h:+.3f}]' for d,l,h in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None)
+                   pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[interval(*v) for v in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None)
 
 def _table1(jobs, out):
     text = 'Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball of radius 1.5 with 40 steps of 0.5 (first 1,000 test images in the quick preset). Per cent, ± half the 95 % interval.'
