@@ -7,13 +7,13 @@ __all__ = ['own_buffers', 'undisturbed', 'joined', 'has_bf16', 'Adversary', 'One
            'margin_loss', 'check_attackable', 'paper_a_mnist', 'paper_a_cifar', 'paper_b_mnist', 'paper_b_cifar',
            'paper_c_iterative', 'mi_fgsm']
 
-# %% ../nbs/03_adversary.ipynb #aca8d16a
+# %% ../nbs/03_adversary.ipynb #ee06b058
 import contextlib, copy, inspect, warnings
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from .core import bcast, check_float, check_strength, flat, frozen, input_grad, is_binary, unreduced
+from .core import bcast, check_float, check_strength, flat, frozen, input_grad, is_binary, predicted, unreduced
 from .duals import Ball, Dual, ElasticNet, GroupBall, L2Ball, LInfBall
 
 # %% ../nbs/03_adversary.ipynb #80e21bf8
@@ -109,12 +109,11 @@ class _Problem:
         if self.lo is None: return v
         return v.masked_fill(((delta <= self.down) & (v < 0)) | ((delta >= self.up) & (v > 0)), 0.)
 
-# %% ../nbs/03_adversary.ipynb #916ac432
+# %% ../nbs/03_adversary.ipynb #a0c2ccb8
 @patch
 def fooled(self:_Problem):
     "Which examples did the last forward pass get wrong, or, with a target, as the target?"
-    z = self.logits.detach()
-    hit = (z.reshape(len(z)) > 0).long() == self.y.reshape(-1) if is_binary(z) else z.argmax(1) == self.y
+    hit = predicted(self.logits.detach()) == self.y.reshape(-1)
     return ~hit if self.sign > 0 else hit
 
 @patch

@@ -7,7 +7,7 @@ __all__ = ['plain', 'batch_tfms', 'RawUnits', 'RawModel', 'which_input', 'exampl
            'check_role', 'AdversarialTraining', 'Replayed', 'Carried', 'FreeAdversarialTraining', 'GradientPenalty',
            'hits', 'RobustMetrics']
 
-# %% ../nbs/20_callbacks.ipynb #4fad41e7
+# %% ../nbs/20_callbacks.ipynb #bca89c54
 import contextlib, copy, math
 from importlib import import_module
 import torch
@@ -22,7 +22,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.layers import NoneReduce
 from fastai.learner import AvgMetric
 from fastai.torch_core import TensorImage, apply, to_float
-from .core import check_strength, frozen, is_binary
+from .core import check_strength, frozen, predicted
 from .duals import Ball, Dual
 from .attribution import saliency
 from .adversary import Adversary, has_bf16
@@ -287,14 +287,13 @@ class GradientPenalty(InputCallback):
         value = self.penalty(self.raw.model, self.raw.x, self.raw.y, *own)
         self.learn.loss_grad = self.learn.loss_grad + self.weight*value.mean()   # (4)
 
-# %% ../nbs/20_callbacks.ipynb #4a189cb5
+# %% ../nbs/20_callbacks.ipynb #1907c254
 def hits(
     logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
     y:Tensor,       # `(B,)` class indices
 )->Tensor:          # `(B,)` booleans
-    "Is the predicted class the right one? A binary model predicts class 1 where its logit is above 0."
-    pred = logits.reshape(len(logits)) > 0 if is_binary(logits) else logits.argmax(1)
-    return pred == y.reshape(len(logits))
+    "Is the predicted class the right one?"
+    return predicted(logits) == y.reshape(len(logits))
 
 # %% ../nbs/20_callbacks.ipynb #f180d560
 class RobustMetrics(InputCallback):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_strength', 'check_float', 'check_same_shape', 'flat', 'bcast', 'is_binary', 'task_loss', 'class_output',
-           'unreduced', 'input_grad', 'frozen', 'set_seed', 'atomic_path']
+           'predicted', 'top_count', 'top_mask', 'unreduced', 'input_grad', 'frozen', 'set_seed', 'atomic_path']
 
 # %% ../nbs/00_core.ipynb #265eccc8
 import contextlib, math, os, random, shutil, uuid
@@ -94,6 +94,32 @@ def class_output(
     if output == 'logprob': return -task_loss(logits, y)
     if output == 'prob':    return (-task_loss(logits, y)).exp()
     raise ValueError(f"output={output!r}: expected 'logit', 'prob', 'logprob' or 'loss'")
+
+# %% ../nbs/00_core.ipynb #06a3cfae
+def predicted(
+    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+)->Tensor:          # `(B,)` class indices
+    "The predicted class of each example."
+    return (logits.reshape(len(logits)) > 0).long() if is_binary(logits) else logits.argmax(1)
+
+# %% ../nbs/00_core.ipynb #1e18e994
+def top_count(
+    v:Tensor,      # `(B, d)`, at least 0
+    k,             # share of the entries
+    nonzero=False, # of the entries that are not zero
+)->Tensor:         # `(B,)` at least 1
+    "How many entries of each row are the share `k`."
+    size = (v > 0).sum(1) if nonzero else torch.full((len(v),), v.shape[1], device=v.device)
+    return (k*size.double()).round().long().clamp(min=1)
+
+def top_mask(
+    v:Tensor,      # `(B, d)`, at least 0
+    n:Tensor,      # `(B,)` numbers of entries
+)->Tensor:         # `(B, d)` booleans
+    "Which of the non-zero entries are among the `n` largest of each row?"
+    order = v.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(v.shape[1], device=v.device).expand_as(order))
+    return (rank < n[:,None]) & (v > 0)
 
 # %% ../nbs/00_core.ipynb #715d27ea
 def unreduced(

@@ -6,11 +6,10 @@
 __all__ = ['Job', 'job_folder', 'read_job', 'run_job', 'check_out', 'write_study', 'read_study', 'locked', 'run_jobs', 'status',
            'table']
 
-# %% ../nbs/39_engine.ipynb #be865e15
+# %% ../nbs/39_engine.ipynb #a610eb1e
 import dataclasses, errno, hashlib, importlib, json, os, shlex, shutil, sys, tempfile, time, traceback
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch

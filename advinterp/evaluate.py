@@ -9,7 +9,7 @@ __all__ = ['RobustnessCurve', 'MapSimilarity', 'MapRobustness', 'Randomization',
            'morf_curve', 'aopc_morf', 'relative_drop', 'cascading_randomization', 'label_randomization',
            'gradient_norms', 'feature_impact', 'map_attack']
 
-# %% ../nbs/31_evaluate.ipynb #a007a86b
+# %% ../nbs/31_evaluate.ipynb #4b6f570c
 import copy, dis, functools, hashlib, inspect, sys, types, warnings
 from collections import namedtuple
 from importlib import metadata
@@ -18,17 +18,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import atomic_path, bcast, check_float, check_same_shape, check_strength, flat, frozen, is_binary
+from .core import atomic_path, bcast, check_float, check_same_shape, check_strength, flat, frozen, is_binary, predicted
 from .duals import L2Ball, LInfBall
 from .attribution import saliency, _check_count, _check_output, _runs
 from .adversary import Adversary, check_attackable, _limits, _own_rng
 from .linear import feature_impact
-from .map_adversary import map_attack, _predicted
+from .map_adversary import map_attack
 from .metrics import metric, normalize_map, ssim, topk_dice, topk_overlap, _pair
 
 _all_ = ['feature_impact', 'map_attack']
 
-# %% ../nbs/31_evaluate.ipynb #21ce8e55
+# %% ../nbs/31_evaluate.ipynb #7c068022
 def _check_set(x, y):
     if not isinstance(y, Tensor): raise TypeError(f"y: expected a torch.Tensor of class indices, got {type(y).__name__}")
     if len(x) != len(y): raise ValueError(f"x has {len(x)} examples and y {len(y)}: expected as many")
@@ -43,7 +43,7 @@ def _hits(model, x, y):
     "Which examples of a batch are classified correctly; labels out of range and probabilities are refused."
     with torch.no_grad(): z = model(x)
     _check_output(z, y, 'logit')
-    return _predicted(z) == y
+    return predicted(z) == y
 
 # %% ../nbs/31_evaluate.ipynb #f79bffaa
 def is_correct(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttributionInterpretation', 'compare_maps']
 
-# %% ../nbs/33_interpretation.ipynb #8e7edd4c
+# %% ../nbs/33_interpretation.ipynb #c9384a66
 from importlib import import_module
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from fastcore.basics import patch, store_attr
 from fastai.layers import NoneReduce
 from fastai.learner import Learner
 from fastai.torch_core import to_device
-from .core import check_same_shape, frozen, is_binary
+from .core import check_same_shape, frozen, predicted
 from .attribution import saliency, _check_count
 from .callbacks import RawModel, RawUnits, plain, which_input
 from .metrics import gini
@@ -51,7 +51,7 @@ def _maps(net, units, xb, i, u, y, method, **kwargs):
     if len(xb) == 1: return method(RawModel(net, units, xb, i) if units.stats else net, u, y, **kwargs)
     return torch.cat([method(_OneExample(net, units, [o[j:j+1] for o in xb], i), u[j:j+1], y[j:j+1], **kwargs) for j in range(len(u))])
 
-# %% ../nbs/33_interpretation.ipynb #0659d96d
+# %% ../nbs/33_interpretation.ipynb #ef7f4398
 def _targets(yb, z):
     "The targets of a batch as class indices `(B,)`."
     if not len(yb): raise ValueError("dl: its batches have no targets, expected class indices; make it with labels")
@@ -70,7 +70,7 @@ def _explain(learn, net, dl, batch, keep, method, explain, which, **kwargs):
     with torch.no_grad(), NoneReduce(learn.loss_func) as loss:
         z = plain(net(*xb))
         y,losses = _targets(yb, z), plain(loss(z, *yb[:1])).reshape(len(z), -1).sum(1)
-    pred = (z.reshape(len(z)) > 0).long() if is_binary(z) else z.argmax(1)
+    pred = predicted(z)
     maps = _maps(net, units, xb, i, u, y if explain == 'target' else pred, method, **kwargs)
     check_same_shape(inputs=u, maps=maps)
     return [o.detach().cpu() for o in (u, y, pred, losses, maps)]

@@ -5,24 +5,20 @@
 # %% auto #0
 __all__ = ['map_attack', 'paper_c_map_attack']
 
-# %% ../nbs/07_map_adversary.ipynb #2d9d2c4e
+# %% ../nbs/07_map_adversary.ipynb #720b0eb7
 import torch
 from torch import Tensor
-from .core import bcast, check_float, check_strength, flat, input_grad, is_binary
+from .core import bcast, check_float, check_strength, flat, input_grad, predicted, top_count, top_mask
 from .duals import L2Ball, LInfBall
-from .attribution import saliency, _check_count, _runs
+from .attribution import _check_count, _runs
 from .adversary import undisturbed, _bare, _inspect, _limits, _plain
 
-# %% ../nbs/07_map_adversary.ipynb #4f803d50
-def _predicted(logits): return (logits.reshape(len(logits)) > 0).long() if is_binary(logits) else logits.argmax(1)
-
+# %% ../nbs/07_map_adversary.ipynb #5116557d
 def _top_entries(v, k):
     "Which entries are the share `k` of the non-zero ones of each row that is largest, at least one; none of a row of zeros."
-    n = (k*(v > 0).sum(1).double()).round().long().clamp(min=1)
-    rank = v.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (rank < n[:,None]) & (v > 0)
+    return top_mask(v, top_count(v, k, nonzero=True))
 
-# %% ../nbs/07_map_adversary.ipynb #e0009e8e
+# %% ../nbs/07_map_adversary.ipynb #29e05feb
 def _look(net, f, x, y, mask, graph=False):
     "Predicted classes, share (1) and, with `graph`, its gradient (2); 0 where the map does not change."
     logits = []
@@ -31,7 +27,7 @@ def _look(net, f, x, y, mask, graph=False):
     v = flat(input_grad(_keep, x, y, f, create_graph=graph)[0]).abs()
     share = (v*mask).sum(1)/v.sum(1).clamp_min(torch.finfo(v.dtype).tiny)                                         # (1)
     g = torch.autograd.grad(share.sum(), x, allow_unused=True)[0] if graph and share.requires_grad else None      # (2)
-    return _predicted(logits[0]), share.detach(), torch.zeros_like(x) if g is None else g.nan_to_num_(nan=0., posinf=0., neginf=0.)
+    return predicted(logits[0]), share.detach(), torch.zeros_like(x) if g is None else g.nan_to_num_(nan=0., posinf=0., neginf=0.)
 
 # %% ../nbs/07_map_adversary.ipynb #c90e4927
 def _attack_batch(model, soft, f, x0, y, limits, k, ball, step_size, steps):

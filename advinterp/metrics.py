@@ -7,13 +7,13 @@ __all__ = ['BandScore', 'metric', 'gini', 'lorenz', 'gini_area', 'normalized_ent
            'gray', 'normalize_map', 'ssim', 'five_band_score', 'binary_score', 'total_variation', 'connectedness',
            'pointing_game', 'leakage']
 
-# %% ../nbs/30_metrics.ipynb #42b66071
+# %% ../nbs/30_metrics.ipynb #faef422b
 import math
 from collections import namedtuple
 import numpy as np
 import torch
 from torch import Tensor
-from .core import check_float, check_same_shape, check_strength, flat
+from .core import check_float, check_same_shape, check_strength, flat, top_count, top_mask
 
 # %% ../nbs/30_metrics.ipynb #4da2d74c
 def metric(
@@ -108,24 +108,13 @@ def share_above(
     v = flat(_as_map(map)).abs()
     return (v >= _check_fraction('t', t) * v.amax(1, keepdim=True)).to(v.dtype).mean(1)
 
-# %% ../nbs/30_metrics.ipynb #f94be420
-def _topk_mask(v, n):
-    "Which of the non-zero entries are among the `n` `(B,)` largest of each row?"
-    order = v.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(v.shape[1], device=v.device).expand_as(order))
-    return (rank < n[:,None]) & (v > 0)
-
-# %% ../nbs/30_metrics.ipynb #46cb7bf6
+# %% ../nbs/30_metrics.ipynb #97906b06
 def _pair(a, b):
     a,b = _as_map(a, 'a'), _as_map(b, 'b')
     check_same_shape(a=a, b=b)
     return a,b
 
-def _counts(v, k, nonzero):
-    size = (v > 0).sum(1) if nonzero else torch.full((len(v),), v.shape[1], device=v.device)
-    return (k*size.double()).round().long().clamp(min=1)
-
-# %% ../nbs/30_metrics.ipynb #85f21a64
+# %% ../nbs/30_metrics.ipynb #e3a2f67d
 @metric('higher', 'Ghorbani, Abid and Zou 2019; Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.4')
 def topk_overlap(
     a,              # `(B, ...)` the map of reference
@@ -135,11 +124,11 @@ def topk_overlap(
 )->Tensor:          # `(B,)` in [0, 1]; 0 where `a` is zero
     "Share of the top entries of `a` that are top entries of `b` too (4)."
     _check_fraction('k', k); va,vb = (flat(m).abs() for m in _pair(a, b))
-    n = _counts(va, k, nonzero)
-    A,B = _topk_mask(va, n), _topk_mask(vb, n)
+    n = top_count(va, k, nonzero)
+    A,B = top_mask(va, n), top_mask(vb, n)
     return (A & B).sum(1).to(va.dtype) / A.sum(1).clamp(min=1)   # (4)
 
-# %% ../nbs/30_metrics.ipynb #7ca4a835
+# %% ../nbs/30_metrics.ipynb #db406f5b
 @metric('higher', 'Dice 1945; Gong, Dou and Farnia 2024 (arXiv:2404.04647), section 5')
 def topk_dice(
     a,              # `(B, ...)` map
@@ -149,7 +138,7 @@ def topk_dice(
 )->Tensor:          # `(B,)` in [0, 1]; 0 where either map is zero
     "Dice score of the sets of top entries of two maps (4)."
     _check_fraction('k', k); va,vb = (flat(m).abs() for m in _pair(a, b))
-    A,B = (_topk_mask(v, _counts(v, k, nonzero)) for v in (va, vb))
+    A,B = (top_mask(v, top_count(v, k, nonzero)) for v in (va, vb))
     return 2*(A & B).sum(1).to(va.dtype) / (A.sum(1) + B.sum(1)).clamp(min=1)   # (4)
 
 # %% ../nbs/30_metrics.ipynb #4c88a532
@@ -251,7 +240,7 @@ def total_variation(
     tv = g.diff(dim=1).abs().sum((1, 2)) + g.diff(dim=2).abs().sum((1, 2))
     return torch.where(total > 0, tv/_nonzero(total), 4.)   # (7)
 
-# %% ../nbs/30_metrics.ipynb #8b847640
+# %% ../nbs/30_metrics.ipynb #455b255d
 @metric('higher', 'share of the top entries in the largest 8-connected piece')
 def connectedness(
     map,      # `(B, C, H, W)` or `(B, H, W)`
@@ -260,7 +249,7 @@ def connectedness(
     "Share of the top pixels that lie in the largest connected piece of them."
     from scipy.ndimage import label
     g = _images(map); v = flat(g)
-    masks = _topk_mask(v, _counts(v, _check_fraction('k', k), False)).view(g.shape).cpu().numpy()
+    masks = top_mask(v, top_count(v, _check_fraction('k', k), False)).view(g.shape).cpu().numpy()
     sizes = [np.bincount(label(m, np.ones((3, 3)))[0].ravel(), minlength=2)[1:] for m in masks]
     return torch.tensor([s.max()/max(s.sum(), 1) for s in sizes], dtype=g.dtype, device=g.device)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['runs_a', 'effects', 'claim', 'score', 'items_a']
 
-# %% ../nbs/44_paper_a.ipynb #89af9c6a
+# %% ../nbs/44_paper_a.ipynb #ac2d5872
 import json
 from functools import partial
 import pandas as pd
@@ -22,7 +22,7 @@ from .models import madry_cnn
 from .plots import gini_boxplot, tradeoff
 from .report import Section, interval, percent, signed, with_published
 from .scorecard import scorecard
-from .study import impact_figure, load_run, map_figure, plan, tabulate, train
+from .study import impact_figure, load_run, map_figure, plan, tabulate, train, _title
 
 # %% ../nbs/44_paper_a.ipynb #b8fb0af4
 _ftrl, _image = dict(optimiser='ftrl'), dict(shap=True, fast=True)
@@ -90,13 +90,11 @@ def claim(
                 rows.append(dict(data=name, attribution=a, optimiser=opt, gain=diff.mean(), **dict(zip(('low', 'high'), seed_interval(diff.dropna()))), accuracy=acc.mean(), seeds=diff.notna().sum()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/44_paper_a.ipynb #fbe90afb
-_model = dict(natural='natural', adversarial='adversarial', l1='l1 weights')
-
+# %% ../nbs/44_paper_a.ipynb #60d66f26
 def _table1(runs, out):
     e, c = effects(runs, out), claim(runs, out)
     e = e[e.paper_dG.notna()].sort_values('data', kind='stable')
-    t = pd.DataFrame(dict(data=e.data, attribution=e.attribution, model=e.method.map(_model), strength=e.strength.map('{:.3g}'.format), optimiser=e.optimiser, seeds=e.seeds, **{
+    t = pd.DataFrame(dict(data=e.data, attribution=e.attribution, model=e.method.map(_title), strength=e.strength.map('{:.3g}'.format), optimiser=e.optimiser, seeds=e.seeds, **{
         'dG [95 %]': [interval(*v) for v in zip(e.dG, e.low, e.high)], "paper's dG": e.paper_dG.map(signed), 'difference': (e.dG - e.paper_dG).map(signed), 'verdict': e.verdict,
         'drop': e['drop'].map(percent), "paper's drop": e.paper_drop.map(percent), 'robust accuracy': e.robust.map(percent)}))
     yield Section('Table 1: gain in Gini over the natural model', 'Means over the seeds with 95 % t intervals. Drop: accuracy lost against the natural model. Robust accuracy: under PGD-20 within the published eps.', t)
@@ -105,7 +103,7 @@ def _table1(runs, out):
         'claim': [{True: 'confirmed', False: 'not confirmed'}[bool(l > 0)] if l == l else 'no interval' for l in c.low]}))
     yield Section("The claim: the adversary gains more than the l1 penalty", 'Difference of the two gains, seed by seed, with a 95 % t interval; confirmed where the interval lies above zero.', c)
 
-# %% ../nbs/44_paper_a.ipynb #ee3c2f72
+# %% ../nbs/44_paper_a.ipynb #fae6d392
 def _gains(runs, out, seed=0):
     "Point-wise dG of the first seed: `{data [attribution]: {model: (n,)}}`."
     panels = {}
@@ -114,7 +112,7 @@ def _gains(runs, out, seed=0):
         base = next(b for b in runs if b.recipe == r.recipe and b.method == 'natural' and b.seed == seed)
         (_,a), (_,b) = load_run(r, out), load_run(base, out)
         for name,k in _attributions.items():
-            if f'gini{k}' in a: panels.setdefault(f'{r.recipe.data} [{name}]' + (' (Adam)' if r.recipe.optimiser == 'adam' and r.recipe.model == 'one_layer' else ''), {})[_model[r.method]] = a[f'gini{k}'].astype(float) - b[f'gini{k}']
+            if f'gini{k}' in a: panels.setdefault(f'{r.recipe.data} [{name}]' + (' (Adam)' if r.recipe.optimiser == 'adam' and r.recipe.model == 'one_layer' else ''), {})[_title[r.method]] = a[f'gini{k}'].astype(float) - b[f'gini{k}']
     return panels
 
 def _fig2(runs, out):
@@ -122,20 +120,20 @@ def _fig2(runs, out):
     figs = {f'A_fig2_{i//4 + 1}': (gini_boxplot({n: g[n] for n in names[i:i+4]}), 'Box plots of the point-wise gain in Gini: ' + ', '.join(names[i:i+4])) for i in range(0, len(names), 4)}
     yield Section('Figure 2: gain in Gini, example by example', 'Gini of the attribution under each model minus that under the natural model, for the same example; first seed. Diamonds: means.', figures=figs)
 
-# %% ../nbs/44_paper_a.ipynb #dab35534
+# %% ../nbs/44_paper_a.ipynb #dbd47d14
 def _fig3(runs, out):
     e, figs = effects(runs, out), {}
     for name,d in e.groupby('data', sort=False):
         d = d[d.optimiser == d.optimiser.iloc[0]].sort_values('strength')
-        curves = {f'{_model[m]} [{a}]': (x.gini.values, x.accuracy.values, [f'{s:.3g}' for s in x.strength]) for (m,a),x in d.groupby(['method', 'attribution'], sort=False)}
+        curves = {f'{_title[m]} [{a}]': (x.gini.values, x.accuracy.values, [f'{s:.3g}' for s in x.strength]) for (m,a),x in d.groupby(['method', 'attribution'], sort=False)}
         figs[f'A_fig3_{name}'] = tradeoff(curves), f'Accuracy against mean Gini on {name}: ' + ', '.join(curves)
     yield Section('Figure 3: accuracy against sparseness', 'One line for each way of training and attribution method, one point for each strength (written beside it): upper right is better.', figures=figs)
 
-# %% ../nbs/44_paper_a.ipynb #4189bc5b
+# %% ../nbs/44_paper_a.ipynb #b1226fc4
 def _first(runs, data):
     "First seed and published strength of each method, FTRL for tables: title -> run."
     ok = [r for r in runs if r.recipe.data == data and r.seed == 0 and r.strength in (0., r.recipe.eps, r.recipe.lam)]
-    return {_model[r.method]: r for r in ok if r.recipe.optimiser == ok[0].recipe.optimiser}
+    return {_title[r.method]: r for r in ok if r.recipe.optimiser == ok[0].recipe.optimiser}
 
 def _impacts(data, item, runs, out):
     fig = impact_figure({k: load_run(r, out)[1] for k,r in _first(runs, data).items()})

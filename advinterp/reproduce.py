@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['items', 'find_items', 'reproduce', 'paper_sections', 'write_paper', 'freeze', 'read_kept', 'show_kept', 'about_kept']
 
-# %% ../nbs/48_reproduce.ipynb #ea1c7966
+# %% ../nbs/48_reproduce.ipynb #7f882d7c
 import difflib, json, os, platform, subprocess
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastai.torch_core import default_device
 import advinterp
 from .core import atomic_path
 from .data import data_table
-from .engine import check_out, job_folder, locked, read_job, run_jobs, status, table, write_study
+from .engine import check_out, job_folder, locked, run_jobs, status, table, write_study
 from .items import latex_table, markdown_table
 from .paper_a import items_a
 from .paper_b import items_b
@@ -41,11 +41,10 @@ def find_items(
     close = difflib.get_close_matches(str(name), [i.name for i in items()], n=3)
     raise ValueError(f"name={name!r}: no such table or figure; {'did you mean ' + ' or '.join(close) + '?' if close else ''} `advinterp reproduce --list` shows all".replace('; `', '; `').replace(';  ', '; '))
 
-# %% ../nbs/48_reproduce.ipynb #4f8bb112
+# %% ../nbs/48_reproduce.ipynb #5afc560d
 def _data_of(job): return job.settings.get('data') or job.settings['recipe']['data']
 
 def _check(found, jobs, preset, device):
-    if preset not in ('quick', 'paper'): raise ValueError(f"preset={preset!r}: expected 'quick' or 'paper'")
     here = {r['name'] for r in data_table() if r['where']}
     if absent := sorted({_data_of(j) for j in jobs} - here):
         raise ValueError(f"{found[0].name}: needs the data of {', '.join(absent)}, not found here; `advinterp data fetch {' '.join(absent)}` downloads what is public, ADVINTERP_DATA names a folder that has it")

@@ -235,7 +235,12 @@ def diff_roar(
     top, bottom = _by_seed(runs, 'top'), _by_seed(runs, 'bottom')
     return _retrained(runs, top[:,:,None] - bottom[:,None], top - bottom)   # (2)
 
-# %% ../nbs/32_roar.ipynb #e8d9a26b
+# %% ../nbs/32_roar.ipynb #50e4a7bd
+def _one_side(side, *args):
+    "The accuracies themselves, of models retrained on one side."
+    runs = _retrain(*args); values = _by_seed(runs, side)
+    return _retrained(runs, values, values)
+
 @metric('lower', 'Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)')
 def roar(
     x, y, maps, x_test, y_test, maps_test, fit,  # as in `diff_roar`
@@ -244,8 +249,7 @@ def roar(
 )->Retrained:   # (mean, low, high, score, runs)
     "Remove and retrain: accuracy of models retrained without the top part of every input (2)."
     def _parts(d): return [(f, 'bottom', d - n) for f,n in _sizes(fractions, d)]
-    runs = _retrain((x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
-    return _retrained(runs, *[_by_seed(runs, 'bottom')]*2)
+    return _one_side('bottom', (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
 
 @metric('higher', 'Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)')
 def kar(
@@ -255,5 +259,4 @@ def kar(
 )->Retrained:   # (mean, low, high, score, runs)
     "Keep and retrain: accuracy of models retrained on the top part of every input (2)."
     def _parts(d): return [(f, 'top', n) for f,n in _sizes(fractions, d)]
-    runs = _retrain((x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
-    return _retrained(runs, *[_by_seed(runs, 'top')]*2)
+    return _one_side('top', (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
