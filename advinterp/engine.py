@@ -186,7 +186,8 @@ def _serial(todo, out, threads, bar):
 
 def _parallel(todo, out, threads, bar, n_jobs, backend):
     with _workers(backend, n_jobs) as config, config:
-        states = Parallel(return_as='generator')(delayed(_on_device)(i, threads, j, str(Path(out).resolve())) for i,j in enumerate(todo))
+        one_by_one = 'list' if backend == 'ray' else 'generator'      # Ray's backend gives all states at once, in the end
+        states = Parallel(return_as=one_by_one)(delayed(_on_device)(i, threads, j, str(Path(out).resolve())) for i,j in enumerate(todo))
         for j,s in zip(todo, states):
             bar.update(j.cost); bar.set_description(j.label)
             yield j, s
@@ -195,7 +196,7 @@ def run_jobs(
     jobs,            # what to run; several of one name are one
     out,             # folder of the study, see `check_out`
     n_jobs=1,        # processes; -1: one for each core
-    backend='loky',  # joblib's: 'loky' processes, 'threading', 'sequential'; 'dask' or 'ray' on a cluster that shares the folder
+    backend='loky',  # joblib's: 'loky' processes, 'threading', 'sequential'; 'dask' or 'ray' on a cluster that shares the folder (with 'ray' the bar moves in the end)
     threads=1,       # torch threads of each job; the last bits of a result may depend on it
     progress=True,   # show a progress bar, with the time left for the whole study
     after=None,      # called after each job

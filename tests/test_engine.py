@@ -103,6 +103,18 @@ def test_a_cluster_loses_a_worker(tmp_path):
     pd.testing.assert_frame_equal(rows(tmp_path/'cluster'), want)
 
 
+def test_ray_gives_the_rows_of_one_process(tmp_path):
+    "On a Ray cluster of two workers on this machine: the same states and rows, a failure included."
+    ray = pytest.importorskip('ray', reason='Ray is not installed: the backend is offered for clusters that have it')
+    jobs = [Job('advinterp.engine:_example', dict(a=a), f'a{a}') for a in (1, 2, -1, 3)]
+    ray.init(num_cpus=2, include_dashboard=False, logging_level='error')
+    try: states = {b: run_jobs(jobs, check_out(tmp_path/b), 2, b, progress=False) for b in ('sequential', 'ray')}
+    finally: ray.shutdown()
+    assert states['ray'] == states['sequential'] and list(states['ray'].values()).count('failed') == 1
+    done = [j for j in jobs if states['ray'][j.name] == 'done']
+    assert [read_job(j, tmp_path/'ray')['row'] for j in done] == [read_job(j, tmp_path/'sequential')['row'] for j in done]
+
+
 @pytest.mark.slow
 def test_a_hundred_runs_killed_three_times_and_out_of_disk(tmp_path):
     "102 runs, SIGKILL three times, then a disk that is full: after restarts the table of an undisturbed study."
