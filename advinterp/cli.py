@@ -39,7 +39,7 @@ def _add_workers(p, jobs):
 def _reproduce(args):
     from advinterp.reproduce import items, reproduce
     if args.list or not args.name:
-        for i in items(): print(f"{i.name:10} {i.title:42} quick: {f'{i.minutes} min on 2 cores, run to the end' if i.minutes else 'not run to the end yet'}; paper: about {i.gpu_hours} GPU hours, not run here")
+        for i in items(): print(f'{i.name:13} {i.title:48} {i.cost}')
         return
     print(reproduce(args.name, args.preset, args.out, args.device, args.jobs, args.backend))
 

@@ -6,7 +6,7 @@
 __all__ = ['items', 'find_items', 'reproduce', 'paper_sections', 'write_paper', 'freeze', 'read_kept', 'show_kept', 'about_kept']
 
 # %% ../nbs/48_reproduce.ipynb #7f882d7c
-import difflib, json, os, platform, subprocess
+import difflib, json, os, platform, subprocess, tempfile
 from datetime import date
 from pathlib import Path
 import pandas as pd
@@ -15,7 +15,7 @@ from fastai.torch_core import default_device
 import advinterp
 from .core import atomic_path
 from .data import data_table
-from .engine import check_out, job_folder, locked, run_jobs, status, table, write_study
+from .engine import check_out, job_folder, locked, run_jobs, status, store_row, table, write_study
 from .items import latex_table, markdown_table
 from .paper_a import items_a
 from .paper_b import items_b
@@ -105,19 +105,39 @@ def _commit():
     r = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(advinterp.__file__).parent)
     return r.stdout.strip()[:12] if r.returncode == 0 else 'unknown'
 
+def _union(paper, folder, keep, preset, device, out):
+    "Fill `out` with links to the runs of a study, and with the rows of `keep` for the runs that it lacks; what was made by whom, as a sentence."
+    about, rows = (read_kept(keep)[k] for k in ('about', 'rows'))
+    if about['version'] != advinterp.__version__:
+        raise ValueError(f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is {advinterp.__version__}: results of the two do not mix")
+    jobs = list({j.name: j for i in find_items(paper) for j in i.jobs(preset, device)}.values())
+    rows, here = {r['run']: r for r in rows}, {j.name for j in jobs if job_folder(j, folder).exists()}
+    old = [j for j in jobs if j.name in rows and j.name not in here]
+    write_study(check_out(out), jobs)
+    for n in here: (Path(out)/'runs'/n).symlink_to((Path(folder)/'runs'/n).resolve())
+    for j in old: store_row(j, out, {k: v for k,v in rows[j.name].items() if v is not None and k not in {*j.settings, 'seconds', 'run'}}, rows[j.name]['seconds'])
+    return f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})"
+
+# %% ../nbs/48_reproduce.ipynb #15f1a4f3
 def freeze(
     paper:str,         # 'A'
     folder,            # folder of the study
     dest,              # where `<paper>-<preset>.json` and the figures go
     preset='quick', device='cpu', # as for `reproduce`
+    keep=None,         # an earlier JSON file: its rows stand for runs of the same version and settings that are not in this folder
 )->Path:               # the JSON file
-    "Store the numbers, tables and figures of a study, without weights."
+    "Store the numbers, tables and figures of a study, without weights. Raises ValueError for a `keep` of another version."
+    with tempfile.TemporaryDirectory() as union:
+        if keep is None: return _freeze(paper, folder, dest, preset, device, '')
+        return _freeze(paper, union, dest, preset, device, _union(paper, folder, keep, preset, device, union))
+
+def _freeze(paper, folder, dest, preset, device, note):
     rows, dest = table(folder), Path(dest); minutes, n = round(rows.seconds.sum()/60, 1), len(rows)
     if 'recipe' in rows:    # one column for each field that tells runs apart, in place of a dictionary
         rows = rows[rows.recipe.notna()]
         rows = rows.assign(data=[r['data'] for r in rows.recipe], optimiser=[r['optimiser'] for r in rows.recipe]).drop(columns=['recipe', 'card'], errors='ignore').dropna(axis=1, how='all')
     about = dict(paper=_papers[paper], preset=preset, command=f'advinterp reproduce {paper} --preset {preset}', commit=_commit(), version=advinterp.__version__, date=str(date.today()),
-                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=minutes, runs=n)
+                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=minutes, runs=n, note=note)
     sections = []
     for name,s in paper_sections(paper, folder, preset, device):
         for f,(fig,alt) in s.figures.items():
@@ -150,4 +170,4 @@ def about_kept(
 )->str:          # Markdown
     "What made the results: command, commit, machine, minutes."
     a = read_kept(path)['about']
-    return f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})."
+    return f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})" + (f"; {a['note']}." if a.get('note') else '.')
