@@ -26,8 +26,8 @@ from .study import impact_figure, load_run, map_figure, plan, tabulate, train, _
 
 # %% ../nbs/44_paper_a.ipynb #b8fb0af4
 _ftrl, _image = dict(optimiser='ftrl'), dict(shap=True, fast=True)
-_long = dict(n_train=None, epochs=21, adv_epochs=84, lr=1e-4, step_size=.01, ramp=0., n_explain=10_000, shap=True)
-_wide = dict(model='wide_resnet', n_train=None, epochs=180, adv_epochs=180, bs=128, lr=.1, optimiser='sgd', wd=2e-4, drops=(.57, .86), pad=2, ramp=0., step_size=1/255, n_explain=10_000)
+_long = dict(n_train=None, epochs=21, adv_epochs=84, lr=1e-4, step_size=.01, ramp=0., n_explain=10_000, ig_steps=100, shap=True)
+_wide = dict(model='wide_resnet', n_train=None, epochs=180, adv_epochs=180, bs=128, lr=.1, optimiser='sgd', wd=2e-4, drops=(.57, .86), pad=2, ramp=0., step_size=1/255, n_explain=10_000, ig_steps=100)
 
 _settings = dict(
     quick=[('mushroom', _ftrl, 5), ('spambase', _ftrl, 5), ('mushroom', {}, 5), ('spambase', {}, 5), ('mnist', _image, 3), ('fashion_mnist', _image, 3), ('cifar10', _image, 3)],
