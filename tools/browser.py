@@ -35,6 +35,11 @@ class Page:
         if 'exceptionDetails' in r: raise RuntimeError(r['exceptionDetails'].get('exception', {}).get('description', str(r)))
         return r['result'].get('value')
 
+    def show(self, width=1280, height=900, dark=False):
+        "The size of the window, and the theme that the reader's system asks for; an open page follows."
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
+
     def screenshot(self, path, full=True):
         "Save the page as a PNG: all of it, or what the window shows."
         data = self.call('Page.captureScreenshot', format='png', captureBeyondViewport=full)['data']
@@ -105,15 +110,14 @@ class Browser:
                 page = self.pages[m['sessionId']]
                 page.events.append(m['method']); page.saw(m['method'], m['params'])
 
-    def open(self, url, width=1280, height=900, dark=False) -> Page:
-        "Open a page and wait until it has loaded and its fonts are there."
+    def open(self, url, **window) -> Page:
+        "Open a page, in a window as `Page.show` describes it, and wait until it has loaded and its fonts are there."
         target = self.call('Target.createTarget', url='about:blank')['targetId']
         session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         page = self.pages[session] = Page(self, target, session)
         page.events, page.urls = [], {}
         for domain in ('Page', 'Runtime', 'Network'): page.call(f'{domain}.enable')
-        page.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        page.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
+        page.show(**window)
         page.call('Page.navigate', url=url)
         end = time.monotonic() + self.timeout
         while 'Page.loadEventFired' not in page.events: self.pump(end, f'load of {url}')

@@ -14,19 +14,27 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 
-# ---------------------------------------------------------------- KaTeX
+# ---------------------------------------------------------------- KaTeX, and other packages of npm
+
+def npm(package:str) -> Path | None:
+    "The folder of an npm package such as `axe-core@4.10.2`, fetched once per environment; None where npm cannot get it."
+    name = package.split('@')[0]
+    prefix = Path(sys.prefix)/name
+    folder = prefix/'node_modules'/name
+    if not folder.is_dir() and shutil.which('npm'):
+        prefix.mkdir(exist_ok=True)
+        try: subprocess.run(['npm', 'install', '--silent', '--no-save', '--no-audit', '--no-fund', '--prefix', str(prefix), package],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+        except subprocess.TimeoutExpired: pass
+    return folder if folder.is_dir() else None
+
 
 def katex() -> Path | None:
-    "The folder of a KaTeX that can be copied: one named by KATEX, fetched by npm (once per environment), or Debian's."
+    "The folder of a KaTeX that can be copied: one named by KATEX, npm's, or Debian's."
     from smalldocs.layout import KATEX
-    prefix = Path(sys.prefix)/'katex'
-    places = [Path(os.environ['KATEX'])] if os.environ.get('KATEX') else [prefix/'node_modules/katex/dist', Path('/usr/share/javascript/katex')]
-    found = lambda: next((p for p in places if (p/'katex.min.js').is_file()), None)
-    if not (places[0]/'katex.min.js').is_file() and not os.environ.get('KATEX') and shutil.which('npm'):
-        prefix.mkdir(exist_ok=True)
-        subprocess.run(['npm', 'install', '--silent', '--no-save', '--no-audit', '--no-fund', '--prefix', str(prefix), KATEX.split('/')[-2]],
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
-    return found()
+    if named := os.environ.get('KATEX'): places = [Path(named)]
+    else: places = [p/'dist' for p in [npm(KATEX.split('/')[-2])] if p] + [Path('/usr/share/javascript/katex')]
+    return next((p for p in places if (p/'katex.min.js').is_file()), None)
 
 
 def copy_katex(src:Path, dst:Path):
@@ -135,7 +143,8 @@ addEventListener("load", () => {
     if (own && own.querySelector(".katex")) a.replaceChildren(...[...own.cloneNode(true).childNodes].filter((n) => !n.classList || !n.classList.contains("anchorjs-link")));
   });
   // what scrolls can be reached from the keyboard
-  document.querySelectorAll("main pre, main table, main .katex-display").forEach((e) => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
+  const reach = () => document.querySelectorAll("main pre, main table, main .katex-display").forEach((e) => { if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; });
+  reach(); addEventListener("resize", reach);
 });
 """
 
@@ -151,6 +160,8 @@ def offline(out:Path) -> str:
         s = private.sub(r'\1', p.read_text(encoding='utf-8'))
         s = re.sub(rf'href="{re.escape(base)}([^"]*)"', lambda m: f'href="{up}{m.group(1) or "index.html"}"', s)
         if src: s = s.replace(KATEX, f'{up}site_libs/katex')
+        s = s.replace('role="navigation" aria-expanded', 'role="button" aria-expanded')      # the arrows that fold a section of the sidebar
+        s = s.replace('<div class="toc-actions">', '<div class="toc-actions" role="navigation" aria-label="This page on GitHub">')
         p.write_text(s, encoding='utf-8')
     for p in (out/'site_libs/themes').glob('*.css'):   # web fonts: the system's own are used instead
         p.write_text(re.sub(r'@import url\([^)]*\);?', '', p.read_text(encoding='utf-8')), encoding='utf-8')
