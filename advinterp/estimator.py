@@ -274,7 +274,7 @@ def attribute(self:_AdversarialLinear,
     W,b = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
     k = (X@W.T + b).argmax(1)
     act = torch.sigmoid if output == 'prob' else lambda z: z
-    return linear_ig(act, torch.tensor(W[k]), torch.tensor(X), torch.as_tensor(baseline, dtype=torch.double), torch.tensor(b[k])).numpy()
+    return linear_ig(act, torch.tensor(W[k]), torch.tensor(X), torch.as_tensor(np.asarray(baseline, float)), torch.tensor(b[k])).numpy()
 
 @patch
 def feature_impact(self:_AdversarialLinear,
