@@ -19,6 +19,7 @@ from .engine import check_out, job_folder, locked, run_jobs, status, store_row, 
 from .items import latex_table, markdown_table
 from .paper_a import items_a
 from .paper_b import items_b
+from .paper_d import items_d
 from .report import Section, fig_png, write_report
 
 # %% ../nbs/48_reproduce.ipynb #cc95b1cb
@@ -30,7 +31,7 @@ _papers = dict(
 
 def items()->list: # of `Item`
     "All tables and figures that can be reproduced."
-    return [*items_a(), *items_b()]
+    return [*items_a(), *items_b(), *items_d()]
 
 def find_items(
     name:str,  # 'A.table1', or 'A' for all of a paper
@@ -42,7 +43,11 @@ def find_items(
     raise ValueError(f"name={name!r}: no such table or figure; {'did you mean ' + ' or '.join(close) + '?' if close else ''} `advinterp reproduce --list` shows all".replace('; `', '; `').replace(';  ', '; '))
 
 # %% ../nbs/48_reproduce.ipynb #5afc560d
-def _data_of(job): return job.settings.get('data') or job.settings['recipe']['data']
+_made_of = dict(block_mnist='mnist')    # generated from another set, which has to be here
+
+def _data_of(job):
+    name = job.settings.get('data') or job.settings['recipe']['data']
+    return _made_of.get(name, name)
 
 def _check(found, jobs, preset, device):
     here = {r['name'] for r in data_table() if r['where']}

@@ -11,12 +11,12 @@ from advinterp.reproduce import find_items, items, reproduce
 
 KEPT = sorted((Path(__file__).parent.parent/'nbs'/'repro'/'results').glob('*-quick.json'))
 PAPERS = sorted({i.name[0] for i in items()})
-SHORT = dict(n_train=4, n_test=4, epochs=1, adv_epochs=1, clean_epochs=0, n_explain=2, ig_steps=2, test_steps=1, n=2, device='cpu')   # what makes a run long
+SHORT = dict(n_train=4, n_test=4, epochs=1, adv_epochs=1, clean_epochs=0, n_explain=2, ig_steps=2, test_steps=1, roar_epochs=1, n=2, device='cpu')   # what makes a run long
 
 
-def shortened(v):
-    "Settings with the sizes and lengths of `SHORT`, everything else as published."
-    return {k: SHORT.get(k, shortened(o)) for k,o in v.items()} if isinstance(v, dict) else v
+def shortened(v, short=SHORT):
+    "Settings with the sizes and lengths of `short`, everything else as published."
+    return {k: short.get(k, shortened(o, short)) for k,o in v.items()} if isinstance(v, dict) else v
 
 
 def kind(v):
@@ -26,18 +26,18 @@ def kind(v):
 
 
 def kinds(paper):
-    "One job of each kind among the paper presets."
+    "One job of each kind among the paper presets; of papers C and D, whose own tests run every method, one of each function and data set."
     jobs = [j for i in items() if i.name[0] == paper for j in i.jobs('paper', 'cuda')]
-    return list({json.dumps([j.func, kind(j.settings)], sort_keys=True): j for j in reversed(jobs)}.values())
+    return list({json.dumps([j.func, kind(j.settings) if paper in 'AB' else j.settings['data']], sort_keys=True): j for j in reversed(jobs)}.values())
 
 
-def few(name, *, bs, n_train=4, seed=0, device='cpu', **kwargs):
+def few(name, *, bs, n_train=None, n_valid=None, seed=0, device='cpu', **kwargs):
     "A few examples of a data set; random ones of its shape where it is not here."
     n_train = n_train or 4
-    if next(r['where'] for r in data.data_table() if r['name'] == name): return real(name, bs=bs, n_train=n_train, n_valid=4, seed=seed, device=device, **kwargs)
+    if next(r['where'] for r in data.data_table() if r['name'] == name): return real(name, bs=bs, n_train=n_train, n_valid=n_valid or 4, seed=seed, device=device, **kwargs)
     shape = dict(mushroom=(117,), spambase=(57,), cifar10=(3, 32, 32)).get(name, (1, 28, 28)); n = 2 if len(shape) == 1 else 10
-    x, gen = torch.rand(n_train + 4, *shape, generator=torch.Generator().manual_seed(seed)), torch.arange(n_train + 4) % n
-    return data.tensor_dls(x[:n_train], gen[:n_train], x[n_train:], gen[n_train:], bs, vocab=[str(i) for i in range(n)], device=device)
+    x, y = torch.rand(n_train + 4, *shape, generator=torch.Generator().manual_seed(seed)), torch.arange(n_train + 4) % n
+    return data.tensor_dls(x[:n_train], y[:n_train], x[n_train:], y[n_train:], bs, vocab=[str(i) for i in range(n)], device=device)
 
 
 real = data.get_data
@@ -77,9 +77,9 @@ def test_paper_presets_run(paper, tmp_path, monkeypatch):
     for m in ('study', *(f'paper_{p.lower()}' for p in PAPERS)): monkeypatch.setattr(f'advinterp.{m}.get_data', few)
     monkeypatch.setattr(paper_a, '_trained', lambda run, folder: paper_a.madry_cnn())                                # of the scorecard: two times three models
     jobs, out = kinds(paper), check_out(tmp_path)
-    assert len(jobs) > 3
+    assert len(jobs) > 2
     for j in jobs:
-        short = type(j)(j.func, shortened(j.settings), j.label)
+        short = type(j)(j.func, shortened(j.settings, SHORT if paper in 'AB' else dict(SHORT, n_train=64, n_test=16)), j.label)
         assert run_job(short, out) == 'done', json.loads((out/'failed'/f'{short.name}.json').read_text())['traceback']
         row = read_job(short, out)['row']
         assert row and all(v == v for v in row.values() if isinstance(v, float)), (j.label, row)
