@@ -15,9 +15,13 @@ LOOK = '''(() => { const main = document.querySelector('main');
            raw: math.filter(e => !e.querySelector('.katex') || e.querySelector('.katex-error')).map(e => e.innerText.slice(0, 80))
                 .concat(prose.match(/\\$\\$|\\\\[([]|\\\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || []),
            blind: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt || i.src.slice(0, 80)) }; })()'''
-# formulas are left out: KaTeX draws them for the eye and writes MathML for the ear, and its thousands of spans would take minutes
-CHECK = '''axe.run({exclude: [['.katex']]}, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))
-  .map(v => `${v.id} (${v.impact}): ${v.help}: ${v.nodes.slice(0, 3).map(n => n.target.join(' ')).join('; ')}`))'''
+# the theme follows the system a moment later
+SETTLE = """new Promise(done => { const end = Date.now() + 5000, dark = () => document.documentElement.classList.contains('quarto-dark');
+  const f = () => dark() == %s || Date.now() > end ? done() : setTimeout(f, 20); f(); })"""
+# a letter stands for each formula: KaTeX draws it for the eye and writes MathML for the ear, and its thousands of spans would take minutes
+CHECK = '''(document.querySelectorAll('.katex').forEach(e => e.replaceWith('x')), document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>'),
+  axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))
+  .map(v => `${v.id} (${v.impact}): ${v.help}: ${v.nodes.slice(0, 3).map(n => n.target.join(' ')).join('; ')}`)))'''
 
 
 @pytest.fixture(scope='module')
@@ -42,13 +46,14 @@ def seen(site, chromium, axe):
     "What a reader's browser finds on each page: (page, width, dark) -> facts; axe-core looks once in each theme and once at each width."
     facts = {}
     for p in sorted(site[0].rglob('*.html')):
-        for window,checked in ((DESK, False), (PHONE, True)):
+        for window,checked in ((DESK, False), (PHONE, True)):     # `checked`: is axe-core to see the dark theme?
             with chromium.open(p.as_uri(), **window) as page:
-                for dark in (False, True):
+                for dark in (not checked, checked):
                     page.show(**window, dark=dark)
+                    page.eval(SETTLE % str(dark).lower())
                     f = facts[p.relative_to(site[0]).as_posix(), window['width'], dark] = page.eval(LOOK)
-                    if axe and dark == checked: f['axe'] = page.eval(f'{axe}; {CHECK}')
                 f['problems'] = page.problems
+                if axe: f['axe'] = page.eval(f'{axe}; {CHECK}')
     return facts
 
 def wrong(seen, f): return {k: f(v) for k,v in seen.items() if f(v)}
