@@ -132,7 +132,8 @@ def render(src:Path, out:Path) -> list:
     s = Site(config.load(src), quiet=True)
     s.out = out
     s.build()
-    return [w for w in s.warnings if 'output-file is not read' not in w]
+    quarto_only = 'output-file is not read', 'respect-user-color-scheme is ignored'      # smalldocs follows the system without being told
+    return [w for w in s.warnings if not any(q in w for q in quarto_only)]
 
 
 SCRIPT = """
@@ -155,10 +156,15 @@ def offline(out:Path) -> str:
     src = katex()
     if src: copy_katex(src, out/'site_libs/katex')
     private = re.compile(rf'<a href="{re.escape(base)}[^"#]*#(?:\w+\.)?_[^"]*"[^>]*>(.*?)</a>')   # names that have no entry
+    ids = {p.relative_to(out).as_posix(): Links(p).ids for p in out.rglob('*.html')}
+    def entry(url):
+        "Where a link of nbdev's leads: the name's own entry, or that of its class."
+        page,_,place = url.partition('#')
+        return f'{page}#{place.rpartition(".")[0]}' if '.' in place and page in ids and place not in ids[page] else url or 'index.html'
     for p in out.rglob('*.html'):
         up = '../'*len(p.relative_to(out).parent.parts)
         s = private.sub(r'\1', p.read_text(encoding='utf-8'))
-        s = re.sub(rf'href="{re.escape(base)}([^"]*)"', lambda m: f'href="{up}{m.group(1) or "index.html"}"', s)
+        s = re.sub(rf'href="{re.escape(base)}([^"]*)"', lambda m: f'href="{up}{entry(m.group(1))}"', s)
         if src: s = s.replace(KATEX, f'{up}site_libs/katex')
         s = s.replace('role="navigation" aria-expanded', 'role="button" aria-expanded')      # the arrows that fold a section of the sidebar
         s = s.replace('<div class="toc-actions">', '<div class="toc-actions" role="navigation" aria-label="This page on GitHub">')
