@@ -19,6 +19,7 @@ from .engine import check_out, job_folder, locked, run_jobs, status, store_row, 
 from .items import latex_table, markdown_table
 from .paper_a import items_a
 from .paper_b import items_b
+from .paper_c import items_c
 from .paper_d import items_d
 from .report import Section, fig_png, write_report
 
@@ -31,7 +32,7 @@ _papers = dict(
 
 def items()->list: # of `Item`
     "All tables and figures that can be reproduced."
-    return [*items_a(), *items_b(), *items_d()]
+    return [*items_a(), *items_b(), *items_c(), *items_d()]
 
 def find_items(
     name:str,  # 'A.table1', or 'A' for all of a paper

@@ -4,17 +4,18 @@ from importlib import import_module
 from pathlib import Path
 import pytest, torch
 import advinterp
-from advinterp import data, paper_a
+from advinterp import data, paper_a, paper_c
 from advinterp.cli import main
 from advinterp.engine import check_out, read_job, run_job
 from advinterp.reproduce import find_items, items, reproduce
 
 KEPT = sorted((Path(__file__).parent.parent/'nbs'/'repro'/'results').glob('*-quick.json'))
 PAPERS = sorted({i.name[0] for i in items()})
-SHORT = dict(n_train=4, n_test=4, epochs=1, adv_epochs=1, clean_epochs=0, n_explain=2, ig_steps=2, test_steps=1, roar_epochs=1, n=2, device='cpu')   # what makes a run long
+SHORT = dict(n_train=4, n_test=4, epochs=1, adv_epochs=1, clean_epochs=0, n_explain=2, ig_steps=2, test_steps=1, n=2, device='cpu')   # what makes a run long
+SHORT = dict(A=SHORT, B=SHORT, C=dict(SHORT, size=64, fractions=[.5], seeds=[0]), D=dict(SHORT, n_train=64, n_test=16, roar_epochs=1))
 
 
-def shortened(v, short=SHORT):
+def shortened(v, short):
     "Settings with the sizes and lengths of `short`, everything else as published."
     return {k: short.get(k, shortened(o, short)) for k,o in v.items()} if isinstance(v, dict) else v
 
@@ -26,8 +27,8 @@ def kind(v):
 
 
 def kinds(paper):
-    "One job of each kind among the paper presets; of papers C and D, whose own tests run every method, one of each function and data set."
-    jobs = [j for i in items() if i.name[0] == paper for j in i.jobs('paper', 'cuda')]
+    "One job of each kind among the paper presets; of papers C and D, whose own tests run every method, one that trains for each function and data set."
+    jobs = [j for i in items() if i.name[0] == paper for j in i.jobs('paper', 'cuda') if paper in 'AB' or 'epochs' in j.settings]
     return list({json.dumps([j.func, kind(j.settings) if paper in 'AB' else j.settings['data']], sort_keys=True): j for j in reversed(jobs)}.values())
 
 
@@ -40,7 +41,14 @@ def few(name, *, bs, n_train=None, n_valid=None, seed=0, device='cpu', **kwargs)
     return data.tensor_dls(x[:n_train], y[:n_train], x[n_train:], y[n_train:], bs, vocab=[str(i) for i in range(n)], device=device)
 
 
-real = data.get_data
+def photos(s):
+    "Random photos, with maps, in place of those of paper C."
+    h = s['size']; x, m, y = torch.rand(8, 3, h, h), torch.rand(8, h, h), torch.arange(8) % 2
+    maps = {} if s['data'] == 'imagenette' else dict(maps=m[:4], maps_valid=m[4:])
+    return data.tensor_dls(x[:4], y[:4], x[4:], y[4:], s['bs'], vocab=[str(i) for i in range(10)], device=s['device'], **maps)
+
+
+real, resnet34 = data.get_data, paper_c._resnet34
 
 
 def settings(name, **which):
@@ -76,10 +84,11 @@ def test_paper_presets_run(paper, tmp_path, monkeypatch):
     "Every kind of job of the paper presets, on a few examples: one pass with the published net, batch, attack and penalty."
     for m in ('study', *(f'paper_{p.lower()}' for p in PAPERS)): monkeypatch.setattr(f'advinterp.{m}.get_data', few)
     monkeypatch.setattr(paper_a, '_trained', lambda run, folder: paper_a.madry_cnn())                                # of the scorecard: two times three models
+    monkeypatch.setattr(paper_c, '_loaders', photos); monkeypatch.setattr(paper_c, '_resnet34', lambda n, pretrained: resnet34(n, False))   # weights that would be fetched
     jobs, out = kinds(paper), check_out(tmp_path)
     assert len(jobs) > 2
     for j in jobs:
-        short = type(j)(j.func, shortened(j.settings, SHORT if paper in 'AB' else dict(SHORT, n_train=64, n_test=16)), j.label)
+        short = type(j)(j.func, shortened(j.settings, SHORT[paper]), j.label)
         assert run_job(short, out) == 'done', json.loads((out/'failed'/f'{short.name}.json').read_text())['traceback']
         row = read_job(short, out)['row']
         assert row and all(v == v for v in row.values() if isinstance(v, float)), (j.label, row)
