@@ -54,23 +54,28 @@ def weight_decay_optimum(
 
 # %% ../nbs/47_paper_d.ipynb #f1abd670
 _norms, _orders = dict(l1=L1, l2=L2, linf=LInf), dict(l1=1, l2=2, linf='inf')
-_strength = dict(gradient=dict(l1=3., l2=1., linf=3.), weights=dict(l1=.01, l2=.1, linf=10.))   # by the rule, of the quick sweep
-_grid = dict(weights=dict(l1=[.001, .003, .01, .03], l2=[.003, .01, .03, .1], linf=[.1, 1., 10., 100.]), loss=dict(l1=[.1, .3, 1., 3.], l2=[.03, .1, .3, 1.], linf=[.3, 1., 3., 10.]), logit=dict(l1=[.03, .1, .3], l2=[.03, .1, .3], linf=[.1, .3, 1.]))
+_strength = dict(gradient=dict(l1=1., l2=.1, linf=3.), weights=dict(l1=.01, l2=.1, linf=100.))   # chosen by the quick sweep
+_grid = dict(
+    weights=dict(l1=[.001, .003, .01, .03], l2=[.003, .01, .03, .1], linf=[.1, 1., 10., 100.]),
+    loss=dict(l1=[.1, .3, 1., 3.], l2=[.03, .1, .3, 1.], linf=[.3, 1., 3., 10.]),
+    logit=dict(l1=[.03, .1, .3], l2=[.03, .1, .3], linf=[.1, .3, 1.]))
 _scale = dict(quick=dict(width=2_500, epochs=500, bs=5_000, lr=.3), paper=dict(width=25_000, epochs=4_000, bs=250, lr=.1))
 _toy = dict(data='block_toy', n_signal=None, eps=.45, steps=8, output='loss', squared=['l2'], bias=True)
 _pairs = [(None, None), *((None, w) for w in _norms), *((g, None) for g in _norms), *((g, w) for g in _norms for w in ('l1', 'l2'))]
 _alone = _pairs[:7]    # the standard model and those with one penalty
 
+# %% ../nbs/47_paper_d.ipynb #1574bddb
 def _model(gradient, weights, adversarial=False):
     "What a model is called."
     return ', '.join([*(['adversarial'] if adversarial else []), *([f'{gradient} gradient'] if gradient else []), *([f'{weights} weights'] if weights else [])]) or 'standard'
 
 def _job(gradient=None, weights=None, adversarial=False, seed=0, preset='quick', device='cpu', **changes):
-    s = _toy | _scale[preset] | dict(gradient=gradient, weights=weights, adversarial=adversarial, seed=seed, device=device, strengths=[_strength['gradient'].get(gradient, 0.), _strength['weights'].get(weights, 0.)]) | changes
+    strengths = [_strength['gradient'].get(gradient, 0.), _strength['weights'].get(weights, 0.)]
+    s = _toy | _scale[preset] | dict(gradient=gradient, weights=weights, adversarial=adversarial, seed=seed, device=device, strengths=strengths) | changes
     cost = (1 + (weights is not None) + 2*(gradient is not None) + 6*adversarial)*s['epochs']*s['width']
     return Job('advinterp.paper_d:run_one', s, f"{_model(gradient, weights, adversarial).replace(', ', '+').replace(' ', '-')}-seed{seed}", cost)
 
-# %% ../nbs/47_paper_d.ipynb #1574bddb
+# %% ../nbs/47_paper_d.ipynb #0716d970
 def _attack(s, eps=None): eps = s['eps'] if eps is None else eps; return PGD(LInfBall(eps), s['steps'], 2*eps/s['steps'], random_start=False, bounds=(-1., 1.))
 
 def _penalties(s):
@@ -78,13 +83,16 @@ def _penalties(s):
     if s['gradient']: yield GradNorm(_norms[s['gradient']](1.), s['output'], s['gradient'] in s['squared']), s['strengths'][0]
     if s['weights']: yield WeightNorm(_orders[s['weights']], s['bias'], s['weights'] in s['squared']), s['strengths'][1]
 
+def _rate(s, e): "Learning rate of epoch e."; return s['lr']*max(.01, .75**(e//50))
+
+# %% ../nbs/47_paper_d.ipynb #9e6a55b6
 def _train(s, tick=lambda n: None):
     "A fitted network; where training diverges, the network at that point."
     x,y,_,kind,_ = _points(s)
     set_seed(s['seed']); net = one_hidden(x.shape[1], s['width']).to(s['device'])
     opt, pens, attack = torch.optim.SGD(net.parameters(), s['lr']), list(_penalties(s)), _attack(s) if s['adversarial'] else None
     for e in range(s['epochs']):
-        opt.param_groups[0]['lr'] = s['lr']*max(.01, .75**(e//50))
+        opt.param_groups[0]['lr'] = _rate(s, e)
         for i in torch.randperm(len(kind)).to(kind.device).split(s['bs']):
             z = attack(net, x, y) if attack else x
             loss = (_shares(kind[i], len(x))*(task_loss(net(z), y) + sum(w*p(net, z, y) for p,w in pens))).sum()    # (1)
@@ -93,7 +101,7 @@ def _train(s, tick=lambda n: None):
         tick(1/s['epochs'])
     return net
 
-# %% ../nbs/47_paper_d.ipynb #9e6a55b6
+# %% ../nbs/47_paper_d.ipynb #91032ad7
 class Corners(Adversary):
     "The corner of the l-infinity ball, cut to the bounds, that has the largest margin loss of all `2^d`."
     compares = True
@@ -107,7 +115,7 @@ class Corners(Adversary):
             with torch.no_grad(): best[i] = delta[margin_loss(p.forward(p.x[i] + delta), p.y[i:i+1].expand(len(delta))).argmax()]
         return best
 
-# %% ../nbs/47_paper_d.ipynb #12c6fc06
+# %% ../nbs/47_paper_d.ipynb #4d134bc0
 _radii = [round(.05*k, 2) for k in range(11)]
 
 def signal_numbers(
@@ -116,18 +124,21 @@ def signal_numbers(
 )->dict:     # largest, smallest, share, even
     "How a map marks the signal, in the mean over the examples."
     top = maps.amax(1, keepdim=True)
-    out = dict(largest=pointing_game(maps, truth), smallest=pointing_game(top - maps, truth), share=1 - leakage(maps, ~truth), even=(maps/top.clamp(min=torch.finfo(maps.dtype).tiny)).mean(1))
+    even = (maps/top.clamp(min=torch.finfo(maps.dtype).tiny)).mean(1)
+    out = dict(largest=pointing_game(maps, truth), smallest=pointing_game(top - maps, truth), share=1 - leakage(maps, ~truth), even=even)
     return {k: v.double().mean().item() for k,v in out.items()}
 
+# %% ../nbs/47_paper_d.ipynb #f6e1126c
 def _robustness(s, net, x, y):
     "The curves of figure 6."
-    attack = _attack(s, .05)
+    attack, clean = _attack(s, .05), accuracy(net, x, y)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')    # models whose loss has no gradient are what the corners are for
-        curves = {k: [accuracy(net, x, y), *robustness_curve(net, x, y, _radii[1:], a).accuracy.tolist()] for k,a in dict(pgd=attack, worst=[attack, Corners(LInfBall(.05), bounds=(-1., 1.))]).items()}
-    area = {f'auc{k}': float(np.trapezoid(curves[c], _radii)/_radii[-1]) for k,c in (('_pgd', 'pgd'), ('', 'worst'))}
-    return curves | area | dict(radius=max([r for r,a in zip(_radii, curves['worst']) if a == 1], default=0.), at=curves['worst'][_radii.index(.45)])
+        pgd, worst = ([clean, *robustness_curve(net, x, y, _radii[1:], a).accuracy.tolist()] for a in (attack, [attack, Corners(LInfBall(.05), bounds=(-1., 1.))]))
+    area = lambda curve: float(np.trapezoid(curve, _radii)/_radii[-1])
+    return dict(pgd=pgd, worst=worst, auc_pgd=area(pgd), auc=area(worst), radius=max([r for r,a in zip(_radii, worst) if a == 1], default=0.), at=worst[_radii.index(.45)])
 
+# %% ../nbs/47_paper_d.ipynb #887309d0
 def run_one(
     folder,    # where to write
     tick,      # called with the work done
@@ -142,7 +153,7 @@ def run_one(
     blind = (input_grad(net, x, y)[0] == 0).all(1).float().mean().item()
     return dict(accuracy=accuracy(net, x, y), diverged=False, blind=blind, loss=task_loss(net(x), y).mean().item(), **signal_numbers(maps, truth), **_robustness(s, net, x, y))
 
-# %% ../nbs/47_paper_d.ipynb #887309d0
+# %% ../nbs/47_paper_d.ipynb #22d200f8
 def rows_d(
     jobs,            # jobs of this page
     out,             # folder of the study
@@ -159,13 +170,16 @@ def _pm(v, digits=2):
 def _table(df, columns):
     return pd.DataFrame([{'model': m, 'seeds': len(d), **{n: _pm(d[c]) for c,n in columns.items() if c in d}} for m,d in df.groupby('model', sort=False)])
 
-_columns = dict(accuracy='accuracy', share='share on the signal', largest='signal is largest', smallest='signal is smallest', even='evenness', auc_pgd='area, PGD', auc='area, PGD and corners', radius='radius at 100 %', at='robust at .45', blind='points without loss gradient')
+_columns = dict(accuracy='accuracy', share='share on the signal', largest='signal is largest', smallest='signal is smallest', even='evenness',
+                auc_pgd='area, PGD', auc='area, PGD and corners', radius='radius at 100 %', at='robust at .45', blind='points without loss gradient')
+_about = ('Gradients of the margin on the twenty points; share on the signal and "signal is largest" are 0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. '
+          'Area: under the accuracy over radii 0 to 0.5, divided by 0.5.')
 
 def _numbers(jobs, out):
-    text = 'Mean over the seeds, ± half the 95 % t interval. Gradients of the margin on the twenty points; share on the signal and "signal is largest" are 0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. Area: under the accuracy over radii 0 to 0.5, divided by 0.5.'
+    text = f'Mean over the seeds, ± half the 95 % t interval. {_about}'
     return [Section('The numbers behind figures 2 to 6', text, _table(rows_d(jobs, out), _columns))]
 
-# %% ../nbs/47_paper_d.ipynb #bc33ea4e
+# %% ../nbs/47_paper_d.ipynb #63266754
 _ways = dict(largest='max', smallest='min', mean='mean')
 _wn, _gn = [_model(None, n) for n in _norms], [_model(n, None) for n in _norms]
 _l2w = _wn[1]
@@ -186,7 +200,7 @@ _claims = [   # sentence, side a, side b, columns; a side is a model, a number, 
     ('Adversarial training marks the signal better than every penalty', 'adversarial', ('largest', [_model(*p) for p in _pairs]), ['share']),
     ('and is more robust than every penalty', 'adversarial', ('largest', [_model(*p) for p in _pairs]), ['auc_pgd', 'auc'])]
 
-# %% ../nbs/47_paper_d.ipynb #0a57cb53
+# %% ../nbs/47_paper_d.ipynb #cb4e5208
 def _side(by, side):
     "One number for each seed, and what it is called; None where a model is missing."
     if isinstance(side, float): return side, f'{side:g}'
@@ -195,6 +209,7 @@ def _side(by, side):
     name = models[0] if len(models) == 1 else f'{how} of all others' if len(models) > 4 else f'{how} of ' + ', '.join(models)
     return getattr(by[models], _ways[how])(axis=1), name
 
+# %% ../nbs/47_paper_d.ipynb #b6692ea5
 def _difference(df, sentence, a, b, column):
     "A claim as a difference, seed by seed; None where a model is missing."
     by = df.pivot(index='seed', columns='model', values=column)
@@ -212,12 +227,13 @@ def claims_d(
     df = rows_d(jobs, out)
     return pd.DataFrame([r for c,a,b,columns in (_claims if claims is None else claims) for k in columns if k in df and (r := _difference(df, c, a, b, k))])
 
+# %% ../nbs/47_paper_d.ipynb #f1f836cb
 def _claim_section(jobs, out, claims=None):
     c = claims_d(jobs, out, claims)
     t = pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[interval(*v) for v in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None
     return [Section('The claims', 'Differences seed by seed with 95 % t intervals: confirmed where the interval lies above zero, refuted where it lies below.', t)]
 
-# %% ../nbs/47_paper_d.ipynb #22d200f8
+# %% ../nbs/47_paper_d.ipynb #fc074d50
 def _sweep(preset='quick', device='cpu'):
     weights = [_job(None, n, preset=preset, device=device, strengths=[0., v]) for n in _norms for v in _grid['weights'][n]]
     return weights + [_job(n, preset=preset, device=device, output=o, strengths=[v, 0.]) for o in ('loss', 'logit') for n in _norms for v in _grid[o][n]]
@@ -229,12 +245,14 @@ def chosen(
     return df[(df.accuracy == 1) & (df.blind == 0)].groupby(['model', 'output'], sort=False).strength.max()
 
 def _strengths(jobs, out):
-    df = rows_d(jobs, out); df = df.assign(strength=[max(s) for s in df.strengths]); best = chosen(df)
-    t = pd.DataFrame({'penalty': [m if 'weights' in m else f'{m} of the {o}' for m,o in zip(df.model, df.output)], 'strength': df.strength.map('{:g}'.format), 'rule': ['chosen' if best.get((m, o)) == v else '' for m,o,v in zip(df.model, df.output, df.strength)],
-                      'accuracy': ['diverged' if d else f'{a:.2f}' for a,d in zip(df.accuracy, df.diverged)], **{n: [_pm(pd.Series([v])) for v in df[c]] for c,n in _columns.items() if c != 'accuracy'}})
-    return [Section('Strengths of the penalties', 'One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient at every point. The other models use the strengths chosen for weights and for gradients of the loss.', t)]
+    df = rows_d(jobs, out); df = df.assign(strength=df.strengths.map(max)).reindex(columns=[*df, 'strength', *(c for c in _columns if c not in df)]); best = chosen(df)
+    rule = ['chosen' if best.get((m, o)) == v else '' for m,o,v in zip(df.model, df.output, df.strength)]
+    numbers = {n: ['' if pd.isna(v) else f'{v:.2f}' for v in df[c]] for c,n in _columns.items()} | dict(accuracy=['diverged' if d else f'{a:.2f}' for a,d in zip(df.accuracy, df.diverged)])
+    t = pd.DataFrame({'penalty': [m if 'weights' in m else f'{m} of the {o}' for m,o in zip(df.model, df.output)], 'strength': df.strength.map('{:g}'.format), 'rule': rule, **numbers})
+    text = f'One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient at every point; the other items use those chosen for weights and for gradients of the loss. {_about}'
+    return [Section('Strengths of the penalties', text, t)]
 
-# %% ../nbs/47_paper_d.ipynb #cb4e5208
+# %% ../nbs/47_paper_d.ipynb #5b384ce3
 def _maps(jobs, out, names):
     "Maps of the first seed for the first 40 test rows, and the place of their signal."
     first = {_model(*(j.settings[k] for k in ('gradient', 'weights', 'adversarial'))): j for j in reversed(jobs) if (job_folder(j, out)/'maps.safetensors').exists()}
@@ -248,25 +266,30 @@ def _gradients(title, figure, names, jobs, out):
     fig = gradient_heatmap(maps, signal)
     return [Section(title, 'Each row a test point, each entry relative to the largest of its row; circles mark the signal. First seed.', figures={figure: (fig, f'Gradients of {" and of ".join(names)} on 40 test points')})]
 
+# %% ../nbs/47_paper_d.ipynb #ca3512f4
 def _points_figure(jobs, out):
     from matplotlib.figure import Figure
-    d = load('block_toy', n_signal=jobs[0].settings['n_signal']); fig = Figure(figsize=(3, 4.2), layout='constrained'); ax = fig.subplots()
-    im = ax.imshow(d.x_test[:40], cmap='RdBu', vmin=-1, vmax=1, aspect='auto'); fig.colorbar(im, ax=ax, ticks=[-1, 0, 1]); ax.set(xlabel='feature', ylabel='test point', xticks=range(d.x_test.shape[1]))
+    x = load('block_toy', n_signal=jobs[0].settings['n_signal']).x_test[:40]
+    fig = Figure(figsize=(3, 4.2), layout='constrained'); ax = fig.subplots()
+    im = ax.imshow(x, cmap='RdBu', vmin=-1, vmax=1, aspect='auto'); fig.colorbar(im, ax=ax, ticks=[-1, 0, 1])
+    ax.set(xlabel='feature', ylabel='test point', xticks=range(x.shape[1]))
     return [Section('Figure 1: the first 40 test points', 'One coordinate of ten is +1 or -1, which is the label.', figures=dict(D_fig1=(fig, 'Forty rows with one entry of plus or minus one each')))]
 
 def _curves(jobs, out):
     df = rows_d(jobs, out); df = df[~df.diverged.astype(bool)]
     curve = lambda models, c: {m: np.stack(list(d[c])) for m,d in df.groupby('model', sort=False) if m in models}
     alone, pairs = [*(_model(*p) for p in _alone), 'adversarial'], [_model(*p) for p in _pairs[7:]]
-    figs = {f'D_fig6{k}': (robustness_curves(_radii, v, chance=.5), f'{t} against the radius: ' + ', '.join(v)) for k,m,c,t in (('', alone, 'pgd', 'Accuracy under the attack of the paper'), ('_pairs', pairs, 'pgd', 'The same for pairs of penalties'), ('_worst', alone, 'worst', 'Accuracy under that attack and all corners')) if (v := curve(m, c))}
+    which = ('', alone, 'pgd', 'the attack of the paper'), ('_pairs', pairs, 'pgd', 'the attack of the paper, pairs of penalties'), ('_worst', alone, 'worst', 'that attack and all corners')
+    figs = {f'D_fig6{k}': (robustness_curves(_radii, v, chance=.5), f'Accuracy against the radius under {t}: ' + ', '.join(v)) for k,m,c,t in which if (v := curve(m, c))}
     return [Section('Figure 6: accuracy against the radius', 'First the attack of the paper on models with one penalty, then on pairs; last the worst of that attack and of all corners of the box. Bands: range of the seeds.', figures=figs)]
 
-# %% ../nbs/47_paper_d.ipynb #f1f836cb
+# %% ../nbs/47_paper_d.ipynb #761f22b2
 _image = dict(lr=1e-3, eps=.1, decay=1e-3)
 _image_scale = dict(quick=dict(width=64, n_train=2_000, n_test=500, epochs=10, bs=50, steps=5, fractions=[.1, .3, .5], roar_epochs=5),
-                    paper=dict(width=1024, n_train=None, n_test=10_000, epochs=30, bs=100, steps=10, fractions=[.1, .2, .3, .4, .5, .6, .7, .8, .9], roar_epochs=20))
+                    paper=dict(width=1024, n_train=None, n_test=10_000, epochs=30, bs=100, steps=10, fractions=[k/10 for k in range(1, 10)], roar_epochs=20))
 _methods = 'standard', 'l2 weights', 'adversarial'
 
+# %% ../nbs/47_paper_d.ipynb #92cfceb3
 def _image_job(data, method, seed=0, preset='quick', device='cpu', **changes):
     s = _image | _image_scale[preset] | dict(data=data, method=method, seed=seed, device=device) | changes
     return Job('advinterp.paper_d:run_images', s, f"{data}-{method.replace(' ', '-')}-seed{seed}", dict(adversarial=4e7).get(method, 1e7))
@@ -280,7 +303,7 @@ def _image_train(s, dls):
     with learn.no_bar(), learn.no_logging(): learn.fit(s['epochs'], s['lr'])
     return learn.model
 
-# %% ../nbs/47_paper_d.ipynb #972a67c4
+# %% ../nbs/47_paper_d.ipynb #0286dd55
 def _image_roar(s, net, dls):
     "DiffROAR of the network's gradients, retraining on as many rows as the network itself."
     parts = [(d.x, d.y, saliency(net, d.x, d.y, output='loss')) for d in (dls.train_ds, dls.valid_ds)]
@@ -288,6 +311,7 @@ def _image_roar(s, net, dls):
     r = diff_roar(*parts[0], *parts[1], fit, fractions=s['fractions'], seeds=[s['seed']], progress=False)
     return dict(diff_roar=r.mean, **{f'diff_roar_{f:g}': v for f,v in zip(r.score.fraction, r.score.score)})
 
+# %% ../nbs/47_paper_d.ipynb #98fbc42f
 def run_images(
     folder,    # where to write
     tick,      # called with the work done
@@ -298,35 +322,47 @@ def run_images(
     dls = get_data(s['data'], bs=s['bs'], n_train=s['n_train'], n_valid=s['n_test'], device=s['device'])
     net = _image_train(s, dls); x,y = dls.valid_ds.x, dls.valid_ds.y
     maps = saliency(net, x, y, output='loss')
-    save_file({k: v[:12].contiguous().cpu() for k,v in dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y)).items()}, folder/'images.safetensors')
+    few = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
+    save_file({k: v[:12].contiguous().cpu() for k,v in few.items()}, folder/'images.safetensors')
     out = dict(accuracy=accuracy(net, x, y), robust=robust_accuracy(net, x, y, PGD(LInfBall(s['eps']), 20, bounds=(0., 1.))), **_image_roar(s, net, dls))
     if truth is not None: m = torch.from_numpy(truth).to(maps); out |= dict(leakage=leakage(maps, 1 - m).mean().item(), pointing=pointing_game(maps, m).mean().item())
     tick(_image_job(s['data'], s['method']).cost)
     return out
 
-# %% ../nbs/47_paper_d.ipynb #fc074d50
+# %% ../nbs/47_paper_d.ipynb #fb644351
 _image_columns = dict(accuracy='accuracy', robust='robust accuracy', leakage='leakage', pointing='pointing game', diff_roar='DiffROAR')
-_block_claims = [('Standard models mark the null block more than robust ones', 'standard', 'adversarial', ['leakage']), ('The largest entry is on the digit more often for robust models', 'adversarial', 'standard', ['pointing']),
-                 ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']), ('An l2 weight penalty lowers the leakage', 'standard', 'l2 weights', ['leakage']), ('and by as much as an adversary', 'adversarial', 'l2 weights', ['leakage'])]
-_roar_claims = [('DiffROAR of robust models is above that of random maps', 'adversarial', 0., ['diff_roar']), ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']),
-                ('Standard models are below random maps', 0., 'standard', ['diff_roar']), ('An l2 weight penalty raises DiffROAR', 'l2 weights', 'standard', ['diff_roar'])]
+_block_claims = [
+    ('Standard models mark the null block more than robust ones', 'standard', 'adversarial', ['leakage']),
+    ('The largest entry is on the digit more often for robust models', 'adversarial', 'standard', ['pointing']),
+    ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']),
+    ('An l2 weight penalty lowers the leakage', 'standard', 'l2 weights', ['leakage']),
+    ('and by more than an adversary', 'adversarial', 'l2 weights', ['leakage'])]
+_roar_claims = [
+    ('DiffROAR of robust models is above that of random maps', 'adversarial', 0., ['diff_roar']),
+    ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']),
+    ('Standard models are no better than random maps', 0., 'standard', ['diff_roar']),
+    ('An l2 weight penalty raises DiffROAR', 'l2 weights', 'standard', ['diff_roar'])]
 
+# %% ../nbs/47_paper_d.ipynb #fe2ef495
 def _image_figure(jobs, out):
     "The first images that all models of the first seed classify correctly."
     kept = {j.settings['method']: load_file(job_folder(j, out)/'images.safetensors') for j in jobs if j.settings['seed'] == 0 and job_folder(j, out).exists()}
     if len(kept) < len(_methods): return {}
     first = kept['standard']; i = torch.stack([k['right'].bool() for k in kept.values()]).all(0).nonzero()[:3, 0]
-    return {'D_block_mnist': (saliency_grid(first['x'][i], {m: k['maps'][i] for m,k in kept.items()}, labels=[str(c) for c in first['y'][i].tolist()], shared=False), 'Stacked images and the gradients of a standard, an l2 regularised and an adversarial network')}
+    fig = saliency_grid(first['x'][i], {m: k['maps'][i] for m,k in kept.items()}, labels=[str(c) for c in first['y'][i].tolist()], shared=False)
+    return dict(D_block_mnist=(fig, 'Stacked images and the gradients of a standard, an l2 regularised and an adversarial network'))
 
 def _images(title, text, claims, jobs, out):
     figures = _image_figure(jobs, out) if jobs[0].settings['data'].startswith('block') else {}
     df = rows_d(jobs, out); parts = {c: f'at {c.rpartition("_")[2]}' for c in df if c.startswith('diff_roar_')}
     return [Section(title, text + ' Mean over the seeds, ± half the 95 % t interval.', _table(df, _image_columns | parts), figures), *_claim_section(jobs, out, claims)]
 
-# %% ../nbs/47_paper_d.ipynb #5b384ce3
+# %% ../nbs/47_paper_d.ipynb #64e095fe
 def _jobs(pairs, preset='quick', device='cpu', adversarial=()):
     seeds = range(3 if preset == 'quick' else 5)
     return [_job(g, w, a, seed, preset, device) for seed in seeds for a,ps in ((False, pairs), (True, adversarial)) for g,w in ps]
+
+def _every(preset='quick', device='cpu'): return _jobs(_pairs, preset, device, _alone if preset == 'paper' else [(None, None), (None, 'l2'), ('l2', None)])
 
 def _item(name, title, jobs, draw, scaled, **cost):
     def _sections(out, preset='quick', device='cpu'):
@@ -334,23 +370,28 @@ def _item(name, title, jobs, draw, scaled, **cost):
         return draw(done, out) if done else []
     return Item(f'D.{name}', title, jobs, _sections, scaled, **cost)
 
-_small = '2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five'
+_small = '2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five, three adversarial models for seven'
 
 def _toy_items():
-    every, std = partial(_jobs, _pairs, adversarial=_alone), partial(_jobs, [(None, None)])
-    pair = lambda n: partial(_jobs, [(None, n), (n, None)])
-    grads = [_item(f'fig{i}', f'gradients under {n} penalties of weights and gradient', pair(n), partial(_gradients, f'Figure {i}: gradients with {n} penalties', f'D_fig{i}', [_model(None, n), _model(n, None)]), _small, gpu_hours='3') for i,n in ((3, 'l1'), (4, 'l2'), (5, 'linf'))]
-    return [_item('strengths', 'the strengths of the penalties', _sweep, _strengths, _small, gpu_hours='12'), _item('fig1', 'the first 40 test points', std, _points_figure, 'nothing', gpu_hours='0.5'),
-            _item('fig2', 'gradients of the standard model', std, partial(_gradients, 'Figure 2: gradients of the standard model', 'D_fig2', ['standard']), _small, gpu_hours='0.5'), *grads,
-            _item('fig6', 'accuracy against the radius', every, _curves, _small, gpu_hours='25'), _item('numbers', 'the numbers behind the figures', every, _numbers, _small, gpu_hours='25'),
-            _item('claims', 'what the paper says of them', every, _claim_section, _small, gpu_hours='25')]
+    std = partial(_jobs, [(None, None)])
+    draw = lambda i, names, title: partial(_gradients, f'Figure {i}: gradients of {title}', f'D_fig{i}', names)
+    def pair(i, n): return _item(f'fig{i}', f'gradients with {n} penalties', partial(_jobs, [(None, n), (n, None)]), draw(i, [_model(None, n), _model(n, None)], f'models with {n} penalties'), _small, minutes=1, gpu_hours='3')
+    return [
+        _item('strengths', 'the strengths of the penalties', _sweep, _strengths, _small, minutes=1, gpu_hours='12'),
+        _item('fig1', 'the first 40 test points', std, _points_figure, 'nothing', minutes=1, gpu_hours='0.5'),
+        _item('fig2', 'gradients of the standard model', std, draw(2, ['standard'], 'the standard model'), _small, minutes=1, gpu_hours='0.5'),
+        pair(3, 'l1'), pair(4, 'l2'), pair(5, 'linf'),
+        _item('fig6', 'accuracy against the radius', _every, _curves, _small, minutes=3, gpu_hours='25'),
+        _item('numbers', 'the numbers behind the figures', _every, _numbers, _small, minutes=3, gpu_hours='25'),
+        _item('claims', 'what the paper says of them', _every, _claim_section, _small, minutes=3, gpu_hours='25')]
 
-# %% ../nbs/47_paper_d.ipynb #ca3512f4
+# %% ../nbs/47_paper_d.ipynb #2e01e174
 def items_d()->list: # of `Item`
     "The figures of paper D, the numbers behind them, and the findings it starts from."
     def images(data): return lambda preset, device='cpu': [_image_job(data, m, seed, preset, device) for seed in range(3 if preset == 'quick' else 5) for m in _methods]
     text = 'Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. '
     block = 'Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the digit?', 'DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean over the fractions kept.'
     scaled = '2,000 training images, 500 test images, 64 hidden units, three seeds for five'
-    return [*_toy_items(), _item('block_mnist', 'gradients on digits with a null block', images('block_mnist'), partial(_images, 'BlockMNIST', text + ' '.join(block), _block_claims), scaled, gpu_hours='1'),
-            _item('diffroar', 'is what a gradient marks what a new network needs?', images('fashion_mnist'), partial(_images, 'DiffROAR on Fashion-MNIST', text + block[1], _roar_claims), scaled, gpu_hours='3')]
+    return [*_toy_items(),
+            _item('block_mnist', 'gradients on digits with a null block', images('block_mnist'), partial(_images, 'BlockMNIST', text + ' '.join(block), _block_claims), scaled, minutes=1, gpu_hours='1'),
+            _item('diffroar', 'is what a gradient marks what a new network needs?', images('fashion_mnist'), partial(_images, 'DiffROAR on Fashion-MNIST', text + block[1], _roar_claims), scaled, minutes=1, gpu_hours='3')]
