@@ -66,14 +66,14 @@ def _targets(s, dls, out):
 # %% ../nbs/45_paper_b.ipynb #baa3c682
 def _train(s, dls, out, tick=lambda: None):
     "A fitted Learner."
-    s = _defaults | s
-    method, weight = s['method'], s['weights'].get(s['method'])
+    method, full = s['method'], _defaults | s
+    weight = full['weights'].get(method)
     targets = _targets(s, dls, out) if method in _teacher else None
     set_seed(s['seed'])
     learn = adv_learner(dls, _net(s, dls), opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), cbs=[Tick(tick), StepDecay(s['drops'])])
     if targets is not None: learn.penalise(TargetMap(targets, absolute=True), weight)
     if method == 'jacobian': learn.penalise(JacobianNorm(1), weight)
-    if method == 'adversarial': learn.adversarial(PGD(L2Ball(s['eps']), steps=s['steps'], step_size=s['step_size'], bounds=(0., 1.), fast='auto' if s['fast'] else False))
+    if method == 'adversarial': learn.adversarial(PGD(L2Ball(s['eps']), steps=s['steps'], step_size=full['step_size'], bounds=(0., 1.), fast='auto' if s['fast'] else False))
     with learn.no_bar(), learn.no_logging(): learn.fit(s['epochs'], s['lr'])
     return learn
 
@@ -169,14 +169,14 @@ def _examples(dls, classes):
 def _both(title, maps): return {title: maps, f'{title}, thresholded': threshold_map(maps)}
 
 def _fig1(jobs, out):
-    figs = {}
+    figs, absent = {}, ''
     for data in _shown:
         pair = {m: j for j in jobs for m in ('natural', 'adversarial') if j.settings['data'] == data and j.settings['method'] == m and _has_weights(j, out)}
-        if len(pair) < 2: continue
+        if len(pair) < 2: absent += f' The weights of the runs on {_name[data]} are not there.'; continue
         dls = _loaders(pair['natural'].settings); x, y = _examples(dls, _shown[data])
         maps = {k: v for m,j in pair.items() for k,v in _both(m, smoothgrad_targets(_stored(j, dls, out), x, y)).items()}
         figs[f'B_fig1_{data}'] = saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False), f'{_name[data]}: SmoothGrad maps of a natural and an adversarial network, as they are and thresholded'
-    return [Section('Figure 1: SmoothGrad maps of the standard and the robust network', 'Test images and the magnitude of their maps, each on its own scale, with the Gini index; threshold at one deviation above the mean.', figures=figs)] if figs else []
+    return [Section('Figure 1: SmoothGrad maps of the standard and the robust network', 'Test images and the magnitude of their maps, each on its own scale, with the Gini index; threshold at one deviation above the mean.' + absent, figures=figs)] if figs else []
 
 # %% ../nbs/45_paper_b.ipynb #b5f1a003
 def _fig2(jobs, out):
@@ -188,11 +188,11 @@ def _fig2(jobs, out):
     return [Section('Figure 2: SmoothGrad against the simple gradient', 'The adversarial network on MNIST; as in figure 1.', figures=dict(B_fig2=(fig, 'MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and thresholded')))]
 
 # %% ../nbs/45_paper_b.ipynb #b5f1a004
-def _item(name, title, jobs, draw, scaled, gpu, minutes=None):
+def _item(name, title, jobs, draw, scaled, gpu, minutes, ran=False):
     def sections(out, preset='quick', device='cpu'):
         done = [j for j in jobs(preset, device) if job_folder(j, out).exists()]
         return draw(done, out) if done else []
-    return Item(f'B.{name}', title, jobs, sections, scaled, minutes, gpu)
+    return Item(f'B.{name}', title, jobs, sections, scaled, minutes, gpu, ran)
 
 def items_b()->list: # of `Item`
     "The tables and figures of paper B."
@@ -202,8 +202,8 @@ def items_b()->list: # of `Item`
     digits = '5,000 training images, 10 epochs, PGD-10 in training, 1,000 test images, three seeds in place of five'
     photos = 'a small net, 3,000 training images, 15 epochs, PGD-5 in training, 500 test images, three seeds in place of five'
     return [
-        _item('table1', 'MNIST accuracy, clean and under attack', mnist, partial(_accuracies, 'Table 1', 'mnist'), digits, '8'),
-        _item('table2', 'CIFAR-10 accuracy, clean and under attack', cifar, partial(_accuracies, 'Table 2', 'cifar10'), photos, '15'),
-        _item('table3', 'gradient norms of true and other logits', mnist, _table3, digits, '8'),
-        _item('fig1', 'SmoothGrad maps, natural and adversarial', pairs, _fig1, f'MNIST: 5,000 images, 10 epochs; CIFAR-10: {photos.split(", PGD")[0]}', '1'),
-        _item('fig2', 'SmoothGrad against the simple gradient', partial(first, 'mnist'), _fig2, '5,000 training images, 10 epochs', '1')]
+        _item('table1', 'MNIST accuracy, clean and under attack', mnist, partial(_accuracies, 'Table 1', 'mnist'), digits, '8', 61),
+        _item('table2', 'CIFAR-10 accuracy, clean and under attack', cifar, partial(_accuracies, 'Table 2', 'cifar10'), photos, '15', 13),
+        _item('table3', 'gradient norms of true and other logits', mnist, _table3, digits, '8', 61),
+        _item('fig1', 'SmoothGrad maps, natural and adversarial', pairs, _fig1, f'MNIST: 5,000 images, 10 epochs; CIFAR-10: {photos.split(", PGD")[0]}', '1', 8),
+        _item('fig2', 'SmoothGrad against the simple gradient', partial(first, 'mnist'), _fig2, '5,000 training images, 10 epochs', '1', 6)]

@@ -102,8 +102,9 @@ def test_minutes_are_those_of_the_kept_results(path):
     for i in find_items(path.stem.split('-')[0]):
         names = {j.name for j in i.jobs('quick', 'cpu') if j.func != 'advinterp.paper_a:score'}                      # whose row is a table
         minutes = sum(rows.get(n, 0) for n in names)/120
-        assert (i.ran and i.minutes is not None) == (names <= rows.keys() and i.name in shown), i.name
-        if i.ran and i.minutes: assert minutes - 1 <= i.minutes <= minutes + (1 if len(names) == len(i.jobs('quick', 'cpu')) else 10), (i.name, minutes)
+        complete, said = names <= rows.keys() and i.name in shown, i.ran and i.minutes is not None
+        assert complete if said else (not complete or '.fig' in i.name), i.name                                      # a figure may lack the weights of its runs
+        if said: assert minutes - 1 <= i.minutes <= minutes + (1 if len(names) == len(i.jobs('quick', 'cpu')) else 10), (i.name, minutes)
 
 
 @pytest.mark.parametrize('name, word', [('A.tabel1', 'did you mean A.table1'), ('b.table2', 'B.table2'), ('B.tabel3', 'B.table3'), ('E', '--list'), ('', '--list')])
