@@ -373,6 +373,7 @@ def _item(name, title, jobs, draw, scaled, **cost):
         return draw(done, out) if done else []
     return Item(f'D.{name}', title, jobs, _sections, scaled, **cost)
 
+# `minutes` below: half the processor time of the runs, on a machine that was shared
 _small = '2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five, three adversarial models for seven'
 
 def _toy_items():
