@@ -6,7 +6,8 @@
 __all__ = ['dual_c', 'run_c', 'swapped_rows', 'Noise', 'fit_c', 'measure_c', 'train_c', 'trained_c', 'robust_c', 'faithful_c',
            'stable_c', 'jobs_c', 'title_c', 'shown_c', 'claims_c', 'items_c']
 
-# %% ../nbs/46_paper_c.ipynb #f9d3841d
+# %% ../nbs/46_paper_c.ipynb #b310b8e2
+from dataclasses import replace
 from functools import partial
 from textwrap import fill
 import numpy as np, pandas as pd
@@ -574,7 +575,7 @@ def _fig11(out, preset='quick', device='cpu'):
     if not jobs: return []
     x, y, *_ = _test_part(next(iter(jobs.values())).settings, 64)
     found = {k: cascading_randomization(trained_c(j, job_folder(j, out).parent), x, y, reinit=_reset) for k,j in jobs.items()}
-    curves = {k: [1., *f.similarity.ssim.mean(1).tolist()] for k,f in found.items()}; n = len(next(iter(curves.values())))
+    curves = {_plain(k): [1., *f.similarity.ssim.mean(1).tolist()] for k,f in found.items()}; n = len(next(iter(curves.values())))
     fig = robustness_curves(range(n), curves, 'SSIM with the trained map', 'layers with random weights, from the output'), f'SSIM of the gradient map as layers are randomised, for {", ".join(curves)}'
     return [Section('Figure 11: maps as weights become random', 'SSIM of the gradient maps of 64 test images with those of the trained network, as layer after layer from the output gets new weights; first seed.', figures=dict(C_fig11=fig))]
 
@@ -612,12 +613,17 @@ def _fig9(out, preset='quick', device='cpu'):
     return [Section('Figure 9: training on permuted labels', 'Gradient maps of an elastic-net model and of one that was trained on permuted labels, on one scale; 200 test images in the table, first seed.', pd.DataFrame(lines),
                     dict(C_fig9=(fig, 'Gradient maps on one scale: trained on true labels, trained on permuted labels')))]
 
-# %% ../nbs/46_paper_c.ipynb #7d8798bc
+# %% ../nbs/46_paper_c.ipynb #16332168
 _l1, _group, _elastic = ('l1', .05), ('group', .5), ('elastic', (.05, .05))
 def _by(*protocols, norms=(_l1, _group, _elastic)): return [(None, 0.), *((*n, p) for n in norms for p in protocols if p != 'free' or n is not _elastic)]
 
+_minutes = dict(table2=16, table3=55, table4=6, table4_pretrained=3, table5=9, table6=4, fig1=11, fig2=2, fig3=13, fig5=37, fig6=1, fig7=4, fig8=7, fig9=2, fig11=13, fig12=1, fig14=5, fig15=1, fig16=13)
+
 def items_c()->list: # of `Item`
     "The tables and figures of paper C."
+    return [replace(i, minutes=_minutes.get(i.name[2:])) for i in _items()]
+
+def _items():
     cells, every = [(None, 0.), _l1, _group, _elastic, (None, 40., 'harmonise')], [*_main.values()]
     main = lambda preset, device='cpu': [run_c('photos', *how, preset=preset, device=device) for how in every]
     own = 'Simple gradients of the true logit, each on its own scale, with the Gini index; first seed.'

@@ -6,10 +6,11 @@
 __all__ = ['items', 'find_items', 'reproduce', 'paper_sections', 'write_paper', 'freeze', 'read_kept', 'show_kept', 'about_kept']
 
 # %% ../nbs/48_reproduce.ipynb #7f882d7c
-import difflib, json, os, platform, subprocess, tempfile
+import difflib, io, json, os, platform, subprocess, tempfile
 from datetime import date
 from pathlib import Path
 import pandas as pd
+from PIL import Image
 import torch
 from fastai.torch_core import default_device
 import advinterp
@@ -107,6 +108,12 @@ def write_paper(
     return write_report(folder, f'Reproduction of paper {paper}', intro, [Section(f'{n}. {s.title}', s.text, s.table, s.figures) for n,s in shown])
 
 # %% ../nbs/48_reproduce.ipynb #15f1a4f2
+def _small_png(fig):
+    "The figure for a page of the docs: few dots, 128 colours."
+    out = io.BytesIO()
+    Image.open(io.BytesIO(fig_png(fig, dpi=55))).convert('RGB').quantize(128).save(out, 'png', optimize=True)
+    return out.getvalue()
+
 def _commit():
     r = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(advinterp.__file__).parent)
     return r.stdout.strip()[:12] if r.returncode == 0 else 'unknown'
@@ -147,7 +154,7 @@ def _freeze(paper, folder, dest, preset, device, note):
     sections = []
     for name,s in paper_sections(paper, folder, preset, device):
         for f,(fig,alt) in s.figures.items():
-            with atomic_path(dest/f'{f}.png') as p: p.write_bytes(fig_png(fig, dpi=55))
+            with atomic_path(dest/f'{f}.png') as p: p.write_bytes(_small_png(fig))
         t = None if s.table is None else dict(columns=list(s.table), rows=s.table.astype(object).where(s.table.notna(), None).values.tolist())
         sections.append(dict(item=name, title=s.title, text=s.text, table=t, figures={f: alt for f,(_,alt) in s.figures.items()}))
     with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(dict(about=about, sections=sections, rows=json.loads(rows.to_json(orient='records'))), indent=1), encoding='utf-8')
