@@ -613,11 +613,11 @@ def _fig9(out, preset='quick', device='cpu'):
     return [Section('Figure 9: training on permuted labels', 'Gradient maps of an elastic-net model and of one that was trained on permuted labels, on one scale; 200 test images in the table, first seed.', pd.DataFrame(lines),
                     dict(C_fig9=(fig, 'Gradient maps on one scale: trained on true labels, trained on permuted labels')))]
 
-# %% ../nbs/46_paper_c.ipynb #16332168
+# %% ../nbs/46_paper_c.ipynb #e3200c8f
 _l1, _group, _elastic = ('l1', .05), ('group', .5), ('elastic', (.05, .05))
 def _by(*protocols, norms=(_l1, _group, _elastic)): return [(None, 0.), *((*n, p) for n in norms for p in protocols if p != 'free' or n is not _elastic)]
 
-_minutes = dict(table2=16, table3=55, table4=6, table4_pretrained=3, table5=9, table6=4, fig1=11, fig2=2, fig3=13, fig5=37, fig6=1, fig7=4, fig8=7, fig9=2, fig11=13, fig12=1, fig14=5, fig15=1, fig16=13)
+_minutes = dict(table2=16, table3=55, table4=6, table4_pretrained=3, table5=9, table6=4, fig1=11, fig2=2, fig3=13, fig4=24, fig5=37, fig6=1, fig7=4, fig8=7, fig9=2, fig10=16, fig11=13, fig12=1, fig13=20, fig14=5, fig15=1, fig16=13)
 
 def items_c()->list: # of `Item`
     "The tables and figures of paper C."
