@@ -35,6 +35,7 @@ def kinds(paper):
 def few(name, *, bs, n_train=None, n_valid=None, seed=0, device='cpu', **kwargs):
     "A few examples of a data set; random ones of its shape where it is not here."
     n_train = n_train or 4
+    if name == 'block_mnist' and not next(r['where'] for r in data.data_table() if r['name'] == 'mnist'): name = 'block_digits'    # it is made of MNIST
     if next(r['where'] for r in data.data_table() if r['name'] == name): return real(name, bs=bs, n_train=n_train, n_valid=n_valid or 4, seed=seed, device=device, **kwargs)
     shape = dict(mushroom=(117,), spambase=(57,), cifar10=(3, 32, 32)).get(name, (1, 28, 28)); n = 2 if len(shape) == 1 else 10
     x, y = torch.rand(n_train + 4, *shape, generator=torch.Generator().manual_seed(seed)), torch.arange(n_train + 4) % n
