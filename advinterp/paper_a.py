@@ -122,12 +122,15 @@ def _fig2(runs, out):
 
 # %% ../nbs/44_paper_a.ipynb #dbd47d14
 def _fig3(runs, out):
-    e, figs = effects(runs, out), {}
-    for name,d in e.groupby('data', sort=False):
-        d = d[d.optimiser == d.optimiser.iloc[0]].sort_values('strength')
-        curves = {f'{_title[m]} [{a}]': (x.gini.values, x.accuracy.values, [f'{s:.3g}' for s in x.strength]) for (m,a),x in d.groupby(['method', 'attribution'], sort=False)}
+    optimiser, figs = {r.recipe.data: r.recipe.optimiser for r in reversed(runs)}, {}     # the first one of each data set
+    done = [r for r in runs if r.method != 'natural' and r.recipe.optimiser == optimiser[r.recipe.data] and job_folder(r.job(), out).exists()]
+    df = pd.DataFrame([dict(read_job(r.job(), out)['row'], data=r.recipe.data, method=r.method, strength=r.strength) for r in done])
+    for name,d in df.groupby('data', sort=False):
+        parts = {f'{_title[m]} [{a}]': x.dropna(subset=[f'gini{k}']).groupby('strength')[[f'gini{k}', 'accuracy']].mean() for m,x in d.groupby('method', sort=False) for a,k in _attributions.items() if f'gini{k}' in x}
+        curves = {k: (*m.to_numpy().T, [f'{s:.3g}' for s in m.index]) for k,m in parts.items() if len(m)}
         figs[f'A_fig3_{name}'] = tradeoff(curves), f'Accuracy against mean Gini on {name}: ' + ', '.join(curves)
     yield Section('Figure 3: accuracy against sparseness', 'One line for each way of training and attribution method, one point for each strength (written beside it): upper right is better.', figures=figs)
+
 
 # %% ../nbs/44_paper_a.ipynb #b1226fc4
 def _first(runs, data):

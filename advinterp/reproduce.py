@@ -52,6 +52,7 @@ def _data_of(job):
     return _made_of.get(name, name)
 
 def _check(found, jobs, preset, device):
+    if not jobs: raise ValueError(f"preset={preset!r}: {found[0].name} has no such preset, use 'quick'")
     here = {r['name'] for r in data_table() if r['where']}
     if absent := sorted({_data_of(j) for j in jobs} - here):
         raise ValueError(f"{found[0].name}: needs the data of {', '.join(absent)}, not found here; `advinterp data fetch {' '.join(absent)}` downloads what is public, ADVINTERP_DATA names a folder that has it")
@@ -86,10 +87,12 @@ def paper_sections(
     paper:str,         # 'A'
     folder,            # folder of the study
     preset='quick', device='cpu', # as for `reproduce`
+    skip=(),           # names of items to leave out
 )->list:               # of (item name, `Section`)
     "Everything that can be shown of a paper, and a note where an item is incomplete."
     out = []
     for i in find_items(paper):
+        if i.name in skip: continue
         jobs = i.jobs(preset, device); n = sum(job_folder(j, folder).exists() for j in jobs)
         note = '' if n == len(jobs) else f' Incomplete: {n} of {len(jobs)} runs are done.'
         scale = f' Scaled down: {i.scaled}.' if preset == 'quick' else ''
@@ -119,7 +122,7 @@ def _commit():
     return r.stdout.strip()[:12] if r.returncode == 0 else 'unknown'
 
 def _union(paper, folder, keep, preset, device, out):
-    "Fill `out` with links to the runs of a study, and with the rows of `keep` for the runs that it lacks; what was made by whom, as a sentence."
+    "Fill `out` with links to the runs of a study, and with the rows of `keep` for the runs that it lacks. What was made by whom, as a sentence, and the items that stay as they were."
     about, rows = (read_kept(keep)[k] for k in ('about', 'rows'))
     if about['version'] != advinterp.__version__:
         raise ValueError(f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is {advinterp.__version__}: results of the two do not mix")
@@ -129,7 +132,8 @@ def _union(paper, folder, keep, preset, device, out):
     write_study(check_out(out), jobs)
     for n in here: (Path(out)/'runs'/n).symlink_to((Path(folder)/'runs'/n).resolve())
     for j in old: store_row(j, out, {k: v for k,v in rows[j.name].items() if v is not None and k not in {*j.settings, 'seconds', 'run'}}, rows[j.name]['seconds'])
-    return f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})"
+    needs = {i.name: {j.name for j in i.jobs(preset, device)} for i in find_items(paper)}
+    return f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})", [i for i,js in needs.items() if not js <= here and not (js & here) - rows.keys()]
 
 # %% ../nbs/48_reproduce.ipynb #15f1a4f3
 def freeze(
@@ -137,28 +141,33 @@ def freeze(
     folder,            # folder of the study
     dest,              # where `<paper>-<preset>.json` and the figures go
     preset='quick', device='cpu', # as for `reproduce`
-    keep=None,         # an earlier JSON file: its rows stand for runs of the same version and settings that are not in this folder
+    keep=None,         # an earlier JSON file, its figures beside it: its rows stand for runs of the same version and settings that are not in this folder
 )->Path:               # the JSON file
     "Store the numbers, tables and figures of a study, without weights. Raises ValueError for a `keep` of another version."
+    if keep is None: return _freeze(paper, folder, dest, preset, device)
     with tempfile.TemporaryDirectory() as union:
-        if keep is None: return _freeze(paper, folder, dest, preset, device, '')
-        return _freeze(paper, union, dest, preset, device, _union(paper, folder, keep, preset, device, union))
+        note, stay = _union(paper, folder, keep, preset, device, union)
+        as_before = [s for s in read_kept(keep)['sections'] if s['item'] in stay]
+        for f in [f'{f}.png' for s in as_before for f in s['figures']]:
+            with atomic_path(Path(dest)/f) as p: p.write_bytes((Path(keep).parent/f).read_bytes())
+        return _freeze(paper, union, dest, preset, device, note, as_before)
 
-def _freeze(paper, folder, dest, preset, device, note):
-    rows, dest = table(folder), Path(dest); minutes, n = round(rows.seconds.sum()/60, 1), len(rows)
+def _freeze(paper, folder, dest, preset, device, note='', as_before=()):
+    rows, dest, sections = table(folder), Path(dest), [*as_before]
+    about = dict(paper=_papers[paper], preset=preset, command=f'advinterp reproduce {paper} --preset {preset}', commit=_commit(), version=advinterp.__version__, date=str(date.today()),
+                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=round(rows.seconds.sum()/60, 1), runs=len(rows), note=note)
     if 'recipe' in rows:    # one column for each field that tells runs apart, in place of a dictionary
         rows = rows[rows.recipe.notna()]
         rows = rows.assign(data=[r['data'] for r in rows.recipe], optimiser=[r['optimiser'] for r in rows.recipe]).drop(columns=['recipe', 'card'], errors='ignore').dropna(axis=1, how='all')
-    about = dict(paper=_papers[paper], preset=preset, command=f'advinterp reproduce {paper} --preset {preset}', commit=_commit(), version=advinterp.__version__, date=str(date.today()),
-                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=minutes, runs=n, note=note)
-    sections = []
-    for name,s in paper_sections(paper, folder, preset, device):
+    for name,s in paper_sections(paper, folder, preset, device, {s['item'] for s in as_before}):
         for f,(fig,alt) in s.figures.items():
             with atomic_path(dest/f'{f}.png') as p: p.write_bytes(_small_png(fig))
         t = None if s.table is None else dict(columns=list(s.table), rows=s.table.astype(object).where(s.table.notna(), None).values.tolist())
         sections.append(dict(item=name, title=s.title, text=s.text, table=t, figures={f: alt for f,(_,alt) in s.figures.items()}))
-    with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(dict(about=about, sections=sections, rows=json.loads(rows.to_json(orient='records'))), indent=1), encoding='utf-8')
+    order = [i.name for i in find_items(paper)]; kept = dict(about=about, sections=sorted(sections, key=lambda s: order.index(s['item'])), rows=json.loads(rows.to_json(orient='records')))
+    with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(kept, indent=1), encoding='utf-8')
     return dest/f'{paper}-{preset}.json'
+
 
 # %% ../nbs/48_reproduce.ipynb #dea97c6e
 def read_kept(

@@ -148,6 +148,15 @@ def public(module): return [n for n in code_of(module).body if isinstance(n, (as
 @each_module
 def test_public_names_have_docstrings(module): assert not [n.name for n in public(module) if not ast.get_docstring(n)]
 
+@each_notebook
+def test_public_names_have_examples(nb):
+    "Every name that a notebook exports is used by a cell of the page that runs."
+    if not (module := default_exp(nb)): return
+    code = [source(c) for c in cells(nb, 'code')]
+    shown = '\n'.join(s for s in code if not re.search(r'^#\| *export', s, re.M))
+    names = ast.literal_eval(re.search(r'^__all__ = (\[.*?\])', (LIB/f'{module}.py').read_text(encoding='utf-8'), re.M | re.S).group(1))
+    assert not [n for n in names if not re.search(rf'\b{n}\b', shown)]
+
 def test_parameters_are_commented():
     bare = {}
     for m in MODULES:

@@ -1,7 +1,9 @@
 "Reproductions: the paper presets hold the published settings and run, the kept results are those of the items, and what cannot be run is said before anything is written."
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
 import advinterp
 from advinterp import data, paper_a, paper_c
@@ -93,6 +95,21 @@ def test_paper_presets_run(paper, tmp_path, monkeypatch):
         assert run_job(short, out) == 'done', json.loads((out/'failed'/f'{short.name}.json').read_text())['traceback']
         row = read_job(short, out)['row']
         assert row and all(v == v for v in row.values() if isinstance(v, float)), (j.label, row)
+
+
+def test_paper_presets_of_several_models_run(tmp_path, monkeypatch):
+    "Robustness, fidelity and stability of paper C: published nets, images and regions; untrained, one image, few copies and steps."
+    monkeypatch.setattr(paper_c, '_loaders', photos)
+    monkeypatch.setattr(paper_c, 'fit_c', lambda s: SimpleNamespace(model=paper_c._net(s, 10)))
+    monkeypatch.setattr(paper_c, 'map_robustness', partial(paper_c.map_robustness, steps=2))
+    jobs = {j.func.split(':')[1]: j for n in ('C.fig5', 'C.table5') for j in find_items(n)[0].jobs('paper', 'cuda') if 'epochs' not in j.settings}
+    assert set(jobs) == {'robust_c', 'faithful_c', 'stable_c'} and all(j.settings['n'] >= 500 and j.settings['copies'] == 64 and j.settings['steps'] == 300 for j in jobs.values())
+    out, less = check_out(tmp_path), dict(n=1, copies=4, steps=3, radii=[.5], aopc=[2], device='cpu')
+    for j in jobs.values():
+        short = type(j)(j.func, shortened(j.settings, less), j.label)
+        assert run_job(short, out) == 'done', json.loads((out/'failed'/f'{short.name}.json').read_text())['traceback']
+    curves = read_job(type(jobs['robust_c'])(jobs['robust_c'].func, shortened(jobs['robust_c'].settings, less), jobs['robust_c'].label), out)['row']['curves']
+    assert len(curves) == 7 and all(0 <= v <= 1 for c in curves.values() for v in c['overlap'])
 
 
 @pytest.mark.parametrize('path', KEPT, ids=lambda p: p.stem)
