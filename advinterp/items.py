@@ -6,6 +6,7 @@
 __all__ = ['Item', 'verdict', 'markdown_table', 'latex_table']
 
 # %% ../nbs/43_items.ipynb #dbe22dbe
+import re
 from dataclasses import dataclass
 import pandas as pd
 
@@ -41,13 +42,14 @@ def verdict(
     return 'direction confirmed' if (low > 0) == (published > 0) and low*high > 0 else 'not confirmed'
 
 # %% ../nbs/43_items.ipynb #ba08663f
+_whole = re.compile(r' (?=±)|(?<=±) |(?<=,) (?=[-+.\d]+\])')    # spaces within '.5 ± .1' and '[.4, .6]'
 def _cells(df): return [[('' if not isinstance(v, str) and pd.isna(v) else str(v)) for v in r] for r in df.itertuples(index=False)]
 
 def markdown_table(
     df:pd.DataFrame,  # cells are shown with `str`
 )->str:
-    "A data frame as a Markdown table."
-    rows = [list(map(str, df)), ['---']*df.shape[1], *([c.replace('|', '\\|') for c in r] for r in _cells(df))]
+    "A data frame as a Markdown table; a number stays on one line with its interval."
+    rows = [list(map(str, df)), ['---']*df.shape[1], *([_whole.sub('\u00a0', c.replace('|', '\\|')) for c in r] for r in _cells(df))]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
 _tex = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
