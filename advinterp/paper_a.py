@@ -190,12 +190,12 @@ def _card(out, preset='quick', device='cpu'):
                     'top entries: 10 %. Stability between seeds is bootstrapped over the images.', t)]
 
 # %% ../nbs/44_paper_a.ipynb #8af9e0c4
-def _item(name, title, draw, scaled, minutes, gpu='1', ran=True, **which):
+def _item(name, title, draw, scaled, minutes, gpu='1', **which):
     jobs = lambda preset, device='cpu': [r.job() for r in runs_a(preset, device, **which)]
     def _sections(out, preset='quick', device='cpu'):
         runs = [r for r in runs_a(preset, device, **which) if job_folder(r.job(), out).exists()]
         return list(draw(runs, out)) if runs else []
-    return Item(f'A.{name}', title, jobs, _sections, scaled, minutes, gpu, ran)
+    return Item(f'A.{name}', title, jobs, _sections, scaled, minutes, gpu)
 
 _images = '10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: a small net, 15,000 images'
 
@@ -208,7 +208,7 @@ def items_a()->list: # of `Item`
         _item('table1', 'gain in Gini on five data sets', _table1, _images, 68, '40'),
         _item('fig1', 'one image (a bird in the paper) under each model', partial(_maps, 'cifar10', '1', False, classes=[2]), 'a small net, 15,000 images', 24, '30', data=['cifar10']),
         _item('fig2', 'point-wise gain in Gini', _fig2, _images, 68, '40'),
-        _item('fig3', 'accuracy against sparseness', _fig3, _images + '; other strengths with one seed', 107, '100', ran=False, grid=True),
+        _item('fig3', 'accuracy against sparseness', _fig3, _images + '; other strengths with one seed', 105, '100', grid=True),
         _item('figJ4', 'feature impact on Mushroom', partial(_impacts, 'mushroom', 'J.4'), 'nothing', 3, data=['mushroom']),
         _item('figJ5', 'feature impact on Spambase', partial(_impacts, 'spambase', 'J.5'), 'nothing', 1, data=['spambase']),
         *[_item(f'figJ{i}', f'{"DeepSHAP" if shap else "Integrated Gradients"} on {d}', partial(_maps, d, f'J.{i}', shap), '10,000 training images' if d != 'cifar10' else 'a small net, 15,000 images', m, '8', data=[d])
