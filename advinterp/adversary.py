@@ -117,7 +117,9 @@ def fooled(self:_Problem):
     return ~hit if self.sign > 0 else hit
 
 @patch
-def subset(self:_Problem, keep):
+def subset(self:_Problem,
+    keep,  # `(B,)` mask of the examples to keep
+):
     "The same problem for the examples `keep` (a mask)."
     model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
     limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])

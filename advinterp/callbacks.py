@@ -215,7 +215,10 @@ class AdversarialTraining(InputCallback):
 class Replayed(GetAttr):
     "A loader that gives each of its batches `replays` times, as fresh copies; in everything else the loader itself, so that `DistributedTrainer` knows it."
     _default = 'dl'
-    def __init__(self, dl, replays): self.dl,self.replays = dl,replays
+    def __init__(self,
+        dl,       # a training loader
+        replays,  # times that each of its batches is delivered
+    ): self.dl,self.replays = dl,replays
     def __len__(self): return self.replays*len(self.dl)
     def __iter__(self): return (apply(torch.clone, b) for b in self.dl for _ in range(self.replays))
     @property

@@ -505,7 +505,9 @@ def _to_mask(m): return (m*_LEVELS).round().long().as_subclass(TensorMask)
 def _from_mask(m): return m.as_subclass(Tensor).float()/_LEVELS if isinstance(m, TensorMask) else m
 
 @patch
-def like(self:TensorSet, items):
+def like(self:TensorSet,
+    items,  # inputs, a list of examples, or `(x, y)`
+):
     "A set of new inputs, or of `(x, y)`, with this set's names, in the units of this set."
     if isinstance(items, TensorSet): return items
     x,y = items if isinstance(items, tuple) else (items, None)
@@ -519,12 +521,17 @@ def new_empty(self:TensorSet):
     return TensorSet(x, y, self.vocab, self.feature_names, self.scaler, self.split_idx, maps)
 
 @patch
-def typed(self:TensorSet, b):
+def typed(self:TensorSet,
+    b,  # tuple of plain tensors
+):
     "A batch in fastai's types, which its transforms dispatch on."
     return tuple(_to_mask(o) if t is TensorMask else o.as_subclass(t) for o,t in zip(b, self.types))
 
 @patch
-def decode(self:TensorSet, b, full=True):
+def decode(self:TensorSet,
+    b,          # an example, a tuple
+    full=True,  # as fastai calls it; there is one way
+):
     "An example as it is shown: the input, and the name of its class."
     return b[:1] if self.y is None or len(b) < 2 else (b[0], Category(self.vocab[int(b[1])]))
 
@@ -545,7 +552,11 @@ def _show_images(dl, b, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwa
 # %% ../nbs/10_data.ipynb #0433141c
 class TensorDL(TfmdDL):
     "A fastai loader over a `TensorSet`: each batch is one indexing operation."
-    def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
+    def __init__(self,
+        dataset, bs=64,          # a `TensorSet`; examples in a batch
+        shuffle=False,           # a new order for each epoch, from torch's generator
+        num_workers=0, **kwargs  # workers are ignored, the rest goes to fastai's `TfmdDL`
+    ):
         if not isinstance(dataset, TensorSet): raise TypeError(f"dataset: expected a TensorSet, got {type(dataset).__name__}")
         if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1: raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=0, **kwargs)

@@ -338,7 +338,10 @@ class WeightedL2(Dual):
 # %% ../nbs/01_duals.ipynb #be9e5a03
 class ScaledDual(Dual):
     "`factor` times the penalty of another dual, for duals that do not name their strengths."
-    def __init__(self, dual, factor): self.dual,self.factor = dual,factor
+    def __init__(self,
+        dual,    # any dual
+        factor,  # number >= 0
+    ): self.dual,self.factor = dual,factor
     def h_star(self, g): return self.factor*self.dual.h_star(g)
     def delta_star(self, g): return self.factor*self.dual.delta_star(g)
     def h(self, delta): return self.factor*self.dual.h(delta/self.factor) if self.factor else LInfBall(0.).h(delta)
@@ -346,7 +349,9 @@ class ScaledDual(Dual):
 
 class SumDual(Dual):
     "The sum of two penalties (12)."
-    def __init__(self, a, b): self.a,self.b = a,b
+    def __init__(self,
+        a, b,  # duals
+    ): self.a,self.b = a,b
     def h_star(self, g): return self.a.h_star(g) + self.b.h_star(g)
     def delta_star(self, g): return self.a.delta_star(g) + self.b.delta_star(g)
     def h(self, delta):

@@ -34,7 +34,12 @@ class Job:
         what = json.dumps([self.func, self.settings, advinterp.__version__], sort_keys=True)
         return f'{self.label}-{hashlib.sha256(what.encode()).hexdigest()[:10]}'
 
-def job_folder(job, out): "Where a job is stored in the study `out`."; return Path(out)/'runs'/job.name
+def job_folder(
+    job,  # a `Job`
+    out,  # folder of the study
+)->Path:  # there once the job is done
+    "Where a job is stored in a study."
+    return Path(out)/'runs'/job.name
 
 # %% ../nbs/39_engine.ipynb #9baa2d68
 def _sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -188,7 +188,9 @@ def _fit(self:AdversarialClassifier, X, k, weight, moments):
 
 # %% ../nbs/25_estimator.ipynb #faae7c30
 @patch
-def decision_function(self:AdversarialClassifier, X):
+def decision_function(self:AdversarialClassifier,
+    X,  # `(n, d)` rows: array, sparse matrix or data frame
+):
     "Scores `(n,)` for the second of two classes, or `(n, n_classes)`."
     check_is_fitted(self)
     X = validate_data(self, X, accept_sparse='csr', dtype=np.float64, reset=False)
@@ -196,7 +198,9 @@ def decision_function(self:AdversarialClassifier, X):
     return f.ravel() if len(self.coef_) == 1 else f
 
 @patch
-def predict(self:AdversarialClassifier, X):
+def predict(self:AdversarialClassifier,
+    X,  # `(n, d)` rows
+):
     "The class of the largest score."
     f = self.decision_function(X)
     return self.classes_[(f > 0).astype(int) if f.ndim == 1 else f.argmax(1)]
@@ -212,9 +216,9 @@ def _robust_hits(est, f, k, scale=1.):
 
 @patch
 def robust_score(self:AdversarialClassifier,
-    X, y,
+    X, y,                # `(n, d)` rows, `(n,)` labels
     scale=1.,            # multiple of the adversary's strength that the model was trained for
-    sample_weight=None,
+    sample_weight=None,  # `(n,)` weights of the rows; None: equal
 )->float:
     "Accuracy under the worst perturbation within the ball, exact. Labels unknown to the model count as errors."
     check_strength('scale', scale)
@@ -296,7 +300,12 @@ def _names(est): return getattr(est, 'feature_names_in_', np.array([f'x{i}' for 
 # %% ../nbs/25_estimator.ipynb #aa1329f1
 class Explanation:
     "The features that decided one prediction: `str` for text, `plot` for bars, `frame` for the numbers."
-    def __init__(self, outcome, towards, frame, total): self.outcome,self.towards,self.frame,self.total = outcome,towards,frame,total
+    def __init__(self,
+        outcome,  # the prediction in words
+        towards,  # what the attributions add up to
+        frame,    # data frame of feature and attribution, largest first
+        total,    # sum of all magnitudes, also of features left out
+    ): self.outcome,self.towards,self.frame,self.total = outcome,towards,frame,total
     def __str__(self):
         share = self.frame.attribution.abs().sum()/self.total if self.total > 0 else 1.
         terms = ', '.join(f'{r.feature} {r.attribution:+.2g}' for r in self.frame.itertuples()) or 'no feature counts'
@@ -365,7 +374,13 @@ def _mean_gini(coef, k, X, baseline):
 
 class AdversarialPath:
     "Models along a grid of strengths: `frame` of measures, `coef` `(m, c, d)`, `intercept` `(m, c)`, and the directed `strength` `(d,)` of the features."
-    def __init__(self, frame, coef, intercept, strength, names):
+    def __init__(self,
+        frame,      # data frame, a row for each model
+        coef,       # `(m, c, d)` weights
+        intercept,  # `(m, c)`
+        strength,   # `(d,)` directed strengths of the features
+        names,      # `(d,)` of the features
+    ):
         self.frame,self.coef,self.intercept,self.strength,self.names = frame,coef,intercept,strength,names
     def __repr__(self): return f'AdversarialPath of {len(self.frame)} models\n{self.frame.round(4).to_string(index=False)}'
 
@@ -385,7 +400,7 @@ def adversarial_path(
     alpha_grid=None,     # l1 penalties, each with the whole `eps_grid`; None: `alpha_l1` of `params`
     *,
     X_test=None, y_test=None,   # rows to measure on; None: the training rows
-    sample_weight=None, test_weight=None,
+    sample_weight=None, test_weight=None,  # `(n,)` weights of either; None: equal
     baseline=0.,         # of the attributions
     **params             # of `AdversarialClassifier`
 )->AdversarialPath:      # one row of `frame` per model, by alpha and falling eps
@@ -451,7 +466,7 @@ class AdversarialClassifierCV(AdversarialClassifier):
         *,
         cv=5,                # folds, or a splitter of scikit-learn
         n_jobs=None,         # joblib workers over the folds
-        groups=None, fit_intercept=True, standardize=False, multi_class='ovr', class_weight=None, solver='auto', tol=1e-6, max_iter=1000,
+        groups=None, fit_intercept=True, standardize=False, multi_class='ovr', class_weight=None, solver='auto', tol=1e-6, max_iter=1000, # as for `AdversarialClassifier`
     ):
         self.eps_grid,self.tolerance,self.norm,self.loss,self.alpha_l1,self.alpha_l2,self.cv,self.n_jobs = eps_grid,tolerance,norm,loss,alpha_l1,alpha_l2,cv,n_jobs
         self.groups,self.fit_intercept,self.standardize,self.multi_class,self.class_weight = groups,fit_intercept,standardize,multi_class,class_weight

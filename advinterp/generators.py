@@ -38,7 +38,7 @@ def block_toy(
     n:int,                # number of rows
     d:int=10, n_signal:int=None, block_dim:int=1, magnitude:float=1.,  # as in `block_toy_exact`
     noise:float=0.,       # deviation of the Gaussian noise in every coordinate, eta
-    seed:int=0,
+    seed:int=0,           # of labels, places and noise
 )->Labelled:              # x `(n, d*block_dim)`, y `(n,)`, truth like x
     "A sample of the block toy distribution."
     _check(0, n=n)
@@ -55,7 +55,7 @@ def gaussian_blocks(
     rho:float=0.,     # correlation within a block given the label, 0 to 1
     sigma:float=1.,   # deviation of a feature given the label
     p_pos:float=.5,   # probability of class 1
-    seed:int=0,
+    seed:int=0,       # of labels and features
 )->Labelled:          # x `(n, d)` float64, y `(n,)`, truth `(n, d)`: a_i is not 0
     "Gaussian data that satisfy FEAT-TRANS with independent blocks given the label."
     a = np.asarray(strength, dtype=np.float64); blocks = [1]*len(a) if blocks is None else list(blocks)
@@ -72,7 +72,7 @@ def stack_blocks(
     x,                   # `(N, C, h, w)` images in [0, 1]: the signal
     y,                   # `(N,)` their classes
     null:str='square',   # 'square' | 'uniform'
-    seed:int=0,
+    seed:int=0,          # of the order and the grey values
 )->Labelled:             # x `(N, C, 2h, w)`, y, truth `(N, 2h, w)`: the signal's block
     "Stack each image with a null block, in random order."
     x = np.asarray(x); n,c,h,w = x.shape; rng = np.random.default_rng(seed)
@@ -167,7 +167,7 @@ def cells(
     size:int=64,                # pixels a side: 512 (published), 256 or 64
     classes=tuple(range(10)),   # which of the ten
     backgrounds=(0, 1, 2),      # 0 nothing, 1 noise grids, 2 sine ring
-    seed:int=0,
+    seed:int=0,                 # of everything drawn
     chunk:int=64,               # images rendered together
 )->Labelled:                    # x `(n, 3, size, size)` in [0, 1], y indexes `classes`, truth `(n, size, size)` with 0, .4, .9
     "Synthetic cells with three levels of truth."

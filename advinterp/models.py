@@ -20,7 +20,7 @@ def _whole(**sizes):
         if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
 
 def n_params(
-    model:nn.Module,
+    model:nn.Module,  # any module
 )->int:
     "The number of trainable numbers in a model."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -99,7 +99,11 @@ def noack_cnn(
 # %% ../nbs/11_models.ipynb #0cad8355
 class ResidualUnit(nn.Module):
     "Two pre-activated convolutions and a shortcut without parameters."
-    def __init__(self, n_in, n_out, stride, activate_shortcut=False):
+    def __init__(self,
+        n_in, n_out,             # channels; new ones are zero in the shortcut
+        stride,                  # of the first convolution; the shortcut is averaged
+        activate_shortcut=False, # shortcut after the first normalisation and activation
+    ):
         super().__init__()
         self.stride, self.pad, self.activate_shortcut = stride, (n_out - n_in)//2, activate_shortcut
         self.pre = nn.Sequential(nn.BatchNorm2d(n_in, eps=1e-3), nn.LeakyReLU(.1))
@@ -114,7 +118,10 @@ class ResidualUnit(nn.Module):
 
 class InputScale(nn.Module):
     "The first step inside a model: a factor, or each image to mean 0 and deviation 1."
-    def __init__(self, factor=1., standardise=False): super().__init__(); self.factor, self.standardise = factor, standardise
+    def __init__(self,
+        factor=1.,         # 255 for pixels in [0, 1] where a net expects bytes
+        standardise=False, # then each image to mean 0 and deviation 1
+    ): super().__init__(); self.factor, self.standardise = factor, standardise
     def forward(self, x):
         x = x*self.factor
         if not self.standardise: return x
@@ -184,7 +191,10 @@ def efficientnet_b0(
 # %% ../nbs/11_models.ipynb #7ffb65e8
 class SmoothLeakyReLU(nn.Module):
     "A leaky ReLU with softplus in place of its ReLU; slope 0: softplus."
-    def __init__(self, slope=0., beta=10.): super().__init__(); self.slope, self.beta = slope, beta
+    def __init__(self,
+        slope=0., # below zero
+        beta=10., # sharpness of the softplus
+    ): super().__init__(); self.slope, self.beta = slope, beta
     def forward(self, x): return self.slope*x + (1 - self.slope)*F.softplus(x, beta=self.beta)   # (4)
 
 def softplus_copy(

@@ -353,7 +353,9 @@ def jobs_c(
 
 # %% ../nbs/46_paper_c.ipynb #9bc417f1
 _names = dict(l1='L1', group='group norm', elastic='elastic net', l2='L2')
-def title_c(norm, eps, protocol='fast'):
+def title_c(
+    norm, eps, protocol='fast', # as for `run_c`
+)->str:
     "How a run is called in tables and figures."
     if protocol in ('harmonise', 'wrong_maps') and eps: return f'harmonised {eps:g}' + (', wrong maps' if protocol == 'wrong_maps' else '')
     if norm is None or not eps: return 'standard'

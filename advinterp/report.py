@@ -120,8 +120,18 @@ def write_report(
     return folder/'report.html'
 
 # %% ../nbs/41_report.ipynb #83451c03
-def percent(v, digits=1): "0.9312 as '93.1 %'"; return '' if pd.isna(v) else f'{100*v:.{digits}f} %'
-def signed(v, digits=3):  "0.0512 as '+0.051'"; return '' if pd.isna(v) else f'{v:+.{digits}f}'
+def percent(
+    v,         # a share
+    digits=1,  # decimals
+)->str:
+    "0.9312 as '93.1 %'; nothing for a missing value."
+    return '' if pd.isna(v) else f'{100*v:.{digits}f} %'
+def signed(
+    v,         # a number
+    digits=3,  # decimals
+)->str:
+    "0.0512 as '+0.051'; nothing for a missing value."
+    return '' if pd.isna(v) else f'{v:+.{digits}f}'
 
 def interval(
     v, low, high,   # value and its interval

@@ -46,7 +46,10 @@ def _ratio(c, e): return np.divide(c, e, out=np.where(np.abs(c) > 1e-11, np.inf,
 # %% ../nbs/24_solver.ipynb #3ae7bbc6
 class EpsBall1(EpsBall):
     "The l1 ball: perturbations `e * eta` with the l1 norm of `eta` at most 1."
-    def __init__(self, e, groups=None): super().__init__(e, np.zeros(len(e), int))
+    def __init__(self,
+        e,           # `(d,)` strengths
+        groups=None, # not used: one group of all
+    ): super().__init__(e, np.zeros(len(e), int))
     def support(self, w): return np.abs(self.e*w).max()
     def attain(self, w):
         u = np.zeros_like(self.e); j = np.abs(self.e*w).argmax(); u[j] = self.e[j]*np.sign(w[j])
@@ -67,7 +70,9 @@ class EpsBall1(EpsBall):
 class Softplus:
     "ln(1 + exp(z + shift)): the logistic loss for shift 0, the softplus hinge for shift 1."
     smooth,signed = True,False
-    def __init__(self, shift=0.): self.shift = shift
+    def __init__(self,
+        shift=0.,  # added to minus the margin
+    ): self.shift = shift
     def g(self, z): return np.logaddexp(0, z + self.shift)
     def dg(self, z): return expit(z + self.shift)
     def d2g(self, z): return self.dg(z)*self.dg(-z - 2*self.shift)
@@ -100,7 +105,7 @@ class RobustProblem:
         loss,       # a loss object
         ball,       # a `EpsBall`, in the units of X
         l1, l2,     # `(d,)` penalties alpha and beta
-        fit_intercept,
+        fit_intercept,  # is there a b? False: b = 0
         mean, scale # `(d,)` mu (0 where columns are not centred) and sigma > 0
     ):
         self.X,self.y,self.q,self.loss,self.fit_intercept,self.mean,self.scale = X,y,q,loss,fit_intercept,mean,scale

@@ -21,7 +21,9 @@ class TaskLoss(nn.Module):
     "Cross-entropy of the class indices, binary where the model has one logit."
     y_int = True   # MixUp mixes the losses of two class indices, not the indices
     per_example = staticmethod(task_loss)
-    def __init__(self, reduction='mean'):
+    def __init__(self,
+        reduction='mean', # 'mean', 'sum' or 'none', as in PyTorch
+    ):
         super().__init__()
         self.reduction = reduction
     def forward(self, logits, y):
