@@ -21,12 +21,11 @@ class Item:
     scaled:str           # what the quick preset scales down
     minutes:int = None   # the quick preset on two cores: half the sum of its runs' times, on a machine that was shared; None: not measured
     gpu_hours:str = None # the paper preset, estimated; it was not run here. None: there is none
-    ran:bool = True      # the quick preset was run to the end here; False: `minutes` is an estimate
 
     @property
     def cost(self):
         "What the two presets take, and whether they were run, in a line."
-        quick = 'not run yet' if self.minutes is None else f'{self.minutes} min on 2 cores, {"run to the end" if self.ran else "not run to the end"}'
+        quick = 'not run yet' if self.minutes is None else f'{self.minutes} min on 2 cores, run to the end'
         return f'quick: {quick}; paper: ' + ('no such preset' if self.gpu_hours is None else f'about {self.gpu_hours} GPU hours, not run here')
 
 # %% ../nbs/43_items.ipynb #2f6621b5

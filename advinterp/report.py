@@ -126,6 +126,7 @@ def percent(
 )->str:
     "0.9312 as '93.1 %'; nothing for a missing value."
     return '' if pd.isna(v) else f'{100*v:.{digits}f} %'
+
 def signed(
     v,         # a number
     digits=3,  # decimals
