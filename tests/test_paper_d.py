@@ -61,15 +61,15 @@ def test_no_network_is_below_the_optimum_of_weight_decay(d):
     for strength in (1e-3, .02, .5):
         least, z = D.weight_decay_optimum(strength, d)
         c = 2*(2*d)**.5*strength
-        assert least == pytest.approx(minimize_scalar(lambda z: np.log1p(np.exp(-z)) + c*z, bounds=(0, 40), method='bounded').fun, abs=1e-4)
+        assert least == pytest.approx(minimize_scalar(lambda z: np.log1p(np.exp(-z)) + c*z, bounds=(0, 40), method='bounded', options=dict(xatol=1e-8)).fun, abs=1e-5)
         for seed in range(60):
             set_seed(seed); net = nn.Sequential(nn.Linear(d, 1 + seed % 7, bias=False), nn.ReLU(), nn.Linear(1 + seed % 7, 2, bias=False)).double()
             with torch.no_grad():
                 for p in net.parameters(): p.mul_(10**(seed % 4 - 1.5)).add_((seed % 5 - 2)*.2)
                 assert (task_loss(net(x), y).mean() + strength*WeightNorm(2, squared=True)(net, x, y).mean()).item() >= least - 1e-9
         # relu(u.x) - relu(-u.x) with u along (1, ..., 1), weights of one norm: the sum attains it
-        best = minimize_scalar(lambda s: np.log1p(np.exp(-s*s*2**.5/d**.5)) + strength*4*s*s, bounds=(0, 12), method='bounded').fun
-        assert best == pytest.approx(least, abs=1e-4)
+        best = minimize_scalar(lambda s: np.log1p(np.exp(-s*s*2**.5/d**.5)) + strength*4*s*s, bounds=(0, 12), method='bounded', options=dict(xatol=1e-8)).fun
+        assert best == pytest.approx(least, abs=1e-5)
     with pytest.raises(ValueError, match='strength=-1'): D.weight_decay_optimum(-1)
 
 
