@@ -3,7 +3,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
-from advinterp.engine import Job, check_out, job_folder, locked, read_job, read_study, run_jobs, status, table, write_study
+from advinterp.jobs import Job, check_out, job_folder, locked, read_job, read_study, run_jobs, status, table, write_study
 from advinterp.study import compare
 
 MAIN = [sys.executable, '-c', 'import sys; from advinterp.cli import main; sys.exit(main())']
@@ -106,7 +106,7 @@ def test_a_cluster_loses_a_worker(tmp_path):
 def test_ray_gives_the_rows_of_one_process(tmp_path):
     "On a Ray cluster of two workers on this machine: the same states and rows, a failure included."
     ray = pytest.importorskip('ray', reason='Ray is not installed: the backend is offered for clusters that have it')
-    jobs = [Job('advinterp.engine:_example', dict(a=a), f'a{a}') for a in (1, 2, -1, 3)]
+    jobs = [Job('advinterp.jobs:_example', dict(a=a), f'a{a}') for a in (1, 2, -1, 3)]
     ray.init(num_cpus=2, include_dashboard=False, logging_level='error')
     try: states = {b: run_jobs(jobs, check_out(tmp_path/b), 2, b, progress=False) for b in ('sequential', 'ray')}
     finally: ray.shutdown()

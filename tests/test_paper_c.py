@@ -1,8 +1,8 @@
 "Paper C from end to end on tiny cells in place of every kind of image: all jobs, every table and figure, claims, and their published neighbours."
 import numpy as np, pandas as pd, pytest, torch
-from advinterp import paper_c
-from advinterp.engine import check_out, job_folder, read_job, run_jobs
-from advinterp.paper_c import items_c, run_c
+from advinterp.papers import c as paper_c
+from advinterp.jobs import check_out, job_folder, read_job, run_jobs
+from advinterp.papers.c import items_c, run_c
 
 TINY = dict(net='small', size=32, n_train=40, n_test=40, epochs=1, bs=20)
 

@@ -3,11 +3,11 @@ import itertools
 import numpy as np, pandas as pd, pytest, torch
 from scipy.optimize import minimize_scalar
 from torch import nn
-from advinterp import paper_d as D
+from advinterp.papers import d as D
 from advinterp.adversary import margin_loss
 from advinterp.core import set_seed, task_loss
 from advinterp.duals import LInfBall
-from advinterp.engine import check_out, read_job, run_job, store_row
+from advinterp.jobs import check_out, read_job, run_job, store_row
 from advinterp.models import one_hidden
 from advinterp.penalty import WeightNorm
 

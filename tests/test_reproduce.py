@@ -8,8 +8,8 @@ import pytest, torch
 import advinterp
 from advinterp import data, paper_a, paper_c
 from advinterp.cli import main
-from advinterp.engine import check_out, read_job, run_job
-from advinterp.reproduce import find_items, items, reproduce
+from advinterp.jobs import check_out, read_job, run_job
+from advinterp.papers.reproduce import find_items, items, reproduce
 
 KEPT = sorted((Path(__file__).parent.parent/'nbs'/'repro'/'results').glob('*-quick.json'))
 PAPERS = sorted({i.name[0] for i in items()})
@@ -77,7 +77,7 @@ def test_paper_b_is_as_published():
     assert all({**common, 'eps': 1.5, 'bs': 64, 'step_size': .5}.items() <= s.items() for s in mnist)
     assert all({**common, 'eps': 80/255, 'bs': 100, 'step_size': .04, 'net': 'noack_cnn'}.items() <= s.items() and s['weights']['interp'] == .025 for s in cifar)
     assert all([round(d*s['epochs'], 9) for d in s['drops']] == [10, 20] for s in mnist + cifar)                      # a tenth every 10 epochs
-    weights = import_module('advinterp.paper_b')._defaults['weights']
+    weights = import_module('advinterp.papers.b')._defaults['weights']
     assert 'weights' not in mnist[0] and [weights[k] for k in ('interp', 'interp_permuted', 'interp_natural')] == [.07, .05, .33]
     assert {s['method'] for s in mnist} - {s['method'] for s in cifar} == {'interp_permuted', 'interp_natural'} and {s['seed'] for s in mnist} == set(range(5))
 
@@ -117,7 +117,7 @@ def test_minutes_are_those_of_the_kept_results(path):
     kept = json.loads(path.read_text()); rows, shown = {r['run']: r['seconds'] for r in kept['rows']}, {s['item'] for s in kept['sections']}
     if kept['about']['version'] != advinterp.__version__: pytest.skip(f"results of version {kept['about']['version']}: runs have other names now")
     for i in find_items(path.stem.split('-')[0]):
-        names = {j.name for j in i.jobs('quick', 'cpu') if j.func != 'advinterp.paper_a:score'}                      # whose row is a table
+        names = {j.name for j in i.jobs('quick', 'cpu') if j.func != 'advinterp.papers.a:score'}                      # whose row is a table
         minutes = sum(rows.get(n, 0) for n in names)/120
         complete, said = names <= rows.keys() and i.name in shown, i.minutes is not None
         assert complete if said else (not complete or '.fig' in i.name), i.name                                      # a figure may lack the weights of its runs
@@ -136,7 +136,7 @@ def test_absent_data_and_absent_gpu_are_said_first(tmp_path, monkeypatch, capsys
     for variable in ('ADVINTERP_DATA', 'ADVINTERP_CACHE'): monkeypatch.setenv(variable, str(tmp_path/'empty'))
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='needs the data of cifar10.*advinterp data fetch cifar10'): reproduce('B.table2', out=tmp_path/'none')
-    monkeypatch.setattr('advinterp.reproduce.data_table', lambda: [dict(r, where='folder') for r in data.data_table()])
+    monkeypatch.setattr('advinterp.papers.reproduce.data_table', lambda: [dict(r, where='folder') for r in data.data_table()])
     for name in ('A.table1', 'B.table2'):
         with pytest.raises(ValueError, match=f'{name} takes about .* hours on a GPU.*preset=.quick.'): reproduce(name, 'paper', out=tmp_path/'none', device='cpu')
     assert main(['reproduce', 'B.table2', '--preset', 'paper', '--device', 'cpu', '--out', str(tmp_path/'none')]) == 2
