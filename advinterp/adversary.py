@@ -8,12 +8,27 @@ __all__ = ['own_buffers', 'undisturbed', 'joined', 'has_bf16', 'Adversary', 'One
            'paper_c_iterative', 'mi_fgsm']
 
 # %% ../nbs/maths/03_adversary.ipynb #ee06b058
-import contextlib, copy, inspect, warnings
+import contextlib
+import copy
+import inspect
+import warnings
+
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from .core import bcast, check_float, check_strength, flat, frozen, input_grad, is_binary, predicted, unreduced
+
+from advinterp.core import (
+    bcast,
+    check_float,
+    check_strength,
+    flat,
+    frozen,
+    input_grad,
+    is_binary,
+    predicted,
+    unreduced,
+)
 from .duals import Ball, Dual, ElasticNet, GroupBall, L2Ball, LInfBall
 
 # %% ../nbs/maths/03_adversary.ipynb #80e21bf8
@@ -22,102 +37,155 @@ def own_buffers(
     model,  # an `nn.Module`; any other callable passes through
 ):
     "Context in which the modules write to copies of their buffers; the originals come back as they were."
-    slots = [(m, k, b) for m in model.modules() for k,b in m._buffers.items() if b is not None] if isinstance(model, nn.Module) else []
+    slots = (
+        [(m, k, b) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+        if isinstance(model, nn.Module)
+        else []
+    )
     try:
-        for m,k,b in slots: m._buffers[k] = b.clone()
+        for m, k, b in slots:
+            m._buffers[k] = b.clone()
         yield model
     finally:
-        for m,k,b in slots: m._buffers[k] = b
+        for m, k, b in slots:
+            m._buffers[k] = b
+
 
 @contextlib.contextmanager
 def _own_rng(device, seed):
     "Context in which torch's global generators (CPU and `device`) start from `seed`; their states come back as they were."
     gens = [torch.default_generator]
-    if device.type == 'cuda': gens.append(torch.cuda.default_generators[device.index or 0])
-    if device.type == 'mps':  gens.append(torch.mps._get_default_mps_generator())
+    if device.type == "cuda":
+        gens.append(torch.cuda.default_generators[device.index or 0])
+    if device.type == "mps":
+        gens.append(torch.mps._get_default_mps_generator())
     states = [g.get_state() for g in gens]
     try:
-        for g in gens: g.manual_seed(seed)
+        for g in gens:
+            g.manual_seed(seed)
         yield
     finally:
-        for g,s in zip(gens, states): g.set_state(s)
+        for g, s in zip(gens, states):
+            g.set_state(s)
 
 # %% ../nbs/maths/03_adversary.ipynb #8ea40692
 @contextlib.contextmanager
 def undisturbed(
-    model,               # an `nn.Module` or any callable
-    device,              # `torch.device` of the inputs
-    training=False,      # False: evaluation mode, True: training mode, None: as it is
-    seed=0,              # where the model's own random numbers start
+    model,  # an `nn.Module` or any callable
+    device,  # `torch.device` of the inputs
+    training=False,  # False: evaluation mode, True: training mode, None: as it is
+    seed=0,  # where the model's own random numbers start
 ):
     "Context for differentiating `model` with respect to its input: gradients on, and parameters, modes, buffers and random streams restored."
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model, training), own_buffers(model), _own_rng(device, seed):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        frozen(model, training),
+        own_buffers(model),
+        _own_rng(device, seed),
+    ):
         yield model
 
 # %% ../nbs/maths/03_adversary.ipynb #0d855429
 def _limits(bounds, x):
     "The bounds as tensors that broadcast against `x`; None where there are none."
-    if bounds is None: return None, None
-    try: lo,hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in bounds)
-    except (TypeError, ValueError, RuntimeError): raise ValueError(f"bounds={bounds!r}: expected (lo, hi), numbers or tensors that broadcast to the input") from None
+    if bounds is None:
+        return None, None
+    try:
+        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in bounds)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"bounds={bounds!r}: expected (lo, hi), numbers or tensors that broadcast to the input"
+        ) from None
     return lo, hi
+
 
 def _inspect(x, lo, hi, model, seed):
     "Refuse inputs that are not finite or outside the bounds; the seed of the call."
     last = list(model.parameters())[-1:] if isinstance(model, nn.Module) else []
-    out = torch.stack([(lo - x).amax(), (x - hi).amax(), (lo - hi).amax(), x.abs().amax()]) if lo is not None else x.new_zeros(4)
+    out = (
+        torch.stack([(lo - x).amax(), (x - hi).amax(), (lo - hi).amax(), x.abs().amax()])
+        if lo is not None
+        else x.new_zeros(4)
+    )
     sums = [x.sum(), x.isfinite().all().to(x.dtype), *(p.detach().sum().to(x) for p in last)]
-    below, above, crossed, size, total, finite, *rest = torch.cat([out, torch.stack(sums)]).tolist()    # the one transfer
-    if not finite: raise ValueError("x contains NaN or infinite values: clean the data, or look at the transforms before the attack")
-    if not crossed <= 0: raise ValueError("bounds: the lower bound is above the upper bound, or one of them is NaN")
-    if max(below, above) > max(1e-6, 4*torch.finfo(x.dtype).eps)*max(size, 1.):
-        raise ValueError(f"x lies outside the bounds, by up to {max(below, above):.3g}: bounds are in the units of x; "
-                         "is x normalised? Attack the raw input (put the normalisation into the model), or pass bounds=None")
+    below, above, crossed, size, total, finite, *rest = torch.cat(
+        [out, torch.stack(sums)]
+    ).tolist()  # the one transfer
+    if not finite:
+        raise ValueError(
+            "x contains NaN or infinite values: clean the data, or look at the transforms before the attack"
+        )
+    if not crossed <= 0:
+        raise ValueError("bounds: the lower bound is above the upper bound, or one of them is NaN")
+    if max(below, above) > max(1e-6, 4 * torch.finfo(x.dtype).eps) * max(size, 1.0):
+        raise ValueError(
+            f"x lies outside the bounds, by up to {max(below, above):.3g}: bounds are in the units of x; "
+            "is x normalised? Attack the raw input (put the normalisation into the model), or pass bounds=None"
+        )
     return hash((seed, total, *rest)) % 2**63
 
 # %% ../nbs/maths/03_adversary.ipynb #901f5416
 class _Problem:
     "Problem (1) for one batch: gradient, value, feasible set."
+
     def __init__(self, dual, model, x, y, loss_func=None, limits=(None, None), sign=1):
-        self.dual, self.model, self.x, self.y, self.loss_func, self.sign = dual, model, x, y, loss_func, sign
+        self.dual, self.model, self.x, self.y, self.loss_func, self.sign = (
+            dual,
+            model,
+            x,
+            y,
+            loss_func,
+            sign,
+        )
         self.lo, self.hi = limits
-        if self.lo is not None: self.x = x = x.clamp(self.lo, self.hi); self.down, self.up = self.lo - x, self.hi - x
+        if self.lo is not None:
+            self.x = x = x.clamp(self.lo, self.hi)
+            self.down, self.up = self.lo - x, self.hi - x
         self.is_ball = isinstance(dual, Ball)
 
     def forward(self, z):
         self.logits = self.model(z)
         return self.logits
 
-    def objective(self, loss, delta): return self.sign*loss if self.is_ball else self.sign*loss - self.dual.h(delta)    # (1)
+    def objective(self, loss, delta):
+        return self.sign * loss if self.is_ball else self.sign * loss - self.dual.h(delta)  # (1)
 
     def grad(self, delta):
         "Gradient of the loss at `x + delta` (minus it for a target), and the loss."
         g, loss = input_grad(self.forward, self.x + delta, self.y, self.loss_func)
-        return (g if self.sign > 0 else -g).nan_to_num_(nan=0., posinf=0., neginf=0.), loss
+        return (g if self.sign > 0 else -g).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), loss
 
     def value(self, delta):
         "The objective at `delta`, without a gradient."
-        with torch.no_grad(): return self.objective(unreduced(self.loss_func)(self.forward(self.x + delta), self.y), delta)
+        with torch.no_grad():
+            return self.objective(
+                unreduced(self.loss_func)(self.forward(self.x + delta), self.y), delta
+            )
 
     def inside(self, delta):
         "The nearest feasible perturbation (ball), clipped to the bounds."
-        if self.is_ball: delta = self.dual.project(delta)
+        if self.is_ball:
+            delta = self.dual.project(delta)
         return delta if self.lo is None else delta.clamp(self.down, self.up)
 
     def free(self, delta, v):
         "The direction `v` without the coordinates that the bounds hold back."
-        if self.lo is None: return v
-        return v.masked_fill(((delta <= self.down) & (v < 0)) | ((delta >= self.up) & (v > 0)), 0.)
+        if self.lo is None:
+            return v
+        return v.masked_fill(((delta <= self.down) & (v < 0)) | ((delta >= self.up) & (v > 0)), 0.0)
 
 # %% ../nbs/maths/03_adversary.ipynb #a0c2ccb8
 @patch
-def fooled(self:_Problem):
+def fooled(self: _Problem):
     "Which examples did the last forward pass get wrong, or, with a target, as the target?"
     hit = predicted(self.logits.detach()) == self.y.reshape(-1)
     return ~hit if self.sign > 0 else hit
 
+
 @patch
-def subset(self:_Problem,
+def subset(
+    self: _Problem,
     keep,  # `(B,)` mask of the examples to keep
 ):
     "The same problem for the examples `keep` (a mask)."
@@ -128,90 +196,161 @@ def subset(self:_Problem,
 # %% ../nbs/maths/03_adversary.ipynb #e19f2919
 class _Inputs:
     "A model with several inputs, seen as a function of the perturbed ones joined to one tensor."
-    def __init__(self, model, xs, which): self.model, self.xs, self.which = model, tuple(xs), which
+
+    def __init__(self, model, xs, which):
+        self.model, self.xs, self.which = model, tuple(xs), which
+
     def join(self):
-        if len(self.which) == 1: return self.xs[self.which[0]]
+        if len(self.which) == 1:
+            return self.xs[self.which[0]]
         return torch.cat([flat(self.xs[i]) for i in self.which], 1)
+
     def split(self, z):
         xs = [_plain(x) for x in self.xs]
-        parts = [z] if len(self.which) == 1 else z.split([flat(xs[i]).shape[1] for i in self.which], 1)
-        for i,p in zip(self.which, parts): xs[i] = p.reshape(xs[i].shape).to(xs[i].dtype)
+        parts = (
+            [z] if len(self.which) == 1 else z.split([flat(xs[i]).shape[1] for i in self.which], 1)
+        )
+        for i, p in zip(self.which, parts):
+            xs[i] = p.reshape(xs[i].shape).to(xs[i].dtype)
         return tuple(xs)
-    def only(self, keep): return _Inputs(self.model, [x[keep] for x in self.xs], self.which)
-    def __call__(self, z): return self.model(*self.split(z))
 
-def _bare(t): return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
+    def only(self, keep):
+        return _Inputs(self.model, [x[keep] for x in self.xs], self.which)
+
+    def __call__(self, z):
+        return self.model(*self.split(z))
+
+
+def _bare(t):
+    return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
+
 
 def _plain(t):
     "A tensor that autograd can use, also when the caller is in inference mode."
     return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
 
+
 def joined(
-    model,         # callable `x -> logits`, or `(*x) -> logits`
-    x,             # `(B, ...)` inputs, or a tuple of inputs
+    model,  # callable `x -> logits`, or `(*x) -> logits`
+    x,  # `(B, ...)` inputs, or a tuple of inputs
     perturb=None,  # of a tuple: index or indices of those to join; None: all floating ones
-):                 # (callable of one tensor, that tensor); `split` of the callable gives the tuple back
+):  # (callable of one tensor, that tensor); `split` of the callable gives the tuple back
     "The model as a function of one tensor, which is also the form that is checked."
-    if isinstance(model, nn.parallel.DistributedDataParallel): model = model.module    # its hooks wait for parameter gradients
-    if not isinstance(x, (tuple, list)): return model, check_float('x', _bare(x))
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # its hooks wait for parameter gradients
+    if not isinstance(x, (tuple, list)):
+        return model, check_float("x", _bare(x))
     net = _Inputs(model, [_bare(t) for t in x], _which(x, perturb))
     return net, net.join()
 
+
 def _which(x, perturb):
-    which = [i for i,t in enumerate(x) if isinstance(t, Tensor) and t.is_floating_point()] if perturb is None else [perturb] if isinstance(perturb, int) else list(perturb)
-    if not which or not all(isinstance(i, int) and 0 <= i < len(x) for i in which) or len(set(which)) < len(which):
-        raise ValueError(f"perturb={perturb!r}: expected indices of floating inputs among the {len(x)} of x")
-    for i in which: check_float(f'x[{i}]', x[i])
+    which = (
+        [i for i, t in enumerate(x) if isinstance(t, Tensor) and t.is_floating_point()]
+        if perturb is None
+        else [perturb]
+        if isinstance(perturb, int)
+        else list(perturb)
+    )
+    if (
+        not which
+        or not all(isinstance(i, int) and 0 <= i < len(x) for i in which)
+        or len(set(which)) < len(which)
+    ):
+        raise ValueError(
+            f"perturb={perturb!r}: expected indices of floating inputs among the {len(x)} of x"
+        )
+    for i in which:
+        check_float(f"x[{i}]", x[i])
     return which
 
 # %% ../nbs/maths/03_adversary.ipynb #70eeb1a2
 def has_bf16(
-    device='cpu',  # a `torch.device` or its name
-)->bool:
+    device="cpu",  # a `torch.device` or its name
+) -> bool:
     "Does this device have bfloat16 matrix instructions (AVX512_BF16 or AMX, CUDA from compute capability 8.0)?"
     device = torch.device(device)
-    if device.type == 'cuda': return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != 'cpu': return False
-    return any(getattr(torch.cpu, f, bool)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return any(
+        getattr(torch.cpu, f, bool)()
+        for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+
 
 def _fast_model(model, x):
     "`model` as a function that runs in bfloat16 and channels last, its weights cast once."
-    def _cast(t): return t.detach().to(torch.bfloat16, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
+
+    def _cast(t):
+        return t.detach().to(
+            torch.bfloat16,
+            memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format,
+        )
+
     net = model.model if isinstance(model, _Inputs) else model
-    weights = {k: _cast(p) for k,p in net.named_parameters() if p.ndim > 1} if isinstance(net, nn.Module) else None
+    weights = (
+        {k: _cast(p) for k, p in net.named_parameters() if p.ndim > 1}
+        if isinstance(net, nn.Module)
+        else None
+    )
     call = net if weights is None else lambda *xs: torch.func.functional_call(net, weights, xs)
     run = call if net is model else _Inputs(call, model.xs, model.which)
+
     def _forward(z):
-        with torch.autocast(x.device.type, torch.bfloat16): out = run(z.contiguous(memory_format=torch.channels_last) if z.ndim == 4 else z)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            out = run(z.contiguous(memory_format=torch.channels_last) if z.ndim == 4 else z)
         return out.to(x.dtype)
+
     return _forward
 
 # %% ../nbs/maths/03_adversary.ipynb #3931a3fa
 class Adversary:
     "Base class of adversaries: a callable `(model, x, y, loss_func=None) -> x_adv` that leaves model, gradients and random streams as they were."
-    def __init__(self,
-        dual,            # what limits the perturbation: a ball such as `LInfBall(8/255)`, or a penalty such as `ElasticNet(.1, .1)`
-        bounds=None,     # `(lo, hi)` of valid inputs, in the units of x: numbers or tensors that broadcast to x
+
+    def __init__(
+        self,
+        dual,  # what limits the perturbation: a ball such as `LInfBall(8/255)`, or a penalty such as `ElasticNet(.1, .1)`
+        bounds=None,  # `(lo, hi)` of valid inputs, in the units of x: numbers or tensors that broadcast to x
         training=False,  # mode of the model during the attack: False evaluation, True training (papers A and C), None as it is
         targeted=False,  # `y` is the class to reach instead of the class to leave
-        perturb=None,    # with several inputs: index or indices of those to perturb; None: all floating ones
-        fast=False,      # bfloat16 and channels last inside the search: True, False, or 'auto' (where the hardware has it)
-        seed=0,          # of the random starts, hashed with the inputs and the model
+        perturb=None,  # with several inputs: index or indices of those to perturb; None: all floating ones
+        fast=False,  # bfloat16 and channels last inside the search: True, False, or 'auto' (where the hardware has it)
+        seed=0,  # of the random starts, hashed with the inputs and the model
     ):
-        if self.needs_dual and not isinstance(dual, Dual): raise TypeError(f"dual={dual!r}: expected a dual such as LInfBall(0.3), got {type(dual).__name__}")
-        _check_ball(dual, 'project', "or derive it from Dual: a dual without a projection is treated as a penalty")
-        if fast not in (True, False, 'auto'): raise ValueError(f"fast={fast!r}: expected True, False or 'auto'")
-        self.dual, self.bounds, self.training, self.targeted, self.perturb, self.fast, self.seed = dual, bounds, training, targeted, perturb, fast, seed
+        if self.needs_dual and not isinstance(dual, Dual):
+            raise TypeError(
+                f"dual={dual!r}: expected a dual such as LInfBall(0.3), got {type(dual).__name__}"
+            )
+        _check_ball(
+            dual,
+            "project",
+            "or derive it from Dual: a dual without a projection is treated as a penalty",
+        )
+        if fast not in (True, False, "auto"):
+            raise ValueError(f"fast={fast!r}: expected True, False or 'auto'")
+        self.dual, self.bounds, self.training, self.targeted, self.perturb, self.fast, self.seed = (
+            dual,
+            bounds,
+            training,
+            targeted,
+            perturb,
+            fast,
+            seed,
+        )
 
-    def __call__(self,
-        model,           # callable `x -> logits`
-        x,               # `(B, ...)` inputs, or a tuple of inputs for `model(*x)`
-        y,               # `(B,)` class indices (or what `loss_func` takes)
+    def __call__(
+        self,
+        model,  # callable `x -> logits`
+        x,  # `(B, ...)` inputs, or a tuple of inputs for `model(*x)`
+        y,  # `(B,)` class indices (or what `loss_func` takes)
         loss_func=None,  # `(logits, y) -> (B,)`; None: `task_loss`. A loss with a `reduction` is used unreduced
-    ):                   # like `x`, plain tensors
+    ):  # like `x`, plain tensors
         "The perturbed inputs. Raises ValueError for inputs that are not finite or outside the bounds, TypeError for integer inputs."
         (net, z), y = joined(model, x, self.perturb), _bare(y)
-        if isinstance(y, Tensor) and y.ndim and len(y) != len(z): raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
+        if isinstance(y, Tensor) and y.ndim and len(y) != len(z):
+            raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
         out = self._perturbed(net, z, y, loss_func) if len(z) else z.clone()
         return net.split(out) if isinstance(net, _Inputs) else out
 
@@ -220,281 +359,429 @@ class Adversary:
         raise NotImplementedError(f"{type(self).__name__}.search")
 
     needs_dual = True
-    compares = False   # does the search compare losses? Then it runs in full precision
+    compares = False  # does the search compare losses? Then it runs in full precision
 
 # %% ../nbs/maths/03_adversary.ipynb #f875d17c
 @patch
-def _perturbed(self:Adversary, net, x, y, loss_func):
+def _perturbed(self: Adversary, net, x, y, loss_func):
     model = net.model if isinstance(net, _Inputs) else net
-    lo,hi = _limits(self.bounds, x)
+    lo, hi = _limits(self.bounds, x)
     seed = _inspect(x, lo, hi, model, self.seed)
-    if _is_zero(self.dual): return x.detach().clone()
+    if _is_zero(self.dual):
+        return x.detach().clone()
     with undisturbed(model, x.device, self.training, seed):
         x, y = _plain(x.detach()), _plain(y)
-        fast = has_bf16(x.device) if self.fast == 'auto' else self.fast
-        if fast and x.dtype == torch.float32 and not self.compares: net = _fast_model(net, x)
+        fast = has_bf16(x.device) if self.fast == "auto" else self.fast
+        if fast and x.dtype == torch.float32 and not self.compares:
+            net = _fast_model(net, x)
         p = _Problem(self.dual, net, x, y, loss_func, (lo, hi), -1 if self.targeted else 1)
         out = p.x + self.search(p, torch.Generator(x.device).manual_seed(seed))
     return (out if lo is None else out.clamp(lo, hi)).detach()
 
+
 @patch
-def scaled(self:Adversary,
+def scaled(
+    self: Adversary,
     factor,  # number >= 0 that multiplies the strength
 ):
     "The same adversary at `factor` times the strength, for any dual (for schedules)."
-    new = copy.copy(self); new.dual = factor*self.dual
+    new = copy.copy(self)
+    new.dual = factor * self.dual
     return new
 
+
 @patch
-def with_eps(self:Adversary,
+def with_eps(
+    self: Adversary,
     eps,  # the new strength, >= 0
 ):
     "The same adversary with a dual of another `eps`."
-    new = self.scaled(1. if not self.dual.eps else check_strength('eps', eps)/self.dual.eps) if isinstance(self.dual, Ball) else copy.copy(self)
+    new = (
+        self.scaled(1.0 if not self.dual.eps else check_strength("eps", eps) / self.dual.eps)
+        if isinstance(self.dual, Ball)
+        else copy.copy(self)
+    )
     new.dual = self.dual.with_eps(eps)
     return new
 
 # %% ../nbs/maths/03_adversary.ipynb #b277cf06
 @patch
-def __repr__(self:Adversary):
-    args = {k: getattr(self, k) for k,p in inspect.signature(type(self).__init__).parameters.items() if k not in ('self', 'dual') and repr(getattr(self, k)) != repr(p.default)}
-    return f"{type(self).__name__}({', '.join([_short(self.dual), *(f'{k}={_short(v)}' for k,v in args.items())])})"
+def __repr__(self: Adversary):
+    args = {
+        k: getattr(self, k)
+        for k, p in inspect.signature(type(self).__init__).parameters.items()
+        if k not in ("self", "dual") and repr(getattr(self, k)) != repr(p.default)
+    }
+    return f"{type(self).__name__}({', '.join([_short(self.dual), *(f'{k}={_short(v)}' for k, v in args.items())])})"
 
-def _short(v): return repr(v).split(' <-> ')[0]
+
+def _short(v):
+    return repr(v).split(" <-> ")[0]
+
+
 def _check_ball(dual, method, remedy):
     if isinstance(dual, Ball) and getattr(type(dual), method) is getattr(Ball, method):
-        raise ValueError(f"dual={_short(dual)}: this ball has no {method}, define {type(dual).__name__}.{method}, {remedy}")
-def _is_zero(dual): return getattr(dual, 'factor', 1.) == 0 or bool(getattr(dual, 'strengths', ())) and not any(getattr(dual, s) for s in dual.strengths)
+        raise ValueError(
+            f"dual={_short(dual)}: this ball has no {method}, define {type(dual).__name__}.{method}, {remedy}"
+        )
+
+
+def _is_zero(dual):
+    return getattr(dual, "factor", 1.0) == 0 or (
+        bool(getattr(dual, "strengths", ())) and not any(getattr(dual, s) for s in dual.strengths)
+    )
 
 # %% ../nbs/maths/03_adversary.ipynb #6da43e9e
 class OneStep(Adversary):
     "One step from the input to the maximiser of the first-order problem (2). `OneStep(LInfBall(eps))` is FGSM."
-    def search(self, p, gen): return p.inside(self.dual.delta_star(p.grad(torch.zeros_like(p.x))[0]))    # (2)
+
+    def search(self, p, gen):
+        return p.inside(self.dual.delta_star(p.grad(torch.zeros_like(p.x))[0]))  # (2)
 
 # %% ../nbs/maths/03_adversary.ipynb #ec8d8b98
 def first_order_gap(
-    dual,            # the dual of the attack
-    model,           # callable `x -> logits`
-    x:Tensor,        # `(B, ...)` inputs
-    y:Tensor,        # `(B,)` class indices
-    x_adv:Tensor,    # like `x`: the adversary's answer
+    dual,  # the dual of the attack
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
+    x_adv: Tensor,  # like `x`: the adversary's answer
     loss_func=None,  # `(logits, y) -> (B,)`; None: `task_loss`
-)->Tensor:           # `(B,)`, >= 0 up to rounding, for a feasible `x_adv` without bounds
+) -> Tensor:  # `(B,)`, >= 0 up to rounding, for a feasible `x_adv` without bounds
     "How far an attack is from first-order optimality (5); 0 where no small move helps."
-    with undisturbed(model, x.device): g = input_grad(model, x_adv, y, loss_func)[0]
-    return dual.gap(g, x_adv.detach() - x.detach())    # (5)
+    with undisturbed(model, x.device):
+        g = input_grad(model, x_adv, y, loss_func)[0]
+    return dual.gap(g, x_adv.detach() - x.detach())  # (5)
 
 # %% ../nbs/maths/03_adversary.ipynb #0efefbf1
 def _check_search(dual, steps, step_size, random_start, restarts, momentum, early_stop):
     "Refuse settings of `PGD` that make no sense, naming the remedy."
-    for k,v in dict(steps=steps, restarts=restarts).items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
-    check_strength('momentum', momentum)
+    for k, v in dict(steps=steps, restarts=restarts).items():
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
+    check_strength("momentum", momentum)
     ball = isinstance(dual, Ball)
-    if random_start: _check_ball(dual, 'random_point', "or pass random_start=False")
-    if step_size is not None and not isinstance(step_size, Ball) and not 0 < check_strength('step_size', step_size) <= (float('inf') if ball else 1):
-        raise ValueError(f"step_size={step_size!r}: expected " + ("a number > 0" if ball else f"a number in (0, 1], or a ball such as L2Ball(0.3): {type(dual).__name__} is a penalty and has no radius"))
-    if momentum and not ball and not isinstance(step_size, Ball): raise ValueError(f"momentum={momentum!r}: needs a ball to normalise the step, pass step_size=L2Ball(...)")
-    if restarts > 1 and not (random_start and ball): raise ValueError(f"restarts={restarts}: needs random_start=True and a ball, otherwise every run is the same")
-    if early_stop and not ball: raise ValueError(f"early_stop: needs a ball, got {_short(dual)}")
+    if random_start:
+        _check_ball(dual, "random_point", "or pass random_start=False")
+    if (
+        step_size is not None
+        and not isinstance(step_size, Ball)
+        and not 0 < check_strength("step_size", step_size) <= (float("inf") if ball else 1)
+    ):
+        raise ValueError(
+            f"step_size={step_size!r}: expected "
+            + (
+                "a number > 0"
+                if ball
+                else f"a number in (0, 1], or a ball such as L2Ball(0.3): {type(dual).__name__} is a penalty and has no radius"
+            )
+        )
+    if momentum and not ball and not isinstance(step_size, Ball):
+        raise ValueError(
+            f"momentum={momentum!r}: needs a ball to normalise the step, pass step_size=L2Ball(...)"
+        )
+    if restarts > 1 and not (random_start and ball):
+        raise ValueError(
+            f"restarts={restarts}: needs random_start=True and a ball, otherwise every run is the same"
+        )
+    if early_stop and not ball:
+        raise ValueError(f"early_stop: needs a ball, got {_short(dual)}")
 
 # %% ../nbs/maths/03_adversary.ipynb #cfef5914
 class PGD(Adversary):
     "Many steps: projected steepest ascent (3) for balls, conditional gradient ascent (4) for penalties; the last iterate, or with `best` the best one of all."
+
     @delegates(Adversary.__init__)
-    def __init__(self,
-        dual,               # a ball such as `LInfBall(.3)`, or a penalty such as `ElasticNet(.1, .1)`
-        steps=10,           # gradient steps
-        step_size=None,     # balls: length of a step; default falls from eps to eps/steps. Penalties: gamma in (0, 1], default 1 and then 1/2. Or a ball: its steepest step
+    def __init__(
+        self,
+        dual,  # a ball such as `LInfBall(.3)`, or a penalty such as `ElasticNet(.1, .1)`
+        steps=10,  # gradient steps
+        step_size=None,  # balls: length of a step; default falls from eps to eps/steps. Penalties: gamma in (0, 1], default 1 and then 1/2. Or a ball: its steepest step
         random_start=True,  # balls: start at a random point of the ball; penalties start at 0
-        restarts=1,         # runs from different random points, of which the best one counts
-        momentum=0.,        # mu of MI-FGSM
-        bounds=None,        # `(lo, hi)` of valid inputs, in the units of x
-        best=False,         # keep the best iterate per example, never worse than the clean input (always so with restarts)
-        warm_start=False,   # start the first run at `delta_star`, one gradient more (paper C, B.4)
-        early_stop=False,   # for evaluation: stop an example once it is fooled (asks the device at each step)
-        **kwargs
+        restarts=1,  # runs from different random points, of which the best one counts
+        momentum=0.0,  # mu of MI-FGSM
+        bounds=None,  # `(lo, hi)` of valid inputs, in the units of x
+        best=False,  # keep the best iterate per example, never worse than the clean input (always so with restarts)
+        warm_start=False,  # start the first run at `delta_star`, one gradient more (paper C, B.4)
+        early_stop=False,  # for evaluation: stop an example once it is fooled (asks the device at each step)
+        **kwargs,
     ):
         super().__init__(dual, bounds=bounds, **kwargs)
         _check_search(dual, steps, step_size, random_start, restarts, momentum, early_stop)
-        self.steps, self.step_size, self.random_start, self.restarts, self.momentum = steps, step_size, random_start, restarts, momentum
+        self.steps, self.step_size, self.random_start, self.restarts, self.momentum = (
+            steps,
+            step_size,
+            random_start,
+            restarts,
+            momentum,
+        )
         self.best, self.warm_start, self.early_stop = best, warm_start, early_stop
-        if early_stop and self.training is not False: raise ValueError(f"early_stop: is for evaluation, it needs training=False, got training={self.training}")
+        if early_stop and self.training is not False:
+            raise ValueError(
+                f"early_stop: is for evaluation, it needs training=False, got training={self.training}"
+            )
 
     @property
-    def compares(self): return self.best or self.restarts > 1 or self.early_stop
+    def compares(self):
+        return self.best or self.restarts > 1 or self.early_stop
 
     def search(self, p, gen):
-        if self.early_stop: return self._until_fooled(p, gen)
-        if not self.compares: return self._run(p, self._start(p, gen))
+        if self.early_stop:
+            return self._until_fooled(p, gen)
+        if not self.compares:
+            return self._run(p, self._start(p, gen))
         zero = torch.zeros_like(p.x)
-        best = p.value(zero), zero                               # not below the clean loss
-        for r in range(self.restarts): best = self._run(p, self._start(p, gen, r), best)
+        best = p.value(zero), zero  # not below the clean loss
+        for r in range(self.restarts):
+            best = self._run(p, self._start(p, gen, r), best)
         return best[1]
 
     def scaled(self, factor):
         "The same adversary at `factor` times the strength; a step in units of the input keeps its ratio to it."
         new = super().scaled(factor)
-        if self.step_size is not None and (isinstance(self.dual, Ball) or isinstance(self.step_size, Ball)): new.step_size = factor*self.step_size
+        if self.step_size is not None and (
+            isinstance(self.dual, Ball) or isinstance(self.step_size, Ball)
+        ):
+            new.step_size = factor * self.step_size
         return new
 
 # %% ../nbs/maths/03_adversary.ipynb #278a6e47
 @patch
-def _start(self:PGD, p, gen, r=0):
+def _start(self: PGD, p, gen, r=0):
     "The first perturbation of run `r`."
     zero = torch.zeros_like(p.x)
-    if self.warm_start and r == 0: return p.inside(self.dual.delta_star(p.grad(zero)[0]))
+    if self.warm_start and r == 0:
+        return p.inside(self.dual.delta_star(p.grad(zero)[0]))
     return p.inside(self.dual.random_point(p.x, gen)) if self.random_start and p.is_ball else zero
 
+
 @patch
-def _step(self:PGD, p, delta, g, m, t):
+def _step(self: PGD, p, delta, g, m, t):
     "Step `t` from `delta` with gradient `g` and momentum `m`: the new perturbation and momentum."
     rule = self.step_size
-    if p.is_ball and not isinstance(rule, Ball): rule = self.dual.with_eps(self.dual.eps*(1 - t/self.steps) if rule is None else rule)
+    if p.is_ball and not isinstance(rule, Ball):
+        rule = self.dual.with_eps(self.dual.eps * (1 - t / self.steps) if rule is None else rule)
     if not isinstance(rule, Ball):
-        gamma = rule or (1. if t == 0 else .5)
-        return p.inside(delta + gamma*(self.dual.delta_star(g) - delta)), m          # (4)
+        gamma = rule or (1.0 if t == 0 else 0.5)
+        return p.inside(delta + gamma * (self.dual.delta_star(g) - delta)), m  # (4)
     if not p.is_ball:
         d = delta.requires_grad_()
-        g = g - torch.autograd.grad(self.dual.h(d).sum(), d)[0]; delta = d.detach()
-    if self.momentum: m = g = self.momentum*m + g/bcast(flat(g).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny), g)
-    if self.step_size is None and not isinstance(rule, LInfBall): g = p.free(delta, g)
-    return p.inside(delta + rule.delta_star(g)), m                                   # (3)
+        g = g - torch.autograd.grad(self.dual.h(d).sum(), d)[0]
+        delta = d.detach()
+    if self.momentum:
+        m = g = self.momentum * m + g / bcast(
+            flat(g).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny), g
+        )
+    if self.step_size is None and not isinstance(rule, LInfBall):
+        g = p.free(delta, g)
+    return p.inside(delta + rule.delta_star(g)), m  # (3)
 
 # %% ../nbs/maths/03_adversary.ipynb #f16fe1a6
 @patch
-def _run(self:PGD, p, delta, best=None):
+def _run(self: PGD, p, delta, best=None):
     "One ascent from `delta`: the last iterate, or `best` = (objective, perturbation) updated by every iterate."
+
     def _better(obj, delta):
-        new = obj > best[0]                                      # False for NaN
+        new = obj > best[0]  # False for NaN
         return torch.where(new, obj, best[0]), torch.where(bcast(new, delta), delta, best[1])
+
     m = torch.zeros_like(delta)
     for t in range(self.steps):
         g, loss = p.grad(delta)
-        if best is not None: best = _better(p.objective(loss, delta), delta)
+        if best is not None:
+            best = _better(p.objective(loss, delta), delta)
         delta, m = self._step(p, delta, g, m, t)
     return delta if best is None else _better(p.value(delta), delta)
 
+
 @patch
-def _until_fooled(self:PGD, p, gen):
+def _until_fooled(self: PGD, p, gen):
     "All runs, each on the examples that are not yet fooled, dropping an example as soon as it is."
     out, left = torch.zeros_like(p.x), torch.arange(len(p.x), device=p.x.device)
     for r in range(self.restarts):
         delta, q, m = self._start(p, gen, r)[left], p.subset(left), torch.zeros_like(p.x)[left]
         for t in range(self.steps + 1):
-            g = q.grad(delta)[0]                                 # at t = steps only the look at the logits counts
+            g = q.grad(delta)[0]  # at t = steps only the look at the logits counts
             out[left], keep = delta, ~q.fooled()
             q, delta, g, m, left = q.subset(keep), delta[keep], g[keep], m[keep], left[keep]
-            if not len(left): return out
-            if t < self.steps: delta, m = self._step(q, delta, g, m, t)
+            if not len(left):
+                return out
+            if t < self.steps:
+                delta, m = self._step(q, delta, g, m, t)
     return out
 
 # %% ../nbs/maths/03_adversary.ipynb #97170598
 class Harmonise(Adversary):
     "One step along the gradient where attention is low, against it where it is high (6). Not a dual: its weights change sign."
+
     needs_dual, compares = False, True
-    @delegates(Adversary.__init__, but=['dual'])
-    def __init__(self,
-        eps,             # strength, in the units of x
-        attention,       # `A >= 0`: a tensor that broadcasts to x, or a callable `(x, y) -> A` that sees all inputs
-        center=None,     # `c` of (6); None: half the maximum of each map; .5: the public code
+
+    @delegates(Adversary.__init__, but=["dual"])
+    def __init__(
+        self,
+        eps,  # strength, in the units of x
+        attention,  # `A >= 0`: a tensor that broadcasts to x, or a callable `(x, y) -> A` that sees all inputs
+        center=None,  # `c` of (6); None: half the maximum of each map; .5: the public code
         normalise=True,  # divide the gradient by its l2 norm
-        **kwargs
+        **kwargs,
     ):
         super().__init__(None, **kwargs)
-        if isinstance(attention, Tensor) and not (attention >= 0).all(): raise ValueError(f"attention: expected values >= 0, got a minimum of {attention.min():.3g}")
-        if not isinstance(attention, Tensor) and not callable(attention): raise TypeError(f"attention: expected a tensor or a callable (x, y) -> A, got {type(attention).__name__}")
-        self.eps, self.attention, self.center, self.normalise = check_strength('eps', eps), attention, center, normalise
+        if isinstance(attention, Tensor) and not (attention >= 0).all():
+            raise ValueError(
+                f"attention: expected values >= 0, got a minimum of {attention.min():.3g}"
+            )
+        if not isinstance(attention, Tensor) and not callable(attention):
+            raise TypeError(
+                f"attention: expected a tensor or a callable (x, y) -> A, got {type(attention).__name__}"
+            )
+        self.eps, self.attention, self.center, self.normalise = (
+            check_strength("eps", eps),
+            attention,
+            center,
+            normalise,
+        )
 
     def search(self, p, gen):
         g = p.grad(torch.zeros_like(p.x))[0]
-        a = self.attention if isinstance(self.attention, Tensor) else self.attention(p.model.xs if isinstance(p.model, _Inputs) else p.x, p.y)
+        a = (
+            self.attention
+            if isinstance(self.attention, Tensor)
+            else self.attention(p.model.xs if isinstance(p.model, _Inputs) else p.x, p.y)
+        )
         a = a.to(g).expand_as(g)
-        c = bcast(flat(a).amax(1)/2, g) if self.center is None else self.center
-        return p.inside(2*self.eps*(c - a)*(L2Ball(1.).delta_star(g) if self.normalise else g))    # (6)
+        c = bcast(flat(a).amax(1) / 2, g) if self.center is None else self.center
+        return p.inside(
+            2 * self.eps * (c - a) * (L2Ball(1.0).delta_star(g) if self.normalise else g)
+        )  # (6)
 
-    def scaled(self, factor): return self.with_eps(check_strength('factor', factor)*self.eps)
+    def scaled(self, factor):
+        return self.with_eps(check_strength("factor", factor) * self.eps)
+
     def with_eps(self, eps):
-        new = copy.copy(self); new.eps = check_strength('eps', eps)
+        new = copy.copy(self)
+        new.eps = check_strength("eps", eps)
         return new
-    def __repr__(self): return f"Harmonise(eps={self.eps:.3g}, center={self.center}, normalise={self.normalise})"
+
+    def __repr__(self):
+        return f"Harmonise(eps={self.eps:.3g}, center={self.center}, normalise={self.normalise})"
 
 # %% ../nbs/maths/03_adversary.ipynb #e744365f
 def margin_loss(
-    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-    y:Tensor,       # `(B,)` class indices
-)->Tensor:          # `(B,)`, > 0 where the example is misclassified
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+    y: Tensor,  # `(B,)` class indices
+) -> Tensor:  # `(B,)`, > 0 where the example is misclassified
     "The margin (7) by which another class wins: a loss that does not saturate."
     if is_binary(logits):
         z = logits.reshape(len(logits))
         return torch.where(y.reshape(-1) == 1, -z, z)
     own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, y.reshape(-1, 1), True)
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]    # (7)
+    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]  # (7)
+
 
 def check_attackable(
-    model,           # callable `x -> logits`
-    x:Tensor,        # `(B, ...)` inputs
-    y:Tensor,        # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     loss_func=None,  # the loss of the attack
-)->list:             # the warnings, empty where nothing was found
+) -> list:  # the warnings, empty where nothing was found
     "Warn of models whose robustness a gradient attack overestimates."
     found = []
     with undisturbed(model, x.device):
         z, again = model(x).detach(), model(x).detach()
         g = flat(input_grad(model, x, y, loss_func)[0])
-    if not torch.equal(z, again): found.append(f"the model is not deterministic: outputs differ by up to {(z - again).abs().max():.2g} between two calls; average the gradient over several calls")
+    if not torch.equal(z, again):
+        found.append(
+            f"the model is not deterministic: outputs differ by up to {(z - again).abs().max():.2g} between two calls; average the gradient over several calls"
+        )
     if (is_binary(z) or ((z.sum(1) - 1).abs() < 1e-4).all()) and (z >= 0).all() and (z <= 1).all():
-        found.append("the outputs look like probabilities: pass logits, a loss of probabilities hides the gradient")
-    zero = (g == 0).all(1).double().mean().item() if len(g) else 0.
-    if zero: found.append(f"the gradient is exactly zero for {zero:.0%} of the inputs: attack with loss_func=margin_loss or in float64")
-    if not g.isfinite().all(): found.append("the gradient contains NaN or infinite values")
-    for f in found: warnings.warn(f)
+        found.append(
+            "the outputs look like probabilities: pass logits, a loss of probabilities hides the gradient"
+        )
+    zero = (g == 0).all(1).double().mean().item() if len(g) else 0.0
+    if zero:
+        found.append(
+            f"the gradient is exactly zero for {zero:.0%} of the inputs: attack with loss_func=margin_loss or in float64"
+        )
+    if not g.isfinite().all():
+        found.append("the gradient contains NaN or infinite values")
+    for f in found:
+        warnings.warn(f)
     return found
 
 # %% ../nbs/maths/03_adversary.ipynb #06160e19
 def paper_a_mnist(
-    eps=.3,    # radius, for pixels in [0, 1]
+    eps=0.3,  # radius, for pixels in [0, 1]
     **kwargs,  # of `PGD`
-)->PGD:
+) -> PGD:
     "Paper A on MNIST and Fashion-MNIST: steps of 0.01, 40 of them at eps .3, 20 at .1, uniform start, pixels in [0, 1]."
-    return PGD(LInfBall(eps), steps=round(100*eps) + 10, step_size=.01, bounds=(0., 1.), **kwargs)
+    return PGD(
+        LInfBall(eps), steps=round(100 * eps) + 10, step_size=0.01, bounds=(0.0, 1.0), **kwargs
+    )
+
 
 def paper_a_cifar(
-    eps=1/255, # radius, for pixels in [0, 1]
+    eps=1 / 255,  # radius, for pixels in [0, 1]
     **kwargs,  # of `PGD`
-)->PGD:
+) -> PGD:
     "Paper A on CIFAR-10: one step more than eps has grey levels, steps of one grey level, training mode, pixels in [0, 1]."
-    return PGD(LInfBall(eps), steps=round(255*eps) + 1, step_size=1/255, bounds=(0., 1.), **{'training': True, **kwargs})
+    return PGD(
+        LInfBall(eps),
+        steps=round(255 * eps) + 1,
+        step_size=1 / 255,
+        bounds=(0.0, 1.0),
+        **{"training": True, **kwargs},
+    )
+
 
 def paper_b_mnist(
-    eps=1.5,   # l2 radius, for pixels in [0, 1]
+    eps=1.5,  # l2 radius, for pixels in [0, 1]
     **kwargs,  # of `PGD`
-)->PGD:
+) -> PGD:
     "Paper B on MNIST: l2 ball, 40 normalised steps of 0.5 (AdverTorch), pixels in [0, 1]."
-    return PGD(L2Ball(eps), steps=40, step_size=.5, bounds=(0., 1.), **kwargs)
+    return PGD(L2Ball(eps), steps=40, step_size=0.5, bounds=(0.0, 1.0), **kwargs)
+
 
 def paper_b_cifar(
-    eps=80/255,  # l2 radius, for pixels in [0, 1]
-    train=False, # the attack its code trains with, not the one it tests with
-    **kwargs,    # of `PGD`
-)->PGD:
+    eps=80 / 255,  # l2 radius, for pixels in [0, 1]
+    train=False,  # the attack its code trains with, not the one it tests with
+    **kwargs,  # of `PGD`
+) -> PGD:
     "Paper B on CIFAR-10: l2 ball, 40 steps of 0.04; 7 steps of 0.1 in training."
-    return PGD(L2Ball(eps), **(dict(steps=7, step_size=.1) if train else dict(steps=40, step_size=.04)), bounds=(0., 1.), **kwargs)
+    return PGD(
+        L2Ball(eps),
+        **(dict(steps=7, step_size=0.1) if train else dict(steps=40, step_size=0.04)),
+        bounds=(0.0, 1.0),
+        **kwargs,
+    )
 
 # %% ../nbs/maths/03_adversary.ipynb #25038dfa
 def paper_c_iterative(
-    dual,      # `LInfBall`, `ElasticNet` or `GroupBall`
+    dual,  # `LInfBall`, `ElasticNet` or `GroupBall`
     **kwargs,  # of `PGD`; `warm_start=True` is the text's start (B.4), which the public code leaves out
-)->PGD:
+) -> PGD:
     "Paper C's iterative protocol, as its public code runs it: seven steps from 0 in training mode."
-    steps = {LInfBall: lambda: .3*dual.eps, ElasticNet: lambda: L2Ball(.3), GroupBall: lambda: L2Ball(1.)}
-    if type(dual) not in steps: raise ValueError(f"dual={_short(dual)}: expected LInfBall, ElasticNet or GroupBall")
-    return PGD(dual, **{**dict(steps=7, step_size=steps[type(dual)](), random_start=False, training=True), **kwargs})
+    steps = {
+        LInfBall: lambda: 0.3 * dual.eps,
+        ElasticNet: lambda: L2Ball(0.3),
+        GroupBall: lambda: L2Ball(1.0),
+    }
+    if type(dual) not in steps:
+        raise ValueError(f"dual={_short(dual)}: expected LInfBall, ElasticNet or GroupBall")
+    return PGD(
+        dual,
+        **{
+            **dict(steps=7, step_size=steps[type(dual)](), random_start=False, training=True),
+            **kwargs,
+        },
+    )
+
 
 def mi_fgsm(
-    eps,       # radius of the l-infinity ball
+    eps,  # radius of the l-infinity ball
     steps=10,  # gradient steps, of eps/steps each
     **kwargs,  # of `PGD`
-)->PGD:
+) -> PGD:
     "Momentum iterative FGSM (Dong et al. 2018): steps of eps/steps from 0 with momentum 1."
-    return PGD(LInfBall(eps), **{**dict(steps=steps, step_size=eps/steps, random_start=False, momentum=1.), **kwargs})
+    return PGD(
+        LInfBall(eps),
+        **{**dict(steps=steps, step_size=eps / steps, random_start=False, momentum=1.0), **kwargs},
+    )

@@ -10,395 +10,601 @@ __all__ = ['saliency', 'input_x_grad', 'completeness_gap', 'derivative', 'slope_
 # %% ../nbs/maths/02_attribution.ipynb #a6caf1f1
 import os
 from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from .core import check_float, check_same_shape, check_strength, bcast, flat, is_binary, class_output, input_grad, frozen
+
+from advinterp.core import (
+    bcast,
+    check_float,
+    check_same_shape,
+    check_strength,
+    class_output,
+    flat,
+    frozen,
+    input_grad,
+    is_binary,
+)
 
 # %% ../nbs/maths/02_attribution.ipynb #e2aaf3e4
 def _check_output(z, y, output):
     n = 2 if is_binary(z) else z.shape[1]
-    if len(y) and (y.min() < 0 or y.max() >= n): raise ValueError(f"y: labels from {y.min()} to {y.max()}, but the model has classes 0 to {n-1}")
-    if not is_binary(z) and n > 1 and len(z) and (z >= 0).all() and ((z > 0) & (z < 1)).any() and ((z.sum(1) - 1).abs() < 1e-5).all():
-        raise ValueError("model: its outputs are probabilities, expected logits; leave out the last softmax")
+    if len(y) and (y.min() < 0 or y.max() >= n):
+        raise ValueError(
+            f"y: labels from {y.min()} to {y.max()}, but the model has classes 0 to {n - 1}"
+        )
+    if (
+        not is_binary(z)
+        and n > 1
+        and len(z)
+        and (z >= 0).all()
+        and ((z > 0) & (z < 1)).any()
+        and ((z.sum(1) - 1).abs() < 1e-5).all()
+    ):
+        raise ValueError(
+            "model: its outputs are probabilities, expected logits; leave out the last softmax"
+        )
     return class_output(z, y, output)
+
 
 def _bar(steps):
     "A progress bar, for work of several steps that takes longer than five seconds."
     from tqdm import tqdm
-    return tqdm(steps, delay=5, leave=False, disable=len(steps) < 2 or 'IN_TEST' in os.environ)   # nbdev sets IN_TEST
+
+    return tqdm(
+        steps, delay=5, leave=False, disable=len(steps) < 2 or "IN_TEST" in os.environ
+    )  # nbdev sets IN_TEST
+
 
 def _check_count(name, value, low=1):
     "Check that `value` is a whole number of at least `low`."
-    if isinstance(value, bool) or not isinstance(value, int) or value < low: raise ValueError(f"{name}={value!r}: expected a whole number >= {low}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={value!r}: expected a whole number >= {low}")
     return value
 
 # %% ../nbs/maths/02_attribution.ipynb #0c3a3634
 def _runs(
-    func,            # `(f, x, y) -> map` on one batch, where `f(logits, y)` is the explained output
-    model, x, y,     # as given by the user
-    output,          # 'logit', 'prob', 'logprob' or 'loss'
+    func,  # `(f, x, y) -> map` on one batch, where `f(logits, y)` is the explained output
+    model,
+    x,
+    y,  # as given by the user
+    output,  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
-)->Tensor:           # like `x`
+) -> Tensor:  # like `x`
     "Run `func` over batches of `x` with the model frozen in evaluation mode."
-    check_float('x', x); _check_count('batch_size', batch_size)
-    if not isinstance(y, Tensor) or y.numel() != len(x): raise ValueError(f"y: expected a tensor of {len(x)} class indices, got {getattr(y, 'shape', type(y).__name__)}")
-    if y.is_floating_point(): raise TypeError(f"y has dtype {y.dtype}: expected class indices, convert it with y.long()")
-    if not len(x): return torch.zeros_like(x)
+    check_float("x", x)
+    _check_count("batch_size", batch_size)
+    if not isinstance(y, Tensor) or y.numel() != len(x):
+        raise ValueError(
+            f"y: expected a tensor of {len(x)} class indices, got {getattr(y, 'shape', type(y).__name__)}"
+        )
+    if y.is_floating_point():
+        raise TypeError(f"y has dtype {y.dtype}: expected class indices, convert it with y.long()")
+    if not len(x):
+        return torch.zeros_like(x)
     f = partial(_check_output, output=output)
     batches = _bar([*zip(x.detach().split(batch_size), y.reshape(-1).split(batch_size))])
-    with frozen(model, training=False), torch.enable_grad(): return torch.cat([func(f, *b).detach() for b in batches])
+    with frozen(model, training=False), torch.enable_grad():
+        return torch.cat([func(f, *b).detach() for b in batches])
 
 # %% ../nbs/maths/02_attribution.ipynb #013f31fa
 def saliency(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    abs=False,        # magnitudes instead of signed values
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    abs=False,  # magnitudes instead of signed values
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`
     "The simple gradient (1) of the output of class `y`."
-    g = _runs(lambda f,x,y: input_grad(model, x, y, f)[0], model, x, y, output, batch_size)
+    g = _runs(lambda f, x, y: input_grad(model, x, y, f)[0], model, x, y, output, batch_size)
     return g.abs() if abs else g
 
 # %% ../nbs/maths/02_attribution.ipynb #3b8313ce
 def input_x_grad(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`
     "The input times the gradient (1) of the output of class `y`."
     return x.detach() * saliency(model, x, y, output=output, batch_size=batch_size)
 
 # %% ../nbs/maths/02_attribution.ipynb #09500f33
 def _baselines(baseline, x):
     "The baselines as a list of tensors like `x`; None is zero."
-    many = baseline if isinstance(baseline, (list, tuple)) else [0. if baseline is None else baseline]
-    if not len(many): raise ValueError("baseline: an empty list, expected at least one baseline")
+    many = (
+        baseline if isinstance(baseline, (list, tuple)) else [0.0 if baseline is None else baseline]
+    )
+    if not len(many):
+        raise ValueError("baseline: an empty list, expected at least one baseline")
+
     def _one(u):
         u = torch.as_tensor(u, dtype=x.dtype, device=x.device)
-        try: return u.expand_as(x)
-        except RuntimeError: raise ValueError(f"baseline of shape {tuple(u.shape)} does not fit inputs of shape {tuple(x.shape)}") from None
+        try:
+            return u.expand_as(x)
+        except RuntimeError:
+            raise ValueError(
+                f"baseline of shape {tuple(u.shape)} does not fit inputs of shape {tuple(x.shape)}"
+            ) from None
+
     return [_one(u) for u in many]
 
-_nodes = dict(riemann_left=0., riemann_middle=.5, riemann_right=1.)   # of the first of n equal cells, in cells
-_rules = 'auto', *_nodes, 'riemann_trapezoid', 'gausslegendre'
+
+_nodes = dict(
+    riemann_left=0.0, riemann_middle=0.5, riemann_right=1.0
+)  # of the first of n equal cells, in cells
+_rules = "auto", *_nodes, "riemann_trapezoid", "gausslegendre"
+
 
 def _rule(method, n):
     "The `n` nodes and weights of a quadrature rule on [0, 1]."
-    if method == 'gausslegendre': a,c = np.polynomial.legendre.leggauss(n); return torch.tensor((1 + a)/2), torch.tensor(c/2)
-    k,c = torch.arange(n, dtype=torch.double), torch.ones(n, dtype=torch.double)
-    if method == 'riemann_trapezoid': c[[0,-1]] = .5; return k/(n-1), c/(n-1)
-    return (k + _nodes[method])/n, c/n
+    if method == "gausslegendre":
+        a, c = np.polynomial.legendre.leggauss(n)
+        return torch.tensor((1 + a) / 2), torch.tensor(c / 2)
+    k, c = torch.arange(n, dtype=torch.double), torch.ones(n, dtype=torch.double)
+    if method == "riemann_trapezoid":
+        c[[0, -1]] = 0.5
+        return k / (n - 1), c / (n - 1)
+    return (k + _nodes[method]) / n, c / n
 
 # %% ../nbs/maths/02_attribution.ipynb #8e259e39
 def completeness_gap(
-    model,           # callable `x -> logits`
-    x:Tensor,        # `(B, ...)` inputs
-    y:Tensor,        # `(B,)` class indices
-    map:Tensor,      # `(B, ...)` the attribution to judge
-    baseline=None,   # tensor that broadcasts to `x`, number, or list of them (their mean output); None: zeros
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
+    map: Tensor,  # `(B, ...)` the attribution to judge
+    baseline=None,  # tensor that broadcasts to `x`, number, or list of them (their mean output); None: zeros
     *,
-    output='logit',  # 'logit', 'prob', 'logprob' or 'loss'
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
-)->Tensor:           # `(B,)`, signed
+) -> Tensor:  # `(B,)`, signed
     "How far a map is from adding up to the change of the output (3)."
     check_same_shape(x=x, map=map)
+
     def _outputs(f, x, y):
-        with torch.no_grad(): z = model(x if x.stride(0) else x[:1])   # one baseline for all goes through once
+        with torch.no_grad():
+            z = model(x if x.stride(0) else x[:1])  # one baseline for all goes through once
         return f(z.expand(len(x), *z.shape[1:]), y)
-    def _F(x): return _runs(_outputs, model, x, y, output, batch_size) if len(x) else x.new_zeros(0)
+
+    def _F(x):
+        return _runs(_outputs, model, x, y, output, batch_size) if len(x) else x.new_zeros(0)
+
     us = _baselines(baseline, x)
-    return flat(map).sum(1) - (_F(x) - sum(_F(u) for u in us)/len(us))   # (3)
+    return flat(map).sum(1) - (_F(x) - sum(_F(u) for u in us) / len(us))  # (3)
 
 # %% ../nbs/maths/02_attribution.ipynb #1a9ad89a
 def _line_ig(model, f, x, u, y, rule, batch_size):
     "The quadrature (2) for one batch, as many nodes at a time as `batch_size` allows."
-    d,total,per = x - u, torch.zeros_like(x), max(1, batch_size//len(x))
-    for a,c in zip(*(v.to(x).split(per) for v in rule)):
-        xs = (u + a.view(-1, *[1]*x.ndim)*d).flatten(0, 1)
+    d, total, per = x - u, torch.zeros_like(x), max(1, batch_size // len(x))
+    for a, c in zip(*(v.to(x).split(per) for v in rule)):
+        xs = (u + a.view(-1, *[1] * x.ndim) * d).flatten(0, 1)
         g = input_grad(model, xs, y.repeat(len(a)), f)[0]
         total += torch.tensordot(c, g.unflatten(0, (len(a), len(x))), 1)
-    return d*total   # (2)
+    return d * total  # (2)
 
 # %% ../nbs/maths/02_attribution.ipynb #8a52a7d0
 def derivative(
-    act,       # elementwise function
-    z:Tensor,  # where, any shape
-)->Tensor:     # like `z`
+    act,  # elementwise function
+    z: Tensor,  # where, any shape
+) -> Tensor:  # like `z`
     "The derivative of an elementwise function; differentiable again where `z` has a graph. Raises ValueError for a function that is not elementwise."
     with torch.enable_grad():
         z_ = z if z.requires_grad else z.detach().requires_grad_()
         a = act(z_)
-        if a.shape != z_.shape: raise ValueError(f"act gave shape {tuple(a.shape)} for {tuple(z_.shape)}: expected an elementwise function")
-        return torch.autograd.grad(a.sum(), z_, create_graph=z.requires_grad, materialize_grads=True)[0]
+        if a.shape != z_.shape:
+            raise ValueError(
+                f"act gave shape {tuple(a.shape)} for {tuple(z_.shape)}: expected an elementwise function"
+            )
+        return torch.autograd.grad(
+            a.sum(), z_, create_graph=z.requires_grad, materialize_grads=True
+        )[0]
+
 
 _gauss8 = np.polynomial.legendre.leggauss(8)
 
+
 def slope_between(
-    act,       # elementwise function
-    z:Tensor,  # `(B,)` starts
-    D:Tensor,  # `(B,)` steps
-)->Tensor:     # `(B,)`
+    act,  # elementwise function
+    z: Tensor,  # `(B,)` starts
+    D: Tensor,  # `(B,)` steps
+) -> Tensor:  # `(B,)`
     "Mean slope (4) of `act` between `z` and `z + D`, accurate for every `D`."
-    nodes, weights = (torch.as_tensor(v, dtype=z.dtype, device=z.device)/2 for v in (_gauss8[0] + 1, _gauss8[1]))
-    dA = derivative(act, z + nodes[:,None]*D)                        # (8, B)
+    nodes, weights = (
+        torch.as_tensor(v, dtype=z.dtype, device=z.device) / 2 for v in (_gauss8[0] + 1, _gauss8[1])
+    )
+    dA = derivative(act, z + nodes[:, None] * D)  # (8, B)
     integral = weights @ dA
-    h = (z + D) - z                                                  # the step between the two rounded arguments
+    h = (z + D) - z  # the step between the two rounded arguments
     step = torch.where(h == 0, torch.ones_like(h), h)
     a1, a0 = act(z + D), act(z)
-    quotient = (a1 - a0)/step                                        # (4)
-    size = torch.maximum(a1.abs(), a0.abs()) + torch.maximum(z.abs(), (z + D).abs())*dA.abs().amax(0)
-    noise = 8*torch.finfo(z.dtype).eps*size/step.abs()
+    quotient = (a1 - a0) / step  # (4)
+    size = torch.maximum(a1.abs(), a0.abs()) + torch.maximum(
+        z.abs(), (z + D).abs()
+    ) * dA.abs().amax(0)
+    noise = 8 * torch.finfo(z.dtype).eps * size / step.abs()
     return torch.where((h == 0) | ((quotient - integral).abs() <= noise), integral, quotient)
 
 # %% ../nbs/maths/02_attribution.ipynb #454ea589
-_affine = {nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout}   # at test time
+_affine = {nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout}  # at test time
+
 
 def is_affine(
-    model,   # any callable
-)->bool:
+    model,  # any callable
+) -> bool:
     "Is the model made of PyTorch's own affine modules alone, without hooks? The exact types count: a subclass may do anything."
-    if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks: return False
+    if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
+        return False
     return all(map(is_affine, model)) if type(model) is nn.Sequential else type(model) in _affine
 
-_of_log_odds = dict(prob=torch.sigmoid, logprob=nn.functional.logsigmoid, loss=lambda m: -nn.functional.logsigmoid(m))
+
+_of_log_odds = dict(
+    prob=torch.sigmoid,
+    logprob=nn.functional.logsigmoid,
+    loss=lambda m: -nn.functional.logsigmoid(m),
+)
+
 
 def _log_odds(z, y):
     "Log-odds of class `y`, from one or two logits."
     s = class_output(z, y)
     return s if is_binary(z) else s - class_output(z, 1 - y)
 
+
 def _affine_ig(model, f, x, u, y, output):
     "IG (4) of an affine model; None where three or more logits meet in a softmax."
-    zu = model(u); f(zu, y)                                               # checks the labels
-    if output == 'logit': return (x - u)*input_grad(model, x, y, f)[0]
-    if not is_binary(zu) and zu.shape[1] != 2: return None
-    part = (x - u)*input_grad(model, x, y, _log_odds)[0]
+    zu = model(u)
+    f(zu, y)  # checks the labels
+    if output == "logit":
+        return (x - u) * input_grad(model, x, y, f)[0]
+    if not is_binary(zu) and zu.shape[1] != 2:
+        return None
+    part = (x - u) * input_grad(model, x, y, _log_odds)[0]
     s = slope_between(_of_log_odds[output], _log_odds(zu, y), flat(part).sum(1))
-    return bcast(s, x)*part                                               # (4)
+    return bcast(s, x) * part  # (4)
 
 # %% ../nbs/maths/02_attribution.ipynb #9e44e762
 def integrated_gradients(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    baseline=None,    # tensor that broadcasts to `x`, number, or list of them (the mean map); None: zeros
-    n_steps=50,       # nodes of the quadrature
-    method='auto',    # 'auto': (4) for one layer, else 'riemann_middle'; or 'riemann_left', 'riemann_right', 'riemann_trapezoid', 'gausslegendre'
-    batch_size=128,   # inputs that are in the model at once; 64 to 128 are the fastest on a CPU
-    return_gap=False, # also the completeness gap (3), `(B,)`
-)->Tensor:            # like `x`
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    baseline=None,  # tensor that broadcasts to `x`, number, or list of them (the mean map); None: zeros
+    n_steps=50,  # nodes of the quadrature
+    method="auto",  # 'auto': (4) for one layer, else 'riemann_middle'; or 'riemann_left', 'riemann_right', 'riemann_trapezoid', 'gausslegendre'
+    batch_size=128,  # inputs that are in the model at once; 64 to 128 are the fastest on a CPU
+    return_gap=False,  # also the completeness gap (3), `(B,)`
+) -> Tensor:  # like `x`
     "Integrated gradients of the output of class `y`, by quadrature (2); exact (4) for models of one affine layer."
-    if method not in _rules: raise ValueError(f"method={method!r}: expected one of {', '.join(_rules)}")
-    check_float('x', x); exact = method == 'auto' and is_affine(model)
-    rule = _rule('riemann_middle' if method == 'auto' else method, _check_count('n_steps', n_steps, 2))
+    if method not in _rules:
+        raise ValueError(f"method={method!r}: expected one of {', '.join(_rules)}")
+    check_float("x", x)
+    exact = method == "auto" and is_affine(model)
+    rule = _rule(
+        "riemann_middle" if method == "auto" else method, _check_count("n_steps", n_steps, 2)
+    )
+
     def _ig(f, xu, y):
-        x,u = xu.unbind(1)
+        x, u = xu.unbind(1)
         ig = _affine_ig(model, f, x, u, y, output) if exact else None
         return _line_ig(model, f, x, u, y, rule, batch_size) if ig is None else ig
-    maps = [_runs(_ig, model, torch.stack([x, u], 1), y, output, batch_size) for u in _baselines(baseline, x)] if len(x) else [x]
+
+    maps = (
+        [
+            _runs(_ig, model, torch.stack([x, u], 1), y, output, batch_size)
+            for u in _baselines(baseline, x)
+        ]
+        if len(x)
+        else [x]
+    )
     ig = torch.stack(maps).mean(0)
-    return (ig, completeness_gap(model, x, y, ig, baseline, output=output, batch_size=batch_size)) if return_gap else ig
+    return (
+        (ig, completeness_gap(model, x, y, ig, baseline, output=output, batch_size=batch_size))
+        if return_gap
+        else ig
+    )
 
 # %% ../nbs/maths/02_attribution.ipynb #0f6409dc
 def paper_table_ig(
-    model,           # callable `x -> logits` with two classes
-    x:Tensor,        # `(B, d)` rows
-    y=None,          # ignored: the paper explains class 1 for every row
+    model,  # callable `x -> logits` with two classes
+    x: Tensor,  # `(B, d)` rows
+    y=None,  # ignored: the paper explains class 1 for every row
     *,
     batch_size=256,  # inputs that are in the model at once
-)->Tensor:           # like `x`
+) -> Tensor:  # like `x`
     "IG as in the code for the tables of Chalasani et al. 2020: probability of class 1, 20 nodes, left sum."
     y = torch.ones(len(x), dtype=torch.long, device=x.device)
-    return integrated_gradients(model, x, y, output='prob', n_steps=20, method='riemann_left', batch_size=batch_size)
+    return integrated_gradients(
+        model, x, y, output="prob", n_steps=20, method="riemann_left", batch_size=batch_size
+    )
 
 # %% ../nbs/maths/02_attribution.ipynb #10685e09
 def paper_image_ig(
-    model,           # callable `x -> logits`
-    x:Tensor,        # `(B, ...)` inputs
-    y:Tensor,        # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
     batch_size=256,  # inputs that are in the model at once
-)->Tensor:           # like `x`
+) -> Tensor:  # like `x`
     "IG as in the code for the images of Chalasani et al. 2020: logit of the true class, 99 nodes (5)."
-    return integrated_gradients(model, .995*x, y, baseline=.005*x, n_steps=99, method='riemann_middle', batch_size=batch_size) / .99   # (5)
+    return (
+        integrated_gradients(
+            model,
+            0.995 * x,
+            y,
+            baseline=0.005 * x,
+            n_steps=99,
+            method="riemann_middle",
+            batch_size=batch_size,
+        )
+        / 0.99
+    )  # (5)
 
 # %% ../nbs/maths/02_attribution.ipynb #e0c6dfd8
 def _noise_std(x, sigma, relative):
     "Standard deviation of the noise per example, shaped to broadcast to `x`."
-    std = check_strength('sigma', sigma) * torch.ones_like(flat(x)[:,0])
+    std = check_strength("sigma", sigma) * torch.ones_like(flat(x)[:, 0])
     return bcast(std * (flat(x).amax(1) - flat(x).amin(1)) if relative else std, x)
 
 # %% ../nbs/maths/02_attribution.ipynb #8e154602
 def _noisy_grads(
-    model, f, x, y,  # model, explained output, one batch
-    n,               # number of noisy copies
-    std,             # `(B, 1, ...)` standard deviations
-    gen,             # torch.Generator
-    batch_size,      # inputs that are in the model at once
-    bounds=None,     # clamp the noisy inputs to `(low, high)`
-):                   # yields `(k, B, ...)` with k adding up to n
+    model,
+    f,
+    x,
+    y,  # model, explained output, one batch
+    n,  # number of noisy copies
+    std,  # `(B, 1, ...)` standard deviations
+    gen,  # torch.Generator
+    batch_size,  # inputs that are in the model at once
+    bounds=None,  # clamp the noisy inputs to `(low, high)`
+):  # yields `(k, B, ...)` with k adding up to n
     "Gradients at `n` noisy copies of a batch, a piece at a time."
-    per = max(1, batch_size//len(x))
+    per = max(1, batch_size // len(x))
     for k in range(0, n, per):
-        z = torch.stack([torch.randn(x.shape[1:], generator=gen, dtype=x.dtype, device=x.device) for _ in range(min(per, n-k))])
-        xs = (x + std*z[:,None]).flatten(0, 1)
+        z = torch.stack(
+            [
+                torch.randn(x.shape[1:], generator=gen, dtype=x.dtype, device=x.device)
+                for _ in range(min(per, n - k))
+            ]
+        )
+        xs = (x + std * z[:, None]).flatten(0, 1)
         g = input_grad(model, xs if bounds is None else xs.clamp(*bounds), y.repeat(len(z)), f)[0]
         yield g.unflatten(0, (len(z), len(x)))
 
 # %% ../nbs/maths/02_attribution.ipynb #405c1fe2
 def _noise_moments(model, x, y, output, n_samples, sigma, relative, abs, bounds, seed, batch_size):
     "Mean and variance (6) of the gradient under noise, stacked in dimension 1."
-    _check_count('n_samples', n_samples)
+    _check_count("n_samples", n_samples)
+
     def _moments(f, x, y):
-        gen, std, shift, s1, s2 = torch.Generator(x.device).manual_seed(seed), _noise_std(x, sigma, relative), None, 0, 0
+        gen, std, shift, s1, s2 = (
+            torch.Generator(x.device).manual_seed(seed),
+            _noise_std(x, sigma, relative),
+            None,
+            0,
+            0,
+        )
         for g in _noisy_grads(model, f, x, y, n_samples, std, gen, batch_size, bounds):
             g = g.abs() if abs else g
-            if shift is None: shift = g.mean(0)           # deviations from it: no cancellation of large squares
+            if shift is None:
+                shift = g.mean(0)  # deviations from it: no cancellation of large squares
             s1, s2 = s1 + (g - shift).sum(0), s2 + (g - shift).square().sum(0)
-        return torch.stack([shift + s1/n_samples, (s2/n_samples - (s1/n_samples)**2).clamp(min=0)], 1)   # (6)
+        return torch.stack(
+            [shift + s1 / n_samples, (s2 / n_samples - (s1 / n_samples) ** 2).clamp(min=0)], 1
+        )  # (6)
+
     out = _runs(_moments, model, x, y, output, batch_size)
     return out if len(x) else torch.stack([x, x], 1)
 
 # %% ../nbs/maths/02_attribution.ipynb #32d73aac
 def smoothgrad(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    n_samples=50,     # noisy copies; Noack et al., section 3.2
-    sigma=.15,        # standard deviation of the noise; Noack et al., section 3.2
-    relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
-    abs=False,        # average magnitudes (Noack et al., Eq. 4) instead of signed gradients
-    bounds=None,      # clamp noisy inputs to `(low, high)`
-    seed=0,           # of the noise
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    n_samples=50,  # noisy copies; Noack et al., section 3.2
+    sigma=0.15,  # standard deviation of the noise; Noack et al., section 3.2
+    relative=True,  # `sigma` is a share of each example's range; False: in the unit of the input
+    abs=False,  # average magnitudes (Noack et al., Eq. 4) instead of signed gradients
+    bounds=None,  # clamp noisy inputs to `(low, high)`
+    seed=0,  # of the noise
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`
     "Mean gradient under noise (6)."
-    return _noise_moments(model, x, y, output, n_samples, sigma, relative, abs, bounds, seed, batch_size)[:,0]
+    return _noise_moments(
+        model, x, y, output, n_samples, sigma, relative, abs, bounds, seed, batch_size
+    )[:, 0]
 
 # %% ../nbs/maths/02_attribution.ipynb #b7c107a7
 def vargrad(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    n_samples=50,     # noisy copies
-    sigma=.15,        # standard deviation of the noise
-    relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
-    abs=False,        # variance of magnitudes instead of signed gradients
-    bounds=None,      # clamp noisy inputs to `(low, high)`
-    seed=0,           # of the noise
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`, at least 0
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    n_samples=50,  # noisy copies
+    sigma=0.15,  # standard deviation of the noise
+    relative=True,  # `sigma` is a share of each example's range; False: in the unit of the input
+    abs=False,  # variance of magnitudes instead of signed gradients
+    bounds=None,  # clamp noisy inputs to `(low, high)`
+    seed=0,  # of the noise
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`, at least 0
     "Variance of the gradient under noise (6)."
-    return _noise_moments(model, x, y, output, n_samples, sigma, relative, abs, bounds, seed, batch_size)[:,1]
+    return _noise_moments(
+        model, x, y, output, n_samples, sigma, relative, abs, bounds, seed, batch_size
+    )[:, 1]
 
 # %% ../nbs/maths/02_attribution.ipynb #7412a9f9
 def _sparsify(
-    m:Tensor,    # `(n, d)` magnitudes
-    tau:float,   # share of the entries that are kept
-    gamma:float, # share of the entries that are cut to 1
-)->Tensor:       # `(n, d)` in [0, 1]
+    m: Tensor,  # `(n, d)` magnitudes
+    tau: float,  # share of the entries that are kept
+    gamma: float,  # share of the entries that are cut to 1
+) -> Tensor:  # `(n, d)` in [0, 1]
     "Cut each row at its `gamma d`-th largest entry, scale to 1, keep the `tau d` largest (7)."
     d = m.shape[1]
-    top,idx = m.topk(max(1, round(tau*d)), dim=1)
-    M = top[:, max(1, round(gamma*d)) - 1, None]
-    M = torch.where(M > 0, M, top[:,:1]).clamp(min=torch.finfo(m.dtype).tiny)
-    return torch.zeros_like(m).scatter_(1, idx, torch.minimum(top, M)/M)
+    top, idx = m.topk(max(1, round(tau * d)), dim=1)
+    M = top[:, max(1, round(gamma * d)) - 1, None]
+    M = torch.where(M > 0, M, top[:, :1]).clamp(min=torch.finfo(m.dtype).tiny)
+    return torch.zeros_like(m).scatter_(1, idx, torch.minimum(top, M) / M)
 
 # %% ../nbs/maths/02_attribution.ipynb #fe665008
 def sparsified_smoothgrad(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    n_samples=64,     # noisy copies; Gong, Dou and Farnia, B.4
-    sigma=.1,         # standard deviation of the noise
-    relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
-    tau=.1,           # share of the entries that each noisy map keeps
-    gamma=.01,        # share of the entries cut to 1, at most `tau`
-    seed=0,           # of the noise
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`, in [0, 1]
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    n_samples=64,  # noisy copies; Gong, Dou and Farnia, B.4
+    sigma=0.1,  # standard deviation of the noise
+    relative=True,  # `sigma` is a share of each example's range; False: in the unit of the input
+    tau=0.1,  # share of the entries that each noisy map keeps
+    gamma=0.01,  # share of the entries cut to 1, at most `tau`
+    seed=0,  # of the noise
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`, in [0, 1]
     "Mean of sparsified magnitudes of the gradient under noise (7)."
-    _check_count('n_samples', n_samples)
-    if not 0 <= check_strength('gamma', gamma) <= check_strength('tau', tau) <= 1 or not tau: raise ValueError(f"gamma={gamma!r}, tau={tau!r}: expected 0 <= gamma <= tau <= 1 and tau > 0")
+    _check_count("n_samples", n_samples)
+    if not 0 <= check_strength("gamma", gamma) <= check_strength("tau", tau) <= 1 or not tau:
+        raise ValueError(
+            f"gamma={gamma!r}, tau={tau!r}: expected 0 <= gamma <= tau <= 1 and tau > 0"
+        )
+
     def _sparse(f, x, y):
-        gen,std = torch.Generator(x.device).manual_seed(seed), _noise_std(x, sigma, relative)
+        gen, std = torch.Generator(x.device).manual_seed(seed), _noise_std(x, sigma, relative)
         gs = _noisy_grads(model, f, x, y, n_samples, std, gen, batch_size)
-        return sum(_sparsify(g.abs().flatten(2).flatten(0, 1), tau, gamma).view_as(g).sum(0) for g in gs)/n_samples
+        return (
+            sum(
+                _sparsify(g.abs().flatten(2).flatten(0, 1), tau, gamma).view_as(g).sum(0)
+                for g in gs
+            )
+            / n_samples
+        )
+
     return _runs(_sparse, model, x, y, output, batch_size)
 
 # %% ../nbs/maths/02_attribution.ipynb #e4b976e1
 def _shrink(
-    delta:Tensor,  # `(B, ...)`, `(B, C, H, W)` for patches
-    t:float,       # threshold
-    patch=None,    # None: entry by entry; or the side of square patches across all channels
-)->Tensor:         # like `delta`
+    delta: Tensor,  # `(B, ...)`, `(B, C, H, W)` for patches
+    t: float,  # threshold
+    patch=None,  # None: entry by entry; or the side of square patches across all channels
+) -> Tensor:  # like `delta`
     "Proximal map of `t` times the l1 norm, or of the sum of the patches' l2 norms."
     norm = delta.abs()
     if patch is not None:
-        sq = nn.functional.avg_pool2d(delta.square().sum(1, keepdim=True), patch, ceil_mode=True, divisor_override=1)
-        norm = sq.sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :delta.shape[2], :delta.shape[3]]
-    return delta * (1 - t/norm.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(min=0)
+        sq = nn.functional.avg_pool2d(
+            delta.square().sum(1, keepdim=True), patch, ceil_mode=True, divisor_override=1
+        )
+        norm = (
+            sq.sqrt()
+            .repeat_interleave(patch, 2)
+            .repeat_interleave(patch, 3)[..., : delta.shape[2], : delta.shape[3]]
+        )
+    return delta * (1 - t / norm.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(min=0)
 
 # %% ../nbs/maths/02_attribution.ipynb #ea16ac3a
 def moreau_grad(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs, `(B, C, H, W)` for patches
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs, `(B, C, H, W)` for patches
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    patch=None,       # None: l1 penalty; or the side of the patches of the group penalty, 14 in the paper's code
-    eta=None,         # weight of the penalty; None: 5e-3 for l1, 5e-2 for patches (the paper's code)
-    lam=1.,           # smoothing of the envelope
-    steps=300,        # proximal gradient steps
-    average=100,      # last iterates that are averaged
-    lr=.1,            # step size, below 2 lam
-    n_samples=32,     # noisy copies in each step
-    sigma=.1,         # standard deviation of the noise
-    relative=True,    # `sigma` is a share of each example's range; False: in the unit of the input
-    seed=0,           # of the noise
-    batch_size=256,   # inputs that are in the model at once
-)->Tensor:            # like `x`
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    patch=None,  # None: l1 penalty; or the side of the patches of the group penalty, 14 in the paper's code
+    eta=None,  # weight of the penalty; None: 5e-3 for l1, 5e-2 for patches (the paper's code)
+    lam=1.0,  # smoothing of the envelope
+    steps=300,  # proximal gradient steps
+    average=100,  # last iterates that are averaged
+    lr=0.1,  # step size, below 2 lam
+    n_samples=32,  # noisy copies in each step
+    sigma=0.1,  # standard deviation of the noise
+    relative=True,  # `sigma` is a share of each example's range; False: in the unit of the input
+    seed=0,  # of the noise
+    batch_size=256,  # inputs that are in the model at once
+) -> Tensor:  # like `x`
     "Gradient of the sparse Moreau envelope (8)."
-    eta = check_strength('eta', (5e-3 if patch is None else 5e-2) if eta is None else eta)
-    _check_count('n_samples', n_samples); _check_count('steps', steps, _check_count('average', average))
-    if not 0 < check_strength('lr', lr) < 2*check_strength('lam', lam): raise ValueError(f"lr={lr!r}: expected 0 < lr < 2 lam = {2*lam}, the steps diverge otherwise")
-    if patch is not None and (_check_count('patch', patch) and x.ndim != 4): raise ValueError(f"patch={patch}: expected inputs (B, C, H, W), got shape {tuple(x.shape)}")
+    eta = check_strength("eta", (5e-3 if patch is None else 5e-2) if eta is None else eta)
+    _check_count("n_samples", n_samples)
+    _check_count("steps", steps, _check_count("average", average))
+    if not 0 < check_strength("lr", lr) < 2 * check_strength("lam", lam):
+        raise ValueError(
+            f"lr={lr!r}: expected 0 < lr < 2 lam = {2 * lam}, the steps diverge otherwise"
+        )
+    if patch is not None and (_check_count("patch", patch) and x.ndim != 4):
+        raise ValueError(f"patch={patch}: expected inputs (B, C, H, W), got shape {tuple(x.shape)}")
+
     def _moreau(f, x, y):
-        gen,std,delta,total = torch.Generator(x.device).manual_seed(seed), _noise_std(x, sigma, relative), torch.zeros_like(x), 0
+        gen, std, delta, total = (
+            torch.Generator(x.device).manual_seed(seed),
+            _noise_std(x, sigma, relative),
+            torch.zeros_like(x),
+            0,
+        )
         for t in _bar(range(steps)):
-            g = sum(g.sum(0) for g in _noisy_grads(model, f, x + delta, y, n_samples, std, gen, batch_size))/n_samples
-            delta = _shrink(delta - lr*(g + delta/lam), lr*eta, patch)
-            if t >= steps - average: total = total + delta
-        return -total/(average*lam)   # (8)
+            g = (
+                sum(
+                    g.sum(0)
+                    for g in _noisy_grads(model, f, x + delta, y, n_samples, std, gen, batch_size)
+                )
+                / n_samples
+            )
+            delta = _shrink(delta - lr * (g + delta / lam), lr * eta, patch)
+            if t >= steps - average:
+                total = total + delta
+        return -total / (average * lam)  # (8)
+
     return _runs(_moreau, model, x, y, output, batch_size)
 
 # %% ../nbs/maths/02_attribution.ipynb #5d5da353
-_elementwise = set(("relu relu6 leaky_relu prelu elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid logsigmoid log_sigmoid "
-    "softsign tanhshrink softshrink hardshrink threshold clamp exp log sqrt square abs sin cos").split())
-_max_pools = {f'{a}max_pool{n}d' for a in ('', 'adaptive_') for n in (1, 2, 3)}
+_elementwise = set(
+    [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "prelu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "softplus",
+        "sigmoid",
+        "tanh",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "logsigmoid",
+        "log_sigmoid",
+        "softsign",
+        "tanhshrink",
+        "softshrink",
+        "hardshrink",
+        "threshold",
+        "clamp",
+        "exp",
+        "log",
+        "sqrt",
+        "square",
+        "abs",
+        "sin",
+        "cos",
+    ]
+)
+_max_pools = {f"{a}max_pool{n}d" for a in ("", "adaptive_") for n in (1, 2, 3)}
 
 # %% ../nbs/maths/02_attribution.ipynb #10d7ff14
 def _multiplied(out, dout, dh, slope, h):
     "The two stacked runs' `out`, whose derivative by `h` is the finite difference; `slope` where the inputs hardly differ."
     near = dh.abs() <= 1e-6
-    m = torch.where(near, slope, dout/torch.where(near, torch.ones_like(dh), dh))
-    return out + torch.cat([m, m])*(h - h.detach())
+    m = torch.where(near, slope, dout / torch.where(near, torch.ones_like(dh), dh))
+    return out + torch.cat([m, m]) * (h - h.detach())
 
 # %% ../nbs/maths/02_attribution.ipynb #a30759e0
 def _rescale(f, h):
@@ -406,123 +612,184 @@ def _rescale(f, h):
     hd = h.detach().requires_grad_()
     out = f(hd.clone())
     slope = torch.autograd.grad(out.sum(), hd)[0].chunk(2)[0]
-    (ox,ou),(hx,hu) = out.detach().chunk(2), hd.detach().chunk(2)
+    (ox, ou), (hx, hu) = out.detach().chunk(2), hd.detach().chunk(2)
     return _multiplied(out.detach(), ox - ou, hx - hu, slope, h)
+
 
 def _rescale_max(pool, h):
     "Max-pooling of two stacked runs, with multipliers."
-    out,idx = pool(h.detach())
-    (ox,ou),(ix,iu) = out.flatten(2).chunk(2), idx.flatten(2).chunk(2)
+    out, idx = pool(h.detach())
+    (ox, ou), (ix, iu) = out.flatten(2).chunk(2), idx.flatten(2).chunk(2)
     a = torch.where(ox >= ou, ix, iu)
     ha = h.flatten(2).gather(2, torch.cat([a, a]))
-    hx,hu = ha.detach().chunk(2)
+    hx, hu = ha.detach().chunk(2)
     return _multiplied(out.flatten(2), ox - ou, hx - hu, torch.ones_like(hx), ha).view_as(out)
 
 # %% ../nbs/maths/02_attribution.ipynb #7777d856
 class _Multipliers(TorchFunctionMode):
     "Within it, functions of two stacked runs of `n` inputs each have multipliers for derivatives."
-    def __init__(self, n): super().__init__(); self.n = n
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw = dict(kwargs or {})
-        h,*rest = args or (kw.pop('input', None),)
-        name = getattr(func, '__name__', '').rstrip('_')
-        if isinstance(h, Tensor) and h.ndim and h.requires_grad and len(h) % (2*self.n) == 0:
-            if name in _elementwise: return _rescale(lambda h: func(h, *rest, **kw), h)
-            if name in _max_pools and not kw.pop('return_indices', False):
-                return _rescale_max(lambda h: getattr(nn.functional, name)(h, *rest, return_indices=True, **kw), h)
+        h, *rest = args or (kw.pop("input", None),)
+        name = getattr(func, "__name__", "").rstrip("_")
+        if isinstance(h, Tensor) and h.ndim and h.requires_grad and len(h) % (2 * self.n) == 0:
+            if name in _elementwise:
+                return _rescale(lambda h: func(h, *rest, **kw), h)
+            if name in _max_pools and not kw.pop("return_indices", False):
+                return _rescale_max(
+                    lambda h: getattr(nn.functional, name)(h, *rest, return_indices=True, **kw), h
+                )
         return func(*args, **(kwargs or {}))
 
 # %% ../nbs/maths/02_attribution.ipynb #133fa800
 def _head_multipliers(f, zx, zu, y, n=100):
     "Mean gradient of the explained output on the line between two sets of logits."
-    a,c = (torch.as_tensor(v, dtype=zx.dtype, device=zx.device) for v in np.polynomial.legendre.leggauss(n))
-    path = torch.cat([zu + (1 + t)/2*(zx - zu) for t in a]).requires_grad_()
+    a, c = (
+        torch.as_tensor(v, dtype=zx.dtype, device=zx.device)
+        for v in np.polynomial.legendre.leggauss(n)
+    )
+    path = torch.cat([zu + (1 + t) / 2 * (zx - zu) for t in a]).requires_grad_()
     g = torch.autograd.grad(f(path, y.repeat(n)).sum(), path)[0]
-    return torch.tensordot(c/2, g.view(n, *zx.shape), 1)
+    return torch.tensordot(c / 2, g.view(n, *zx.shape), 1)
 
 # %% ../nbs/maths/02_attribution.ipynb #aa739069
 def _contributions(model, f, x, u, y):
     "The terms of (9) for pairs of inputs and backgrounds."
     xu = torch.cat([x, u]).requires_grad_()
-    with _Multipliers(len(x)): z = model(xu)
-    zx,zu = z.detach().chunk(2)
-    g = torch.autograd.grad(z[:len(x)], xu, _head_multipliers(f, zx, zu, y))[0]
-    return g[:len(x)] * (x - u)   # (9)
+    with _Multipliers(len(x)):
+        z = model(xu)
+    zx, zu = z.detach().chunk(2)
+    g = torch.autograd.grad(z[: len(x)], xu, _head_multipliers(f, zx, zu, y))[0]
+    return g[: len(x)] * (x - u)  # (9)
 
 # %% ../nbs/maths/02_attribution.ipynb #80a70b44
 def deep_shap(
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
     background=None,  # `(K, ...)` background inputs; None: one of zeros (Chalasani et al., code)
-    batch_size=256,   # inputs that are in the model at once, at least 2
-    tol=1e-3,         # largest completeness gap, as a share of the map's l1 norm
-    return_gap=False, # also the completeness gap (3), `(B,)`
-)->Tensor:            # like `x`
+    batch_size=256,  # inputs that are in the model at once, at least 2
+    tol=1e-3,  # largest completeness gap, as a share of the map's l1 norm
+    return_gap=False,  # also the completeness gap (3), `(B,)`
+) -> Tensor:  # like `x`
     "DeepSHAP (9). Raises ValueError where the gap shows that the model has a step that no rule covers."
-    check_float('x', x); half = max(1, _check_count('batch_size', batch_size)//2)
-    us = x.new_zeros(1, *x.shape[1:]) if background is None else check_float('background', background)
-    if us.shape[1:] != x.shape[1:] or not len(us): raise ValueError(f"background of shape {tuple(us.shape)}: expected (K, {', '.join(map(str, x.shape[1:]))}), K >= 1")
+    check_float("x", x)
+    half = max(1, _check_count("batch_size", batch_size) // 2)
+    us = (
+        x.new_zeros(1, *x.shape[1:])
+        if background is None
+        else check_float("background", background)
+    )
+    if us.shape[1:] != x.shape[1:] or not len(us):
+        raise ValueError(
+            f"background of shape {tuple(us.shape)}: expected (K, {', '.join(map(str, x.shape[1:]))}), K >= 1"
+        )
+
     def _shap(f, x, y):
-        pieces = _bar(us.detach().split(max(1, half//len(x))))
-        terms = (_contributions(model, f, x.repeat(len(u), *[1]*(x.ndim-1)), u.repeat_interleave(len(x), 0), y.repeat(len(u))).unflatten(0, (len(u), len(x))) for u in pieces)
-        return sum(t.sum(0) for t in terms)/len(us)
+        pieces = _bar(us.detach().split(max(1, half // len(x))))
+        terms = (
+            _contributions(
+                model,
+                f,
+                x.repeat(len(u), *[1] * (x.ndim - 1)),
+                u.repeat_interleave(len(x), 0),
+                y.repeat(len(u)),
+            ).unflatten(0, (len(u), len(x)))
+            for u in pieces
+        )
+        return sum(t.sum(0) for t in terms) / len(us)
+
     phi = _runs(_shap, model, x, y, output, half)
     gap = completeness_gap(model, x, y, phi, [*us], output=output, batch_size=batch_size)
-    if (gap.abs() > tol*flat(phi).abs().sum(1) + 1e3*torch.finfo(x.dtype).eps).any():
-        raise ValueError(f"model: deep_shap misses the change of its output by up to {gap.abs().max():.2g}; it has a step that is neither affine, "
-            "nor entry by entry, nor max-pooling. Use integrated_gradients(model, x, y, baseline=[*background]), which needs no rules")
+    if (gap.abs() > tol * flat(phi).abs().sum(1) + 1e3 * torch.finfo(x.dtype).eps).any():
+        raise ValueError(
+            f"model: deep_shap misses the change of its output by up to {gap.abs().max():.2g}; it has a step that is neither affine, "
+            "nor entry by entry, nor max-pooling. Use integrated_gradients(model, x, y, baseline=[*background]), which needs no rules"
+        )
     return (phi, gap) if return_gap else phi
 
 # %% ../nbs/maths/02_attribution.ipynb #eb570474
 class _Explained(nn.Module):
     "The explained output as a module `(x, y) -> (B,)`, which some of captum's methods ask for."
-    def __init__(self, model, f): super().__init__(); self.model, self.f = model, f
-    def forward(self, x, y): return self.f(self.model(x), y)
+
+    def __init__(self, model, f):
+        super().__init__()
+        self.model, self.f = model, f
+
+    def forward(self, x, y):
+        return self.f(self.model(x), y)
 
 # %% ../nbs/maths/02_attribution.ipynb #8afd8e90
 def captum_map(
-    method,           # class of `captum.attr`, or any callable that makes an attribution object from a model
-    model,            # callable `x -> logits`
-    x:Tensor,         # `(B, ...)` inputs
-    y:Tensor,         # `(B,)` class indices
+    method,  # class of `captum.attr`, or any callable that makes an attribution object from a model
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
-    output='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-    batch_size=256,   # inputs that are handed to captum at once
-    **kwargs,         # for the method's `attribute`
-)->Tensor:            # like `x` for the methods that explain inputs
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    batch_size=256,  # inputs that are handed to captum at once
+    **kwargs,  # for the method's `attribute`
+) -> Tensor:  # like `x` for the methods that explain inputs
     "An attribution by any captum method."
-    def _captum(f, x, y): return method(_Explained(model, f)).attribute(x.requires_grad_(), additional_forward_args=(y,), **kwargs)
+
+    def _captum(f, x, y):
+        return method(_Explained(model, f)).attribute(
+            x.requires_grad_(), additional_forward_args=(y,), **kwargs
+        )
+
     return _runs(_captum, model, x, y, output, batch_size)
 
 # %% ../nbs/maths/02_attribution.ipynb #41ebdc85
 def feature_visualization(
-    model,            # callable `x -> logits`
-    y:Tensor,         # `(B,)` classes to visualise
-    shape,            # shape of one input, `(C, H, W)` or `(d,)`
+    model,  # callable `x -> logits`
+    y: Tensor,  # `(B,)` classes to visualise
+    shape,  # shape of one input, `(C, H, W)` or `(d,)`
     *,
-    steps=200,        # steps of gradient ascent
-    lr=.05,           # step length, per root of the number of entries
-    mu=0.,            # weight of the pull towards the start (10)
-    jitter=0,         # shift images by up to this many pixels in each step
-    bounds=(0., 1.),  # range of the entries
-    start=None,       # `(B, *shape)` to start from; None: the middle of the range with a little noise
-    seed=0,           # of the noise and the shifts
-)->Tensor:            # `(B, *shape)`
+    steps=200,  # steps of gradient ascent
+    lr=0.05,  # step length, per root of the number of entries
+    mu=0.0,  # weight of the pull towards the start (10)
+    jitter=0,  # shift images by up to this many pixels in each step
+    bounds=(0.0, 1.0),  # range of the entries
+    start=None,  # `(B, *shape)` to start from; None: the middle of the range with a little noise
+    seed=0,  # of the noise and the shifts
+) -> Tensor:  # `(B, *shape)`
     "Inputs that the model takes for class `y` as clearly as possible (10)."
-    low,high = bounds; gen = torch.Generator(y.device).manual_seed(seed)
-    _check_count('steps', steps); _check_count('jitter', jitter, 0); check_strength('lr', lr); check_strength('mu', mu)
-    if start is None: start = (low + high)/2 + .01*(high - low)*torch.randn(len(y), *shape, generator=gen, device=y.device)
-    if start.shape != (len(y), *shape): raise ValueError(f"start of shape {tuple(start.shape)}: expected {(len(y), *shape)}")
+    low, high = bounds
+    gen = torch.Generator(y.device).manual_seed(seed)
+    _check_count("steps", steps)
+    _check_count("jitter", jitter, 0)
+    check_strength("lr", lr)
+    check_strength("mu", mu)
+    if start is None:
+        start = (low + high) / 2 + 0.01 * (high - low) * torch.randn(
+            len(y), *shape, generator=gen, device=y.device
+        )
+    if start.shape != (len(y), *shape):
+        raise ValueError(f"start of shape {tuple(start.shape)}: expected {(len(y), *shape)}")
+
     def _climb(f, x, y):
         x0, d = x, flat(x).shape[1]
         for _ in _bar(range(steps)):
-            shift = torch.randint(-jitter, jitter + 1, (2,), generator=gen, device=y.device).tolist() if jitter else (0, 0)
-            def _shifted(x): return model(x.roll(shift, (-2, -1)) if jitter else x)
-            g = input_grad(_shifted, x, y, f)[0] - mu*(x - x0)
-            x = (x + lr*d**.5*g/bcast(flat(g).norm(dim=1).clamp(min=1e-12), x)).clamp(low, high)
+            shift = (
+                torch.randint(-jitter, jitter + 1, (2,), generator=gen, device=y.device).tolist()
+                if jitter
+                else (0, 0)
+            )
+
+            def _shifted(x):
+                return model(x.roll(shift, (-2, -1)) if jitter else x)
+
+            g = input_grad(_shifted, x, y, f)[0] - mu * (x - x0)
+            x = (x + lr * d**0.5 * g / bcast(flat(g).norm(dim=1).clamp(min=1e-12), x)).clamp(
+                low, high
+            )
         return x
-    return _runs(_climb, model, start, y, 'logit', max(1, len(y)))
+
+    return _runs(_climb, model, start, y, "logit", max(1, len(y)))

@@ -8,12 +8,12 @@ __all__ = ['plain', 'batch_tfms', 'RawUnits', 'RawModel', 'which_input', 'exampl
            'hits', 'RobustMetrics']
 
 # %% ../nbs/train/20_callbacks.ipynb #bca89c54
-import contextlib, copy, math
+import contextlib
+import copy
+import math
 from importlib import import_module
+
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from fastcore.basics import GetAttr, detuplify
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -22,113 +22,163 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.layers import NoneReduce
 from fastai.learner import AvgMetric
 from fastai.torch_core import TensorImage, apply, to_float
+from fastcore.basics import GetAttr, detuplify
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .adversary import Adversary, has_bf16
+from .attribution import saliency
 from .core import check_strength, frozen, predicted
 from .duals import Ball, Dual
-from .attribution import saliency
-from .adversary import Adversary, has_bf16
 from .penalty import Penalty
 
 # %% ../nbs/train/20_callbacks.ipynb #8edebe94
 def plain(
     x,  # a tensor of any subclass, or anything else
-):      # a plain tensor that shares its memory
+):  # a plain tensor that shares its memory
     "A tensor without its subclass: every operation on a subclass passes through Python."
     return x.as_subclass(Tensor) if isinstance(x, Tensor) else x
 
+
 def batch_tfms(
-    dl,     # a fastai or PyTorch loader, also one wrapped by `DistributedDL`
-)->list:    # transforms
+    dl,  # a fastai or PyTorch loader, also one wrapped by `DistributedDL`
+) -> list:  # transforms
     "The transforms that a loader applies to whole batches."
-    fs = getattr(getattr(dl, 'after_batch', None), 'fs', None)
-    if fs is not None: return list(fs)
-    return batch_tfms(dl.dl) if hasattr(dl, 'dl') else []
+    fs = getattr(getattr(dl, "after_batch", None), "fs", None)
+    if fs is not None:
+        return list(fs)
+    return batch_tfms(dl.dl) if hasattr(dl, "dl") else []
 
 # %% ../nbs/train/20_callbacks.ipynb #5cb88c80
 class RawUnits:
     "From what a loader delivers to raw units and back; `bounds` is (0, 1) for images in that range, else None."
-    def __init__(self,
+
+    def __init__(
+        self,
         dl=None,  # the loader
-        x=None,   # one of its batches, of the type that the loader gives it: fastai normalises `TensorImage` only
+        x=None,  # one of its batches, of the type that the loader gives it: fastai normalises `TensorImage` only
     ):
         fs = batch_tfms(dl) if isinstance(x, TensorImage) else []
-        self.stats, self.bounds = [[plain(o).to(x.device) for o in (f.mean, f.std)] for f in fs if isinstance(f, Normalize)], None
-        if not isinstance(x, TensorImage): return
+        self.stats, self.bounds = (
+            [
+                [plain(o).to(x.device) for o in (f.mean, f.std)]
+                for f in fs
+                if isinstance(f, Normalize)
+            ],
+            None,
+        )
+        if not isinstance(x, TensorImage):
+            return
         u = self.decode(plain(x))
         from_bytes = any(isinstance(f, IntToFloatTensor) and f.div == 255 for f in fs)
-        if from_bytes or (u.min() > -1e-3 and u.max() < 1+1e-3): self.bounds = 0.,1.
+        if from_bytes or (u.min() > -1e-3 and u.max() < 1 + 1e-3):
+            self.bounds = 0.0, 1.0
 
     def encode(self, u):
-        for m,s in self.stats: u = (u - m)/s
+        for m, s in self.stats:
+            u = (u - m) / s
         return u
+
     def decode(self, x):
-        for m,s in reversed(self.stats): x = x*s + m
+        for m, s in reversed(self.stats):
+            x = x * s + m
         return x
 
 # %% ../nbs/train/20_callbacks.ipynb #fb9d7a76
 class RawModel(nn.Module):
     r"The model as a function of one input in raw units, equation (1); the other inputs are fixed."
-    def __init__(self,
-        model,   # the learner's model
-        units,   # `RawUnits` of the input
-        xb=(),   # all inputs of the batch
-        i=0,     # which of them is the argument
+
+    def __init__(
+        self,
+        model,  # the learner's model
+        units,  # `RawUnits` of the input
+        xb=(),  # all inputs of the batch
+        i=0,  # which of them is the argument
     ):
         super().__init__()
-        self.model,self.units,self.xb,self.i = model,units,xb,i
-    def forward(self, u): return self.model(*self.xb[:self.i], self.units.encode(u), *self.xb[self.i+1:])   # (1)
+        self.model, self.units, self.xb, self.i = model, units, xb, i
+
+    def forward(self, u):
+        return self.model(*self.xb[: self.i], self.units.encode(u), *self.xb[self.i + 1 :])  # (1)
 
 # %% ../nbs/train/20_callbacks.ipynb #ad612a90
 def which_input(
-    xb,          # the inputs of a batch
+    xb,  # the inputs of a batch
     which=None,  # index of the one to perturb; None: the only one with a floating dtype
-)->int:
+) -> int:
     "Which input of a batch has gradients and is meant."
-    floats = [i for i,x in enumerate(xb) if isinstance(x, Tensor) and x.is_floating_point()]
-    if which is None and len(floats) == 1: return floats[0]
-    if which is None and not floats: raise TypeError(f"the batch has inputs of dtype {[getattr(x, 'dtype', type(x)) for x in xb]}: integers have no gradients, convert one with x.float()")
-    if which not in floats: raise ValueError(f"which={which!r}: expected one of {floats}, the inputs of the batch with a floating dtype")
+    floats = [i for i, x in enumerate(xb) if isinstance(x, Tensor) and x.is_floating_point()]
+    if which is None and len(floats) == 1:
+        return floats[0]
+    if which is None and not floats:
+        raise TypeError(
+            f"the batch has inputs of dtype {[getattr(x, 'dtype', type(x)) for x in xb]}: integers have no gradients, convert one with x.float()"
+        )
+    if which not in floats:
+        raise ValueError(
+            f"which={which!r}: expected one of {floats}, the inputs of the batch with a floating dtype"
+        )
     return which
 
 # %% ../nbs/train/20_callbacks.ipynb #132fc8f9
 def example_loss(
-    learn,    # a `Learner` in the middle of a batch
-):            # callable `(logits, y) -> (B,)`
+    learn,  # a `Learner` in the middle of a batch
+):  # callable `(logits, y) -> (B,)`
     "The learner's loss per example, against the batch's own targets."
     lf, yb = learn.loss_func, tuple(plain(y) for y in learn.yb)
-    if hasattr(lf, 'per_example'): return lf.per_example    # it says so itself: no detour by its reduction in every step
-    mix = getattr(lf, '__self__', None)
+    if hasattr(lf, "per_example"):
+        return lf.per_example  # it says so itself: no detour by its reduction in every step
+    mix = getattr(lf, "__self__", None)
     mix = mix if isinstance(mix, MixHandler) else None
+
     def _loss(logits, y):
         with NoneReduce(mix.old_lf if mix else lf) as per_example:
             out = plain(mix.lf(logits, *yb) if mix else per_example(logits, y, *yb[1:]))
         return out.reshape(len(logits), -1).sum(1) if len(logits) else out.reshape(0)
+
     return _loss
 
 # %% ../nbs/train/20_callbacks.ipynb #a9621836
 class RawBatch:
     "The batch of a `Learner` in raw units: the model, input, targets and loss that an adversary or a penalty is called with."
-    def __init__(self,
-        learn,       # a `Learner`, before the model has seen the batch
-        units,       # `RawUnits` of the loader
+
+    def __init__(
+        self,
+        learn,  # a `Learner`, before the model has seen the batch
+        units,  # `RawUnits` of the loader
         which=None,  # index of the input to perturb; None: the only one with a floating dtype
     ):
-        if not len(learn.yb): raise ValueError("the batch has no targets: adversaries and penalties need labels")
+        if not len(learn.yb):
+            raise ValueError("the batch has no targets: adversaries and penalties need labels")
         self.learn, self.units, self.i = learn, units, which_input(learn.xb, which)
-        self.xb, self.y, self.loss = tuple(plain(x) for x in learn.xb), plain(detuplify(learn.yb)), example_loss(learn)
-        self.net = learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
-        self.model = RawModel(self.net, units, self.xb, self.i) if units.stats or len(self.xb) > 1 else self.net
+        self.xb, self.y, self.loss = (
+            tuple(plain(x) for x in learn.xb),
+            plain(detuplify(learn.yb)),
+            example_loss(learn),
+        )
+        self.net = (
+            learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
+        )
+        self.model = (
+            RawModel(self.net, units, self.xb, self.i)
+            if units.stats or len(self.xb) > 1
+            else self.net
+        )
         self.x = self.clamp(units.decode(self.xb[self.i]).detach())
 
-    def clamp(self, u): return u if self.units.bounds is None else u.clamp(*self.units.bounds)
+    def clamp(self, u):
+        return u if self.units.bounds is None else u.clamp(*self.units.bounds)
+
     def put(self, u):
         "Make the raw input `u` the learner's, normalised."
-        self.learn.xb = (*self.xb[:self.i], self.units.encode(u), *self.xb[self.i+1:])
+        self.learn.xb = (*self.xb[: self.i], self.units.encode(u), *self.xb[self.i + 1 :])
 
-    def attack(self,
+    def attack(
+        self,
         adversary,  # an adversary, with strength and bounds in raw units
-    )->Tensor:      # like `x`
+    ) -> Tensor:  # like `x`
         "The adversary's input; an image in [0, 1] stays in [0, 1]."
-        if self.units.bounds and getattr(adversary, 'bounds', 0) is None:
+        if self.units.bounds and getattr(adversary, "bounds", 0) is None:
             adversary = copy.copy(adversary)
             adversary.bounds = self.units.bounds
         return self.clamp(adversary(self.model, self.x, self.y, self.loss))
@@ -136,126 +186,211 @@ class RawBatch:
 # %% ../nbs/train/20_callbacks.ipynb #8721a6fe
 class InputCallback(Callback):
     "What the callbacks share: the batch in raw units, taken after MixUp and before anything of the learner's precision or accumulation."
-    order, _stateattrs = GradientAccumulation.order-1, ('raw', '_units', '_amp')
+
+    order, _stateattrs = GradientAccumulation.order - 1, ("raw", "_units", "_amp")
     which = raw = _units = _amp = _finding = None
+
     def __call__(self, event_name):
         "Pass over events that the callback has not: fastai would look for each in the learner and its model."
-        if hasattr(type(self), event_name) or event_name == 'after_fit': return super().__call__(event_name)
-    def _set(self, **kw): self.__dict__.update(kw)   # without the search for a namesake in the learner and its model
+        if hasattr(type(self), event_name) or event_name == "after_fit":
+            return super().__call__(event_name)
 
-    def before_fit(self): self._set(raw=None, _units=None, _amp=getattr(self.learn, 'mixed_precision', None), _finding=hasattr(self.learn, 'lr_finder'))
-    def before_train(self): self._set(raw=None, _units=None)
-    def before_validate(self): self._set(raw=None, _units=None)
-    def after_train(self): self._set(raw=None)
-    def after_validate(self): self._set(raw=None)
+    def _set(self, **kw):
+        self.__dict__.update(kw)  # without the search for a namesake in the learner and its model
+
+    def before_fit(self):
+        self._set(
+            raw=None,
+            _units=None,
+            _amp=getattr(self.learn, "mixed_precision", None),
+            _finding=hasattr(self.learn, "lr_finder"),
+        )
+
+    def before_train(self):
+        self._set(raw=None, _units=None)
+
+    def before_validate(self):
+        self._set(raw=None, _units=None)
+
+    def after_train(self):
+        self._set(raw=None)
+
+    def after_validate(self):
+        self._set(raw=None)
+
     def take(self):
         "Keep the learner's batch as the `RawBatch` `self.raw`."
         learn = self.learn
-        if self._units is None: self._set(_units=RawUnits(learn.dl, learn.xb[which_input(learn.xb, self.which)]))
+        if self._units is None:
+            self._set(_units=RawUnits(learn.dl, learn.xb[which_input(learn.xb, self.which)]))
         self._set(raw=RawBatch(learn, self._units, self.which))
         return self.raw
+
     def autocast(self):
         "The autocast of the learner's `MixedPrecision`, which opens its own only later in the batch."
         return self._amp.autocast if self._amp and self._amp.autocast else contextlib.nullcontext()
 
 # %% ../nbs/train/20_callbacks.ipynb #5dad9e3d
 def check_role(
-    role:str,   # 'adversary' | 'penalty': the argument to check
-    value,      # what was given for it
-):              # `value`
+    role: str,  # 'adversary' | 'penalty': the argument to check
+    value,  # what was given for it
+):  # `value`
     "Check that an adversary is given as an adversary and a penalty as a penalty; TypeError with the remedy."
     other = dict(adversary=Penalty, penalty=Adversary)[role]
     fix = dict(adversary="OneStep(dual) or PGD(dual)", penalty="GradNorm(dual)")[role]
-    if isinstance(value, Dual): raise TypeError(f"{role}={value!r} is a dual, not yet a way to train with it: expected {fix}")
-    if isinstance(value, other): raise TypeError(f"{role}={value!r} is not one: pass it as {'penalty' if role == 'adversary' else 'adversary'}=, or use {fix}")
-    if not callable(value) or isinstance(value, type): raise TypeError(f"{role}={value!r}: expected a callable like {fix}")
+    if isinstance(value, Dual):
+        raise TypeError(
+            f"{role}={value!r} is a dual, not yet a way to train with it: expected {fix}"
+        )
+    if isinstance(value, other):
+        raise TypeError(
+            f"{role}={value!r} is not one: pass it as {'penalty' if role == 'adversary' else 'adversary'}=, or use {fix}"
+        )
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{role}={value!r}: expected a callable like {fix}")
     return value
 
 # %% ../nbs/train/20_callbacks.ipynb #33c87cf9
 class AdversarialTraining(InputCallback):
     r"Train on adversarial examples, equation (2). Strengths are in units of the raw input, whatever the loader normalises."
+
     run_valid = False
-    def __init__(self,
-        adversary,      # an adversary `(model, x, y, loss_func) -> x_adv`
-        alpha=0.,       # weight of the clean loss in [0, 1]; 0: adversarial examples only (Madry et al. 2018)
-        warmup=0,       # epochs of natural training first; parts of an epoch are allowed
+
+    def __init__(
+        self,
+        adversary,  # an adversary `(model, x, y, loss_func) -> x_adv`
+        alpha=0.0,  # weight of the clean loss in [0, 1]; 0: adversarial examples only (Madry et al. 2018)
+        warmup=0,  # epochs of natural training first; parts of an epoch are allowed
         schedule=None,  # callable: share of the training that is done, in [0, 1] -> eps; None: the adversary's own eps throughout
-        which=None,     # index of the input to perturb; None: the only one with a floating dtype
+        which=None,  # index of the input to perturb; None: the only one with a floating dtype
     ):
-        self.adversary, self.schedule, self.which = check_role('adversary', adversary), schedule, which
-        self.alpha, self.warmup = check_strength('alpha', alpha), check_strength('warmup', warmup)
-        if self.alpha > 1: raise ValueError(f"alpha={alpha!r}: expected a number in [0, 1]")
-        if schedule is not None and not callable(schedule): raise TypeError(f"schedule={schedule!r}: expected a callable from [0, 1] to eps, such as SchedLin(0, 8/255)")
-        if schedule is not None: adversary.with_eps(schedule(0.))   # says at once where there is no single eps to schedule
+        self.adversary, self.schedule, self.which = (
+            check_role("adversary", adversary),
+            schedule,
+            which,
+        )
+        self.alpha, self.warmup = check_strength("alpha", alpha), check_strength("warmup", warmup)
+        if self.alpha > 1:
+            raise ValueError(f"alpha={alpha!r}: expected a number in [0, 1]")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(
+                f"schedule={schedule!r}: expected a callable from [0, 1] to eps, such as SchedLin(0, 8/255)"
+            )
+        if schedule is not None:
+            adversary.with_eps(
+                schedule(0.0)
+            )  # says at once where there is no single eps to schedule
 
     def __repr__(self):
-        fast = getattr(self.adversary, 'fast', False)
-        fast = has_bf16(next(self.learn.model.parameters()).device) if fast == 'auto' and self.learn else fast
+        fast = getattr(self.adversary, "fast", False)
+        fast = (
+            has_bf16(next(self.learn.model.parameters()).device)
+            if fast == "auto" and self.learn
+            else fast
+        )
         return f"AdversarialTraining({self.adversary!r}, alpha={self.alpha:g}, warmup={self.warmup:g}{', inner loop in bfloat16' if fast is True else ''})"
 
     def now(self):
         "The adversary of this batch; None while training is natural. `lr_find` sees full strength."
-        if self._finding: return self.adversary
-        if self.learn.epoch + self.learn.iter/self.learn.n_iter < self.warmup: return None
-        return self.adversary if self.schedule is None else self.adversary.with_eps(self.schedule(self.learn.pct_train))
+        if self._finding:
+            return self.adversary
+        if self.learn.epoch + self.learn.iter / self.learn.n_iter < self.warmup:
+            return None
+        return (
+            self.adversary
+            if self.schedule is None
+            else self.adversary.with_eps(self.schedule(self.learn.pct_train))
+        )
 
     def before_batch(self):
         adv = self.now()
-        if adv is None or self.alpha == 1: return self._set(raw=None)
+        if adv is None or self.alpha == 1:
+            return self._set(raw=None)
         batch = self.take()
-        with self.autocast(): batch.put(batch.attack(adv))
+        with self.autocast():
+            batch.put(batch.attack(adv))
 
     def after_loss(self):
         "Mix in the clean loss (2): on `loss_grad`, so that the reported loss stays the adversarial one."
-        if self.raw is None or not self.alpha: return
+        if self.raw is None or not self.alpha:
+            return
         clean = self.learn.loss_func(to_float(self.raw.net(*self.raw.xb)), *self.learn.yb)
-        self.learn.loss_grad = (1 - self.alpha)*self.learn.loss_grad + self.alpha*clean   # (2)
+        self.learn.loss_grad = (1 - self.alpha) * self.learn.loss_grad + self.alpha * clean  # (2)
 
 # %% ../nbs/train/20_callbacks.ipynb #6ff325e4
 class Replayed(GetAttr):
     "A loader that gives each of its batches `replays` times, as fresh copies; in everything else the loader itself, so that `DistributedTrainer` knows it."
-    _default = 'dl'
-    def __init__(self,
-        dl,       # a training loader
+
+    _default = "dl"
+
+    def __init__(
+        self,
+        dl,  # a training loader
         replays,  # times that each of its batches is delivered
-    ): self.dl,self.replays = dl,replays
-    def __len__(self): return self.replays*len(self.dl)
-    def __iter__(self): return (apply(torch.clone, b) for b in self.dl for _ in range(self.replays))
+    ):
+        self.dl, self.replays = dl, replays
+
+    def __len__(self):
+        return self.replays * len(self.dl)
+
+    def __iter__(self):
+        return (apply(torch.clone, b) for b in self.dl for _ in range(self.replays))
+
     @property
-    def __class__(self): return type(self.dl)
+    def __class__(self):
+        return type(self.dl)
 
 # %% ../nbs/train/20_callbacks.ipynb #8a4dc5a5
 class Carried(Adversary):
     r"A perturbation that is carried over from batch to batch, row by row, as an adversary; `step` is equation (3)."
+
     delta = None
-    def search(self, p, gen): return p.inside(self.delta[:len(p.x)])
+
+    def search(self, p, gen):
+        return p.inside(self.delta[: len(p.x)])
+
     def grow(self, x):
         "Room for the rows of `x`; new rows start from 0."
-        if self.delta is None or self.delta.shape[1:] != x.shape[1:]: self.delta = torch.zeros_like(x)
-        if len(x) > len(self.delta): self.delta = torch.cat([self.delta, torch.zeros_like(x[len(self.delta):])])
+        if self.delta is None or self.delta.shape[1:] != x.shape[1:]:
+            self.delta = torch.zeros_like(x)
+        if len(x) > len(self.delta):
+            self.delta = torch.cat([self.delta, torch.zeros_like(x[len(self.delta) :])])
+
     def step(self, g):
-        d = self.delta[:len(g)]
-        self.delta[:len(g)] = self.dual.project(d + self.dual.delta_star(g))   # (3)
+        d = self.delta[: len(g)]
+        self.delta[: len(g)] = self.dual.project(d + self.dual.delta_star(g))  # (3)
 
 # %% ../nbs/train/20_callbacks.ipynb #c2d02d90
 class FreeAdversarialTraining(InputCallback):
     r"Free adversarial training, equation (3): each batch is replayed, the perturbation is carried over."
-    run_valid, _stateattrs = False, ('raw', '_units', '_u')
-    def __init__(self,
-        dual,         # a ball, e.g. `LInfBall(eps)`; `eps` in raw units
-        replays,      # m, steps per batch; 4 to 8 in the paper
+
+    run_valid, _stateattrs = False, ("raw", "_units", "_u")
+
+    def __init__(
+        self,
+        dual,  # a ball, e.g. `LInfBall(eps)`; `eps` in raw units
+        replays,  # m, steps per batch; 4 to 8 in the paper
         bounds=None,  # (low, high) of valid inputs in raw units; None: [0, 1] for images that fastai's loaders deliver in it
-        which=None,   # index of the input to perturb; None: the only one with a floating dtype
+        which=None,  # index of the input to perturb; None: the only one with a floating dtype
     ):
-        if not isinstance(dual, Ball): raise TypeError(f"dual={dual!r} has no projection: free training needs a ball, such as LInfBall(eps)")
-        if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1: raise ValueError(f"replays={replays!r}: expected a whole number >= 1")
+        if not isinstance(dual, Ball):
+            raise TypeError(
+                f"dual={dual!r} has no projection: free training needs a ball, such as LInfBall(eps)"
+            )
+        if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
+            raise ValueError(f"replays={replays!r}: expected a whole number >= 1")
         self.carried, self.replays, self.which = Carried(dual, bounds), replays, which
 
-    def __repr__(self): return f"FreeAdversarialTraining({self.carried.dual!r}, replays={self.replays})"
+    def __repr__(self):
+        return f"FreeAdversarialTraining({self.carried.dual!r}, replays={self.replays})"
+
     def before_fit(self):
         super().before_fit()
         self.carried.delta = self._u = None
-    def after_fit(self): self.carried.delta = self._u = None
+
+    def after_fit(self):
+        self.carried.delta = self._u = None
+
     def before_train(self):
         super().before_train()
         self.learn.dl = Replayed(self.learn.dl, self.replays)
@@ -269,64 +404,100 @@ class FreeAdversarialTraining(InputCallback):
 
     def after_backward(self):
         "The step (3); a gradient that is not finite moves nothing."
-        if self._u is None or self._u.grad is None: return
-        self.carried.step(self._u.grad.nan_to_num(0., 0., 0.))
+        if self._u is None or self._u.grad is None:
+            return
+        self.carried.step(self._u.grad.nan_to_num(0.0, 0.0, 0.0))
         self._set(_u=None)
 
 # %% ../nbs/train/20_callbacks.ipynb #18b49b7f
 class GradientPenalty(InputCallback):
     r"Add `weight` times the mean of a penalty to what is minimised, equation (4); the reported loss is left alone."
-    order, run_valid = InputCallback.order-1, False
-    def __init__(self,
-        penalty,     # a penalty `(model, x, y) -> (B,)`; one of `advinterp.penalty` differentiates the learner's own loss
-        weight=1.,   # lambda
-        which=None,  # index of the input it differentiates; None: the only one with a floating dtype
-    ): self.penalty,self.weight,self.which = check_role('penalty', penalty),check_strength('weight', weight),which
 
-    def __repr__(self): return f"GradientPenalty({self.penalty!r}, weight={self.weight:g})"
-    def before_batch(self): self.take()
+    order, run_valid = InputCallback.order - 1, False
+
+    def __init__(
+        self,
+        penalty,  # a penalty `(model, x, y) -> (B,)`; one of `advinterp.penalty` differentiates the learner's own loss
+        weight=1.0,  # lambda
+        which=None,  # index of the input it differentiates; None: the only one with a floating dtype
+    ):
+        self.penalty, self.weight, self.which = (
+            check_role("penalty", penalty),
+            check_strength("weight", weight),
+            which,
+        )
+
+    def __repr__(self):
+        return f"GradientPenalty({self.penalty!r}, weight={self.weight:g})"
+
+    def before_batch(self):
+        self.take()
+
     def after_loss(self):
         own = (self.raw.loss,) if isinstance(self.penalty, Penalty) else ()
         value = self.penalty(self.raw.model, self.raw.x, self.raw.y, *own)
-        self.learn.loss_grad = self.learn.loss_grad + self.weight*value.mean()   # (4)
+        self.learn.loss_grad = self.learn.loss_grad + self.weight * value.mean()  # (4)
 
 # %% ../nbs/train/20_callbacks.ipynb #1907c254
 def hits(
-    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-    y:Tensor,       # `(B,)` class indices
-)->Tensor:          # `(B,)` booleans
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+    y: Tensor,  # `(B,)` class indices
+) -> Tensor:  # `(B,)` booleans
     "Is the predicted class the right one?"
     return predicted(logits) == y.reshape(len(logits))
 
 # %% ../nbs/train/20_callbacks.ipynb #f180d560
 class RobustMetrics(InputCallback):
     "Two more columns in validation: `robust_accuracy` under an adversary, `gini` of the saliency map, both in raw units."
+
     run_train = False
-    def __init__(self,
-        adversary,   # an adversary `(model, x, y, loss_func) -> x_adv`
+
+    def __init__(
+        self,
+        adversary,  # an adversary `(model, x, y, loss_func) -> x_adv`
         which=None,  # index of the input to perturb; None: the only one with a floating dtype
     ):
-        self.adversary,self.which = check_role('adversary', adversary),which
+        self.adversary, self.which = check_role("adversary", adversary), which
         self.columns = [AvgMetric(self.robust_accuracy), AvgMetric(self.gini)]
 
-    def __repr__(self): return f"RobustMetrics({self.adversary!r})"
+    def __repr__(self):
+        return f"RobustMetrics({self.adversary!r})"
+
     def robust_accuracy(self, pred, *yb):
-        if self.raw is None: return math.nan    # in training, with `Recorder(train_metrics=True)`
+        if self.raw is None:
+            return math.nan  # in training, with `Recorder(train_metrics=True)`
         u = self.raw.attack(self.adversary)
-        with torch.no_grad(), frozen(self.raw.net, training=False): return hits(self.raw.model(u), self.raw.y).float().mean()
+        with torch.no_grad(), frozen(self.raw.net, training=False):
+            return hits(self.raw.model(u), self.raw.y).float().mean()
+
     def gini(self, pred, *yb):
-        if self.raw is None: return math.nan
+        if self.raw is None:
+            return math.nan
         map = saliency(self.raw.model, self.raw.x, self.raw.y, batch_size=max(len(self.raw.x), 1))
-        return import_module('advinterp.metrics').gini(map).mean() if map.isfinite().all() else math.nan   # a later notebook: looked up, not imported
+        return (
+            import_module("advinterp.metrics").gini(map).mean()
+            if map.isfinite().all()
+            else math.nan
+        )  # a later notebook: looked up, not imported
 
     def before_fit(self):
         "Add the columns, except where predictions are fetched or a learning rate is looked for."
         super().before_fit()
         self._remove()
-        self.run = not (self._finding or hasattr(self.learn, 'gather_preds'))
-        if self.run: self.learn.metrics = [*self.learn.metrics, *self.columns]
+        self.run = not (self._finding or hasattr(self.learn, "gather_preds"))
+        if self.run:
+            self.learn.metrics = [*self.learn.metrics, *self.columns]
+
     def before_batch(self):
-        if not len(self.learn.yb) or hasattr(self.learn, 'gather_preds'): self._set(raw=None)
-        else: self.take()
-    def after_fit(self): self._remove()
-    def _remove(self): self.learn.metrics = [m for m in self.learn.metrics if not any(m is c for c in self.columns)]
+        if not len(self.learn.yb) or hasattr(self.learn, "gather_preds"):
+            self._set(raw=None)
+        else:
+            self.take()
+
+    def after_fit(self):
+        self._remove()
+
+    def _remove(self):
+        self.learn.metrics = [
+            m for m in self.learn.metrics if not any(m is c for c in self.columns)
+        ]

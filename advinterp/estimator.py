@@ -8,486 +8,779 @@ __all__ = ['make_ball', 'AdversarialClassifier', 'AdversarialRegressor', 'Explan
 
 # %% ../nbs/one_layer/13_estimator.ipynb #e7f2c979
 import warnings
+
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
+from joblib import Parallel, delayed
 from scipy import sparse
 from scipy.special import expit
-from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data, _check_sample_weight
-from fastcore.basics import patch
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
 from .core import check_strength
 from .duals import Dual, GroupBall, L1Ball, L2Ball, LInfBall
-from .linear import feature_impact as _feature_impact, linear_ig
-from .solver import EpsBall, EpsBall1, RobustProblem, solve, _losses
+from .linear import feature_impact as _feature_impact
+from .linear import linear_ig
+from .solver import EpsBall, EpsBall1, RobustProblem, _losses, solve
 
 # %% ../nbs/one_layer/13_estimator.ipynb #6ce21be3
 def _strengths(eps, d):
     "`eps` as `(d,)` strengths."
-    if np.ndim(eps) == 0: return np.full(d, check_strength('eps', eps.item() if isinstance(eps, np.ndarray) else eps))
+    if np.ndim(eps) == 0:
+        return np.full(d, check_strength("eps", eps.item() if isinstance(eps, np.ndarray) else eps))
     e = np.asarray(eps, float)
-    if e.shape != (d,): raise ValueError(f"eps has shape {e.shape}: expected a number or one strength for each of the {d} features")
-    if not np.isfinite(e).all() or (e < 0).any(): raise ValueError(f"eps={eps!r}: expected finite numbers >= 0")
+    if e.shape != (d,):
+        raise ValueError(
+            f"eps has shape {e.shape}: expected a number or one strength for each of the {d} features"
+        )
+    if not np.isfinite(e).all() or (e < 0).any():
+        raise ValueError(f"eps={eps!r}: expected finite numbers >= 0")
     return e
+
 
 def _group_index(groups, d):
     g = np.asarray(groups)
-    if g.shape != (d,): raise ValueError(f"groups has shape {g.shape}: expected one group for each of the {d} features")
+    if g.shape != (d,):
+        raise ValueError(
+            f"groups has shape {g.shape}: expected one group for each of the {d} features"
+        )
     return np.unique(g, return_inverse=True)[1]
 
 # %% ../nbs/one_layer/13_estimator.ipynb #0108725e
 def make_ball(
-    eps,          # a strength >= 0, or `(d,)` strengths
-    norm,         # 'inf', 2, 1, or a ball such as `LInfBall(.1)`
-    groups,       # None, or `(d,)` labels: an l2 ball around each group of features
-    d:int,        # number of features
-)->EpsBall:       # the adversary's ball, in the units of the columns
+    eps,  # a strength >= 0, or `(d,)` strengths
+    norm,  # 'inf', 2, 1, or a ball such as `LInfBall(.1)`
+    groups,  # None, or `(d,)` labels: an l2 ball around each group of features
+    d: int,  # number of features
+) -> EpsBall:  # the adversary's ball, in the units of the columns
     "The ball that the estimator's arguments describe. Raises ValueError naming the argument."
-    by_norm = {'inf': (EpsBall, None), np.inf: (EpsBall, None), 2: (EpsBall, 0), '2': (EpsBall, 0), 1: (EpsBall1, 0), '1': (EpsBall1, 0)}
-    by_dual = {LInfBall: 'inf', L2Ball: 2, L1Ball: 1, GroupBall: 'inf'}
+    by_norm = {
+        "inf": (EpsBall, None),
+        np.inf: (EpsBall, None),
+        2: (EpsBall, 0),
+        "2": (EpsBall, 0),
+        1: (EpsBall1, 0),
+        "1": (EpsBall1, 0),
+    }
+    by_dual = {LInfBall: "inf", L2Ball: 2, L1Ball: 1, GroupBall: "inf"}
     if type(norm) in by_dual:
         if type(norm) is GroupBall:
-            if not hasattr(norm.parts, 'index'): raise ValueError(f"norm={norm!r}: expected groups=, patches are for images")
+            if not hasattr(norm.parts, "index"):
+                raise ValueError(f"norm={norm!r}: expected groups=, patches are for images")
             groups = norm.parts.index.numpy()
-        eps,norm = norm.eps, by_dual[type(norm)]
+        eps, norm = norm.eps, by_dual[type(norm)]
     if not isinstance(norm, (str, int, float)) or norm not in by_norm:
-        raise ValueError(f"norm={norm!r}: expected 'inf', 2, 1, or LInfBall, L2Ball, L1Ball, GroupBall of advinterp.duals")
-    kind,g = by_norm[norm]
+        raise ValueError(
+            f"norm={norm!r}: expected 'inf', 2, 1, or LInfBall, L2Ball, L1Ball, GroupBall of advinterp.duals"
+        )
+    kind, g = by_norm[norm]
     if groups is not None:
-        if g is not None: raise ValueError(f"groups with norm={norm!r}: expected norm='inf', the groups bring an l2 ball each")
+        if g is not None:
+            raise ValueError(
+                f"groups with norm={norm!r}: expected norm='inf', the groups bring an l2 ball each"
+            )
         g = _group_index(groups, d)
     e = _strengths(eps, d)
     return EpsBall(e) if not e.any() else kind(e, None if g is None else np.broadcast_to(g, d))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #41a6d500
-def _moments(X, q, block=1<<15):
+def _moments(X, q, block=1 << 15):
     "Weighted means and standard deviations of the columns in two passes over blocks of rows; 1 where a column is constant."
-    m,var = X.T@q, 0
+    m, var = X.T @ q, 0
     for i in range(0, len(q), block):
-        B = X[i:i+block]
-        if sparse.issparse(B): var = var + (B.multiply(B).T@q[i:i+block])
-        else: var = var + q[i:i+block]@(B - m)**2
-    if sparse.issparse(X): var = np.maximum(var - m**2, 0)
+        B = X[i : i + block]
+        if sparse.issparse(B):
+            var = var + (B.multiply(B).T @ q[i : i + block])
+        else:
+            var = var + q[i : i + block] @ (B - m) ** 2
+    if sparse.issparse(X):
+        var = np.maximum(var - m**2, 0)
     sd = np.sqrt(var)
-    return m, np.where(sd > 1e-9*np.abs(m), sd, 1.)
+    return m, np.where(sd > 1e-9 * np.abs(m), sd, 1.0)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #cfc3bb18
-def _by_columns(X, limit=1<<28):
+def _by_columns(X, limit=1 << 28):
     "Tables up to 256 MiB stored by columns, which makes the active ones quick to pick; larger ones are never copied."
     return X if sparse.issparse(X) or X.nbytes > limit else np.asfortranarray(X)
 
+
 class _AdversarialLinear(BaseEstimator):
     "What the classifier and the regressor share: checked arguments, and the problem in good coordinates."
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
     def _check(self):
-        for k in ('alpha_l1', 'alpha_l2', 'tol'): check_strength(k, getattr(self, k))
-        if not isinstance(self.max_iter, (int, np.integer)) or self.max_iter < 1: raise ValueError(f"max_iter={self.max_iter!r}: expected a whole number >= 1")
-        if self.loss not in self._allowed: raise ValueError(f"loss={self.loss!r}: expected one of {', '.join(map(repr, self._allowed))}")
+        for k in ("alpha_l1", "alpha_l2", "tol"):
+            check_strength(k, getattr(self, k))
+        if not isinstance(self.max_iter, (int, np.integer)) or self.max_iter < 1:
+            raise ValueError(f"max_iter={self.max_iter!r}: expected a whole number >= 1")
+        if self.loss not in self._allowed:
+            raise ValueError(
+                f"loss={self.loss!r}: expected one of {', '.join(map(repr, self._allowed))}"
+            )
+
     def _prepare(self, X, moments):
         "The ball and penalties in the units of the columns, and the columns' centre and scale for the solver."
-        m,sd = moments
+        m, sd = moments
         centred = self.fit_intercept and not sparse.issparse(X)
-        scale = sd if centred else np.where(sd**2 + m**2 > 0, np.sqrt(sd**2 + m**2), 1.)
+        scale = sd if centred else np.where(sd**2 + m**2 > 0, np.sqrt(sd**2 + m**2), 1.0)
         unit = sd if self.standardize else np.ones_like(sd)
         ball = make_ball(self.eps, self.norm, self.groups, X.shape[1])
-        ball = type(ball)(ball.e*unit, None if ball.singles else ball.groups)
-        return ball, self.alpha_l1*unit, self.alpha_l2*unit**2, np.where(centred, m, 0.), scale
+        ball = type(ball)(ball.e * unit, None if ball.singles else ball.groups)
+        return ball, self.alpha_l1 * unit, self.alpha_l2 * unit**2, np.where(centred, m, 0.0), scale
+
     def _solve(self, X, y, q, prepared, start):
         "One problem: coefficients and intercept in the units of the columns, gap, iterations and objective."
-        ball,l1,l2,m,scale = prepared
-        prob = RobustProblem(X, y, q, _losses[self.loss], ball, l1, l2, self.fit_intercept, m, scale)
-        w,b = (None, 0.) if start is None else (start[0]*scale, start[1] + m@start[0])
+        ball, l1, l2, m, scale = prepared
+        prob = RobustProblem(
+            X, y, q, _losses[self.loss], ball, l1, l2, self.fit_intercept, m, scale
+        )
+        w, b = (None, 0.0) if start is None else (start[0] * scale, start[1] + m @ start[0])
         sol = solve(prob, w, b, self.tol, self.max_iter, self.solver)
         P = prob.value(sol.w, sol.b)
         if sol.separated:
-            warnings.warn(f"the rows are separable even against this adversary, so the optimum lies at infinity; the weights are those for alpha_l2={self.tol/100:.2g} on standardised "
-                          "columns: raise eps, or set alpha_l2 or alpha_l1 above 0", ConvergenceWarning, stacklevel=4)
-        elif sol.gap > self.tol*max(1, P):
-            warnings.warn(f"gap_={sol.gap:.2g} exceeds tol={self.tol:.2g} after {sol.n_iter} iterations (max_iter={self.max_iter}): raise max_iter or tol", ConvergenceWarning, stacklevel=4)
-        return sol.w/scale, sol.b - m@(sol.w/scale), sol.gap, max(sol.n_iter, 1), P
+            warnings.warn(
+                f"the rows are separable even against this adversary, so the optimum lies at infinity; the weights are those for alpha_l2={self.tol / 100:.2g} on standardised "
+                "columns: raise eps, or set alpha_l2 or alpha_l1 above 0",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        elif sol.gap > self.tol * max(1, P):
+            warnings.warn(
+                f"gap_={sol.gap:.2g} exceeds tol={self.tol:.2g} after {sol.n_iter} iterations (max_iter={self.max_iter}): raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return sol.w / scale, sol.b - m @ (sol.w / scale), sol.gap, max(sol.n_iter, 1), P
 
 # %% ../nbs/one_layer/13_estimator.ipynb #ffa8bee3
 def _store(est, out, ball):
     "Set the fitted attributes from the solutions of the problems."
-    w,b,gap,it,P = zip(*out)
-    est.coef_,est.intercept_,est.n_iter_,est.gap_,est.objective_,est._ball = np.array(w), np.array(b), np.array(it), float(sum(gap)), float(sum(P)), ball
-    if not est.coef_.any(): warnings.warn("all weights are zero and the model is constant: the adversary or a penalty outweighs every feature, lower eps or the penalties", UserWarning, stacklevel=3)
+    w, b, gap, it, P = zip(*out)
+    est.coef_, est.intercept_, est.n_iter_, est.gap_, est.objective_, est._ball = (
+        np.array(w),
+        np.array(b),
+        np.array(it),
+        float(sum(gap)),
+        float(sum(P)),
+        ball,
+    )
+    if not est.coef_.any():
+        warnings.warn(
+            "all weights are zero and the model is constant: the adversary or a penalty outweighs every feature, lower eps or the penalties",
+            UserWarning,
+            stacklevel=3,
+        )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #fc515f91
 def _is_logistic(est):
-    if est.loss == 'logistic': return True
-    raise AttributeError(f"predict_proba needs loss='logistic', got loss={est.loss!r}: hinge scores are not probabilities")
+    if est.loss == "logistic":
+        return True
+    raise AttributeError(
+        f"predict_proba needs loss='logistic', got loss={est.loss!r}: hinge scores are not probabilities"
+    )
+
 
 class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     "A linear classifier trained against the worst perturbation of every row, to the optimum."
-    _allowed = ('logistic', 'hinge', 'softplus_hinge')
-    def __init__(self,
-        eps=0.1,             # strength, or `(d,)` strengths, of the adversary
-        norm='inf',          # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
-        loss='logistic',     # 'logistic', 'hinge' or 'softplus_hinge'
-        alpha_l1=0.,         # weight of the l1 norm
-        alpha_l2=0.,         # weight of half the squared l2 norm
+
+    _allowed = ("logistic", "hinge", "softplus_hinge")
+
+    def __init__(
+        self,
+        eps=0.1,  # strength, or `(d,)` strengths, of the adversary
+        norm="inf",  # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
+        loss="logistic",  # 'logistic', 'hinge' or 'softplus_hinge'
+        alpha_l1=0.0,  # weight of the l1 norm
+        alpha_l2=0.0,  # weight of half the squared l2 norm
         *,
-        groups=None,         # `(d,)` labels: an l2 ball for each group of columns, such as one categorical
+        groups=None,  # `(d,)` labels: an l2 ball for each group of columns, such as one categorical
         fit_intercept=True,  # the intercept carries no penalty
-        standardize=False,   # eps and the penalties in standard deviations of the columns
-        multi_class='ovr',   # one against the rest
-        class_weight=None,   # dict or 'balanced'
-        solver='auto',       # 'lbfgs' (logistic losses), 'conic', or 'auto'
-        tol=1e-6,            # largest `gap_` without a warning, relative to an objective above 1
-        max_iter=1000,       # iterations of the solver
-        warm_start=False,    # start from the last fit
+        standardize=False,  # eps and the penalties in standard deviations of the columns
+        multi_class="ovr",  # one against the rest
+        class_weight=None,  # dict or 'balanced'
+        solver="auto",  # 'lbfgs' (logistic losses), 'conic', or 'auto'
+        tol=1e-6,  # largest `gap_` without a warning, relative to an objective above 1
+        max_iter=1000,  # iterations of the solver
+        warm_start=False,  # start from the last fit
     ):
-        self.eps,self.norm,self.loss,self.alpha_l1,self.alpha_l2 = eps,norm,loss,alpha_l1,alpha_l2
-        self.groups,self.fit_intercept,self.standardize,self.multi_class,self.class_weight = groups,fit_intercept,standardize,multi_class,class_weight
-        self.solver,self.tol,self.max_iter,self.warm_start = solver,tol,max_iter,warm_start
+        self.eps, self.norm, self.loss, self.alpha_l1, self.alpha_l2 = (
+            eps,
+            norm,
+            loss,
+            alpha_l1,
+            alpha_l2,
+        )
+        self.groups, self.fit_intercept, self.standardize, self.multi_class, self.class_weight = (
+            groups,
+            fit_intercept,
+            standardize,
+            multi_class,
+            class_weight,
+        )
+        self.solver, self.tol, self.max_iter, self.warm_start = solver, tol, max_iter, warm_start
+
     def fit(self, X, y, sample_weight=None):
         "Solve (1). Sets `coef_`, `intercept_`, `classes_`, `objective_`, `gap_`, `n_iter_` (sums over the classes where there are more than two)."
         return self._fit(*self._data(X, y, sample_weight))
+
     @available_if(_is_logistic)
     def predict_proba(self, X):
         "Probabilities `(n, n_classes)`; normalised over the classes where there are more than two."
         p = expit(self.decision_function(X))
-        return np.c_[1-p, p] if p.ndim == 1 else p/np.maximum(p.sum(1, keepdims=True), 1e-300)
+        return np.c_[1 - p, p] if p.ndim == 1 else p / np.maximum(p.sum(1, keepdims=True), 1e-300)
+
     @available_if(_is_logistic)
-    def predict_log_proba(self, X): return np.log(self.predict_proba(X))
+    def predict_log_proba(self, X):
+        return np.log(self.predict_proba(X))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #0667eab3
 @patch
-def _data(self:AdversarialClassifier, X, y, sample_weight):
+def _data(self: AdversarialClassifier, X, y, sample_weight):
     "Checked rows, class indices, weights, and the columns' moments."
     self._check()
-    if self.multi_class != 'ovr': raise ValueError(f"multi_class={self.multi_class!r}: expected 'ovr'")
-    X,y = validate_data(self, X, y, accept_sparse='csr', dtype=np.float64)
+    if self.multi_class != "ovr":
+        raise ValueError(f"multi_class={self.multi_class!r}: expected 'ovr'")
+    X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
     check_classification_targets(y)
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     seen = y[weight > 0]
-    self.classes_,k = np.unique(y, return_inverse=True)
-    if len(np.unique(seen)) < 2: raise ValueError(f"y has one class, {seen[0] if len(seen) else None!r}, in the rows of positive weight: expected at least two classes")
+    self.classes_, k = np.unique(y, return_inverse=True)
+    if len(np.unique(seen)) < 2:
+        raise ValueError(
+            f"y has one class, {seen[0] if len(seen) else None!r}, in the rows of positive weight: expected at least two classes"
+        )
     X = _by_columns(X)
-    return X, k, weight*compute_sample_weight(self.class_weight, y), _moments(X, weight/weight.sum())
+    return (
+        X,
+        k,
+        weight * compute_sample_weight(self.class_weight, y),
+        _moments(X, weight / weight.sum()),
+    )
+
 
 @patch
-def _fit(self:AdversarialClassifier, X, k, weight, moments):
-    prepared,q = self._prepare(X, moments), weight/weight.sum()
+def _fit(self: AdversarialClassifier, X, k, weight, moments):
+    prepared, q = self._prepare(X, moments), weight / weight.sum()
     targets = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-    old = getattr(self, 'coef_', None) if self.warm_start else None
+    old = getattr(self, "coef_", None) if self.warm_start else None
     warm = old is not None and old.shape == (len(targets), X.shape[1])
-    out = [self._solve(X, np.where(k == c, 1., -1.), q, prepared, (old[i], self.intercept_[i]) if warm else None) for i,c in enumerate(targets)]
+    out = [
+        self._solve(
+            X,
+            np.where(k == c, 1.0, -1.0),
+            q,
+            prepared,
+            (old[i], self.intercept_[i]) if warm else None,
+        )
+        for i, c in enumerate(targets)
+    ]
     _store(self, out, prepared[0])
     return self
 
 # %% ../nbs/one_layer/13_estimator.ipynb #faae7c30
 @patch
-def decision_function(self:AdversarialClassifier,
+def decision_function(
+    self: AdversarialClassifier,
     X,  # `(n, d)` rows: array, sparse matrix or data frame
 ):
     "Scores `(n,)` for the second of two classes, or `(n, n_classes)`."
     check_is_fitted(self)
-    X = validate_data(self, X, accept_sparse='csr', dtype=np.float64, reset=False)
-    f = np.asarray(X@self.coef_.T) + self.intercept_
+    X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+    f = np.asarray(X @ self.coef_.T) + self.intercept_
     return f.ravel() if len(self.coef_) == 1 else f
 
+
 @patch
-def predict(self:AdversarialClassifier,
+def predict(
+    self: AdversarialClassifier,
     X,  # `(n, d)` rows
 ):
     "The class of the largest score."
     f = self.decision_function(X)
     return self.classes_[(f > 0).astype(int) if f.ndim == 1 else f.argmax(1)]
 
-def _robust_hits(est, f, k, scale=1.):
+
+def _robust_hits(est, f, k, scale=1.0):
     "Which rows with scores `f` stay in their class `k` under every perturbation, by (2)."
-    if f.ndim == 1: return np.where(k == 1, f, -f) > scale*est._ball.support(est.coef_[0])
+    if f.ndim == 1:
+        return np.where(k == 1, f, -f) > scale * est._ball.support(est.coef_[0])
     R = np.array([[est._ball.support(a - b) for b in est.coef_] for a in est.coef_])
     rows = np.arange(len(f))
-    lead = f[rows,k][:,None] - f - scale*R[k]
-    lead[rows,k] = np.inf
+    lead = f[rows, k][:, None] - f - scale * R[k]
+    lead[rows, k] = np.inf
     return (lead > 0).all(1)
 
+
 @patch
-def robust_score(self:AdversarialClassifier,
-    X, y,                # `(n, d)` rows, `(n,)` labels
-    scale=1.,            # multiple of the adversary's strength that the model was trained for
+def robust_score(
+    self: AdversarialClassifier,
+    X,
+    y,  # `(n, d)` rows, `(n,)` labels
+    scale=1.0,  # multiple of the adversary's strength that the model was trained for
     sample_weight=None,  # `(n,)` weights of the rows; None: equal
-)->float:
+) -> float:
     "Accuracy under the worst perturbation within the ball, exact. Labels unknown to the model count as errors."
-    check_strength('scale', scale)
-    f,k = self.decision_function(X), np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-    return float(np.average(_robust_hits(self, f, k, scale) & (self.classes_[k] == y), weights=sample_weight))
+    check_strength("scale", scale)
+    f, k = (
+        self.decision_function(X),
+        np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1),
+    )
+    return float(
+        np.average(_robust_hits(self, f, k, scale) & (self.classes_[k] == y), weights=sample_weight)
+    )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #89152bea
 class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
     "A linear regression trained against the worst perturbation of every row, to the optimum."
-    _allowed = ('squared', 'absolute')
-    def __init__(self,
-        eps=0.1,             # strength, or `(d,)` strengths, of the adversary
-        norm='inf',          # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
-        loss='squared',      # 'squared' or 'absolute'
-        alpha_l1=0.,         # weight of the l1 norm
-        alpha_l2=0.,         # weight of half the squared l2 norm
+
+    _allowed = ("squared", "absolute")
+
+    def __init__(
+        self,
+        eps=0.1,  # strength, or `(d,)` strengths, of the adversary
+        norm="inf",  # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
+        loss="squared",  # 'squared' or 'absolute'
+        alpha_l1=0.0,  # weight of the l1 norm
+        alpha_l2=0.0,  # weight of half the squared l2 norm
         *,
-        groups=None,         # `(d,)` labels: an l2 ball for each group of columns
+        groups=None,  # `(d,)` labels: an l2 ball for each group of columns
         fit_intercept=True,  # the intercept carries no penalty
-        standardize=False,   # eps and the penalties in standard deviations of the columns
-        solver='auto',       # 'conic' or 'auto'
-        tol=1e-6,            # largest `gap_` without a warning, relative to an objective above 1
-        max_iter=1000,       # iterations of the solver
+        standardize=False,  # eps and the penalties in standard deviations of the columns
+        solver="auto",  # 'conic' or 'auto'
+        tol=1e-6,  # largest `gap_` without a warning, relative to an objective above 1
+        max_iter=1000,  # iterations of the solver
     ):
-        self.eps,self.norm,self.loss,self.alpha_l1,self.alpha_l2 = eps,norm,loss,alpha_l1,alpha_l2
-        self.groups,self.fit_intercept,self.standardize = groups,fit_intercept,standardize
-        self.solver,self.tol,self.max_iter = solver,tol,max_iter
+        self.eps, self.norm, self.loss, self.alpha_l1, self.alpha_l2 = (
+            eps,
+            norm,
+            loss,
+            alpha_l1,
+            alpha_l2,
+        )
+        self.groups, self.fit_intercept, self.standardize = groups, fit_intercept, standardize
+        self.solver, self.tol, self.max_iter = solver, tol, max_iter
+
     def fit(self, X, y, sample_weight=None):
         "Solve (3). Sets `coef_`, `intercept_`, `objective_`, `gap_`, `n_iter_`."
         self._check()
-        X,y = validate_data(self, X, y, accept_sparse='csr', dtype=np.float64, y_numeric=True)
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        q = weight/weight.sum()
+        q = weight / weight.sum()
         X = _by_columns(X)
-        _store(self, [self._solve(X, y.astype(float), q, self._prepare(X, _moments(X, q)), None)], None)
-        self.coef_,self.intercept_,self.n_iter_ = self.coef_[0], float(self.intercept_[0]), int(self.n_iter_[0])
+        _store(
+            self, [self._solve(X, y.astype(float), q, self._prepare(X, _moments(X, q)), None)], None
+        )
+        self.coef_, self.intercept_, self.n_iter_ = (
+            self.coef_[0],
+            float(self.intercept_[0]),
+            int(self.n_iter_[0]),
+        )
         return self
+
     def predict(self, X):
         "The fitted line."
         check_is_fitted(self)
-        return validate_data(self, X, accept_sparse='csr', dtype=np.float64, reset=False)@self.coef_ + self.intercept_
+        return (
+            validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False) @ self.coef_
+            + self.intercept_
+        )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #e9701c4b
 @patch
-def attribute(self:_AdversarialLinear,
-    X,             # `(n, d)`
-    baseline=0.,   # a number or `(d,)`; 0 is "absent" for one-hot columns and the mean for standardised ones
-    output=None,   # 'prob' or 'logit'; None: 'prob' for the logistic loss
-)->np.ndarray:     # `(n, d)`
+def attribute(
+    self: _AdversarialLinear,
+    X,  # `(n, d)`
+    baseline=0.0,  # a number or `(d,)`; 0 is "absent" for one-hot columns and the mean for standardised ones
+    output=None,  # 'prob' or 'logit'; None: 'prob' for the logistic loss
+) -> np.ndarray:  # `(n, d)`
     "Integrated Gradients, exact (Lemma 4.1)."
     check_is_fitted(self)
-    X = validate_data(self, X, accept_sparse='csr', dtype=np.float64, reset=False)
+    X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
     X = X.toarray() if sparse.issparse(X) else X
-    output = output or ('prob' if self.loss == 'logistic' else 'logit')
-    if output not in ('prob', 'logit') or (output == 'prob' and self.loss != 'logistic'):
-        raise ValueError(f"output={output!r}: expected 'logit'" + (" or 'prob'" if self.loss == 'logistic' else f" for loss={self.loss!r}"))
-    W,b = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
-    k = (X@W.T + b).argmax(1)
-    act = torch.sigmoid if output == 'prob' else lambda z: z
-    return linear_ig(act, torch.tensor(W[k]), torch.tensor(X), torch.as_tensor(np.asarray(baseline, float)), torch.tensor(b[k])).numpy()
+    output = output or ("prob" if self.loss == "logistic" else "logit")
+    if output not in ("prob", "logit") or (output == "prob" and self.loss != "logistic"):
+        raise ValueError(
+            f"output={output!r}: expected 'logit'"
+            + (" or 'prob'" if self.loss == "logistic" else f" for loss={self.loss!r}")
+        )
+    W, b = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
+    k = (X @ W.T + b).argmax(1)
+    act = torch.sigmoid if output == "prob" else lambda z: z
+    return linear_ig(
+        act,
+        torch.tensor(W[k]),
+        torch.tensor(X),
+        torch.as_tensor(np.asarray(baseline, float)),
+        torch.tensor(b[k]),
+    ).numpy()
+
 
 @patch
-def feature_impact(self:_AdversarialLinear,
-    X,               # `(n, d)`
-    groups=None,     # `(d,)` labels of the feature that each column belongs to; None: the estimator's, or one per column
-    baseline=0.,     # as for `attribute`
-    output=None,     # as for `attribute`
-)->pd.Series:        # impact per feature, largest first
+def feature_impact(
+    self: _AdversarialLinear,
+    X,  # `(n, d)`
+    groups=None,  # `(d,)` labels of the feature that each column belongs to; None: the estimator's, or one per column
+    baseline=0.0,  # as for `attribute`
+    output=None,  # as for `attribute`
+) -> pd.Series:  # impact per feature, largest first
     "Mean magnitude of the attributions over `X`, summed over the columns of each feature (supplement H)."
     map = torch.tensor(self.attribute(X, baseline, output))
     groups = self.groups if groups is None else groups
     labels = np.asarray(_names(self) if groups is None else groups)
-    names,index = np.unique(labels, return_inverse=True)
-    if len(labels) != map.shape[1]: raise ValueError(f"groups has shape {labels.shape}: expected one label for each of the {map.shape[1]} columns")
-    return pd.Series(_feature_impact(map, torch.tensor(index)).numpy(), names, name='impact').sort_values(ascending=False, kind='stable')
+    names, index = np.unique(labels, return_inverse=True)
+    if len(labels) != map.shape[1]:
+        raise ValueError(
+            f"groups has shape {labels.shape}: expected one label for each of the {map.shape[1]} columns"
+        )
+    return pd.Series(
+        _feature_impact(map, torch.tensor(index)).numpy(), names, name="impact"
+    ).sort_values(ascending=False, kind="stable")
 
-def _names(est): return getattr(est, 'feature_names_in_', np.array([f'x{i}' for i in range(est.n_features_in_)], object))
+
+def _names(est):
+    return getattr(
+        est, "feature_names_in_", np.array([f"x{i}" for i in range(est.n_features_in_)], object)
+    )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #aa1329f1
 class Explanation:
     "The features that decided one prediction: `str` for text, `plot` for bars, `frame` for the numbers."
-    def __init__(self,
+
+    def __init__(
+        self,
         outcome,  # the prediction in words
         towards,  # what the attributions add up to
-        frame,    # data frame of feature and attribution, largest first
-        total,    # sum of all magnitudes, also of features left out
-    ): self.outcome,self.towards,self.frame,self.total = outcome,towards,frame,total
+        frame,  # data frame of feature and attribution, largest first
+        total,  # sum of all magnitudes, also of features left out
+    ):
+        self.outcome, self.towards, self.frame, self.total = outcome, towards, frame, total
+
     def __str__(self):
-        share = self.frame.attribution.abs().sum()/self.total if self.total > 0 else 1.
-        terms = ', '.join(f'{r.feature} {r.attribution:+.2g}' for r in self.frame.itertuples()) or 'no feature counts'
+        share = self.frame.attribution.abs().sum() / self.total if self.total > 0 else 1.0
+        terms = (
+            ", ".join(f"{r.feature} {r.attribution:+.2g}" for r in self.frame.itertuples())
+            or "no feature counts"
+        )
         return f"{self.outcome}\nbecause of {terms} ({share:.0%} of the attribution towards {self.towards})"
+
     __repr__ = __str__
+
     def plot(self, ax=None):
         "Horizontal bars, largest on top."
         import matplotlib.pyplot as plt
-        if ax is None: ax = plt.subplots(figsize=(5, .5 + .3*len(self.frame)))[1]
+
+        if ax is None:
+            ax = plt.subplots(figsize=(5, 0.5 + 0.3 * len(self.frame)))[1]
         a = self.frame.attribution[::-1]
-        ax.barh(self.frame.feature[::-1], a, color=np.where(a > 0, 'tab:blue', 'tab:orange'))
-        ax.axvline(0, color='k', lw=.8); ax.set_title(self.outcome, fontsize='medium'); ax.set_xlabel(f'attribution towards {self.towards}')
+        ax.barh(self.frame.feature[::-1], a, color=np.where(a > 0, "tab:blue", "tab:orange"))
+        ax.axvline(0, color="k", lw=0.8)
+        ax.set_title(self.outcome, fontsize="medium")
+        ax.set_xlabel(f"attribution towards {self.towards}")
         return ax
 
 # %% ../nbs/one_layer/13_estimator.ipynb #0ddcf115
 def _outcome(est, x):
     "The prediction in words, and what attributions point to."
     c = est.predict(x)[0]
-    if not hasattr(est, 'classes_'): return f'prediction {c:.4g}', 'a larger prediction'
-    prob = f', probability {est.predict_proba(x).max():.3f}' if est.loss == 'logistic' else ''
-    return f'class {c}{prob}', f'class {est.classes_[1] if len(est.classes_) == 2 else c}'
+    if not hasattr(est, "classes_"):
+        return f"prediction {c:.4g}", "a larger prediction"
+    prob = f", probability {est.predict_proba(x).max():.3f}" if est.loss == "logistic" else ""
+    return f"class {c}{prob}", f"class {est.classes_[1] if len(est.classes_) == 2 else c}"
+
 
 @patch
-def explain(self:_AdversarialLinear,
-    x,               # one row: `(d,)`, `(1, d)` or a one-row table
-    k:int=5,         # at most this many features
-    groups=None,     # as for `feature_impact`
-    baseline=0.,     # as for `attribute`
-    output=None,     # as for `attribute`
-)->Explanation:
+def explain(
+    self: _AdversarialLinear,
+    x,  # one row: `(d,)`, `(1, d)` or a one-row table
+    k: int = 5,  # at most this many features
+    groups=None,  # as for `feature_impact`
+    baseline=0.0,  # as for `attribute`
+    output=None,  # as for `attribute`
+) -> Explanation:
     "The features that matter for one row, largest first. Attributions are towards the second class (two classes), the predicted class, or a larger prediction."
-    x = x if hasattr(x, 'iloc') or sparse.issparse(x) else np.atleast_2d(x)
-    if x.shape[0] != 1: raise ValueError(f"x has {x.shape[0]} rows: expected one row to explain")
-    a,row = self.attribute(x, baseline, output)[0], np.ravel(x.toarray() if sparse.issparse(x) else x).astype(float)
-    names = [f'{c} = {v:.3g}' for c,v in zip(_names(self), row)]
+    x = x if hasattr(x, "iloc") or sparse.issparse(x) else np.atleast_2d(x)
+    if x.shape[0] != 1:
+        raise ValueError(f"x has {x.shape[0]} rows: expected one row to explain")
+    a, row = (
+        self.attribute(x, baseline, output)[0],
+        np.ravel(x.toarray() if sparse.issparse(x) else x).astype(float),
+    )
+    names = [f"{c} = {v:.3g}" for c, v in zip(_names(self), row)]
     groups = self.groups if groups is None else groups
     if groups is not None:
         cols = pd.DataFrame(dict(g=np.asarray(groups), a=a, size=np.abs(a), name=_names(self)))
-        a = cols.groupby('g', sort=False).a.sum().to_numpy()
-        names = cols.loc[cols.groupby('g', sort=False)['size'].idxmax(), 'name'].tolist()
-    order = np.argsort(-np.abs(a), kind='stable')[:k]
+        a = cols.groupby("g", sort=False).a.sum().to_numpy()
+        names = cols.loc[cols.groupby("g", sort=False)["size"].idxmax(), "name"].tolist()
+    order = np.argsort(-np.abs(a), kind="stable")[:k]
     order = order[a[order] != 0]
     frame = pd.DataFrame(dict(feature=[names[i] for i in order], attribution=a[order]))
     return Explanation(*_outcome(self, x), frame, np.abs(a).sum())
 
 # %% ../nbs/one_layer/13_estimator.ipynb #6866fa79
 def class_strengths(
-    X,                   # `(n, d)`
-    y,                   # `(n,)` two labels; the larger is the positive one
+    X,  # `(n, d)`
+    y,  # `(n,)` two labels; the larger is the positive one
     sample_weight=None,  # `(n,)`
-)->np.ndarray:           # `(d,)`
+) -> np.ndarray:  # `(d,)`
     "Directed strength of each column after FEAT-TRANS: half the difference of the two class means (Lemma 1)."
     pos = np.asarray(y) == np.max(y)
     q = np.ones(len(pos)) if sample_weight is None else np.asarray(sample_weight, float)
-    return np.asarray(X.T@(np.where(pos, q, 0)/q[pos].sum() - np.where(pos, 0, q)/q[~pos].sum()))/2
+    return (
+        np.asarray(X.T @ (np.where(pos, q, 0) / q[pos].sum() - np.where(pos, 0, q) / q[~pos].sum()))
+        / 2
+    )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #97eb0073
 def _mean_gini(coef, k, X, baseline):
     "Mean Gini index (6) of the rows' attributions; `coef` `(c, d)`, `k` `(n,)` the class that each row explains."
-    J,d = np.flatnonzero(coef.any(0)), X.shape[1]
-    D = X[:,J]; D = D.toarray() if sparse.issparse(D) else D
-    v = np.sort(np.abs((D - np.broadcast_to(baseline, d)[J])*coef[k][:,J]), 1)
+    J, d = np.flatnonzero(coef.any(0)), X.shape[1]
+    D = X[:, J]
+    D = D.toarray() if sparse.issparse(D) else D
+    v = np.sort(np.abs((D - np.broadcast_to(baseline, d)[J]) * coef[k][:, J]), 1)
     total = v.sum(1)
-    rank = 2*(np.arange(1, len(J) + 1) + d - len(J)) - d - 1
-    return float((v@rank/(d*np.where(total > 0, total, 1))).mean())
+    rank = 2 * (np.arange(1, len(J) + 1) + d - len(J)) - d - 1
+    return float((v @ rank / (d * np.where(total > 0, total, 1))).mean())
+
 
 class AdversarialPath:
     "Models along a grid of strengths: `frame` of measures, `coef` `(m, c, d)`, `intercept` `(m, c)`, and the directed `strength` `(d,)` of the features."
-    def __init__(self,
-        frame,      # data frame, a row for each model
-        coef,       # `(m, c, d)` weights
+
+    def __init__(
+        self,
+        frame,  # data frame, a row for each model
+        coef,  # `(m, c, d)` weights
         intercept,  # `(m, c)`
-        strength,   # `(d,)` directed strengths of the features
-        names,      # `(d,)` of the features
+        strength,  # `(d,)` directed strengths of the features
+        names,  # `(d,)` of the features
     ):
-        self.frame,self.coef,self.intercept,self.strength,self.names = frame,coef,intercept,strength,names
-    def __repr__(self): return f'AdversarialPath of {len(self.frame)} models\n{self.frame.round(4).to_string(index=False)}'
+        self.frame, self.coef, self.intercept, self.strength, self.names = (
+            frame,
+            coef,
+            intercept,
+            strength,
+            names,
+        )
+
+    def __repr__(self):
+        return f"AdversarialPath of {len(self.frame)} models\n{self.frame.round(4).to_string(index=False)}"
 
 # %% ../nbs/one_layer/13_estimator.ipynb #14765dac
 def _measure(est, X, y, w, baseline):
-    f,k = np.asarray(X@est.coef_.T) + est.intercept_, np.searchsorted(est.classes_, y)
+    f, k = np.asarray(X @ est.coef_.T) + est.intercept_, np.searchsorted(est.classes_, y)
     f = f.ravel() if f.shape[1] == 1 else f
     hat = (f > 0).astype(int) if f.ndim == 1 else f.argmax(1)
-    return dict(accuracy=np.average(hat == k, weights=w), robust_accuracy=np.average(_robust_hits(est, f, k), weights=w),
-                gini=_mean_gini(est.coef_, hat if f.ndim > 1 else 0*hat, X, baseline),
-                n_active=int(est.coef_.any(0).sum()), objective=est.objective_, gap=est.gap_)
+    return dict(
+        accuracy=np.average(hat == k, weights=w),
+        robust_accuracy=np.average(_robust_hits(est, f, k), weights=w),
+        gini=_mean_gini(est.coef_, hat if f.ndim > 1 else 0 * hat, X, baseline),
+        n_active=int(est.coef_.any(0).sum()),
+        objective=est.objective_,
+        gap=est.gap_,
+    )
 
 # %% ../nbs/one_layer/13_estimator.ipynb #f291704d
 def adversarial_path(
-    X, y,                # training rows, as for `AdversarialClassifier`
-    eps_grid,            # `(m,)` strengths
-    alpha_grid=None,     # l1 penalties, each with the whole `eps_grid`; None: `alpha_l1` of `params`
+    X,
+    y,  # training rows, as for `AdversarialClassifier`
+    eps_grid,  # `(m,)` strengths
+    alpha_grid=None,  # l1 penalties, each with the whole `eps_grid`; None: `alpha_l1` of `params`
     *,
-    X_test=None, y_test=None,   # rows to measure on; None: the training rows
-    sample_weight=None, test_weight=None,  # `(n,)` weights of either; None: equal
-    baseline=0.,         # of the attributions
-    **params             # of `AdversarialClassifier`
-)->AdversarialPath:      # one row of `frame` per model, by alpha and falling eps
+    X_test=None,
+    y_test=None,  # rows to measure on; None: the training rows
+    sample_weight=None,
+    test_weight=None,  # `(n,)` weights of either; None: equal
+    baseline=0.0,  # of the attributions
+    **params,  # of `AdversarialClassifier`
+) -> AdversarialPath:  # one row of `frame` per model, by alpha and falling eps
     "Solve (1) along a grid by warm starts and measure every model. Raises ValueError for an empty grid and what the estimator refuses."
     grid = np.unique(np.asarray(eps_grid, float))[::-1]
-    if not len(grid) or np.ndim(eps_grid) > 1: raise ValueError(f"eps_grid={eps_grid!r}: expected a list of strengths")
-    if (X_test is None) != (y_test is None): raise ValueError("X_test and y_test: expected both or neither")
-    est = AdversarialClassifier(**{**params, 'warm_start': True})
-    if isinstance(est.norm, Dual): raise ValueError(f"norm={est.norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own")
-    data,alphas,rows,models = est._data(X, y, sample_weight), [est.alpha_l1] if alpha_grid is None else alpha_grid, [], []
-    if X_test is None: test = data[0], y, sample_weight
-    else: test = validate_data(est, X_test, accept_sparse='csr', dtype=np.float64, reset=False), y_test, test_weight
+    if not len(grid) or np.ndim(eps_grid) > 1:
+        raise ValueError(f"eps_grid={eps_grid!r}: expected a list of strengths")
+    if (X_test is None) != (y_test is None):
+        raise ValueError("X_test and y_test: expected both or neither")
+    est = AdversarialClassifier(**{**params, "warm_start": True})
+    if isinstance(est.norm, Dual):
+        raise ValueError(
+            f"norm={est.norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own"
+        )
+    data, alphas, rows, models = (
+        est._data(X, y, sample_weight),
+        [est.alpha_l1] if alpha_grid is None else alpha_grid,
+        [],
+        [],
+    )
+    if X_test is None:
+        test = data[0], y, sample_weight
+    else:
+        test = (
+            validate_data(est, X_test, accept_sparse="csr", dtype=np.float64, reset=False),
+            y_test,
+            test_weight,
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                  # constant and separable models are part of a path: see `n_active` and `gap`
+        warnings.simplefilter(
+            "ignore"
+        )  # constant and separable models are part of a path: see `n_active` and `gap`
         for alpha in alphas:
             for eps in grid:
                 est.set_params(eps=float(eps), alpha_l1=float(alpha))._check()
                 est._fit(*data)
-                rows.append(dict(eps=eps, alpha_l1=alpha, **_measure(est, *test, baseline))); models.append((est.coef_, est.intercept_))
+                rows.append(dict(eps=eps, alpha_l1=alpha, **_measure(est, *test, baseline)))
+                models.append((est.coef_, est.intercept_))
     strength = class_strengths(data[0], data[1], sample_weight) if len(est.classes_) == 2 else None
     return AdversarialPath(pd.DataFrame(rows), *map(np.array, zip(*models)), strength, _names(est))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #bb7bbbc5
 @patch
-def plot(self:AdversarialPath,
-    ax=None,     # axes; None: new ones
-    top:int=6,   # features to name: those with the largest weights
+def plot(
+    self: AdversarialPath,
+    ax=None,  # axes; None: new ones
+    top: int = 6,  # features to name: those with the largest weights
 ):
     "Weights against `eps` (models of the first alpha), with the directed strength of the named features marked on the axis."
     import matplotlib.pyplot as plt
-    if self.coef.shape[1] > 1: raise ValueError(f"the path has {self.coef.shape[1]} classes: expected a path of a two-class problem")
-    if ax is None: ax = plt.subplots(figsize=(6, 3))[1]
+
+    if self.coef.shape[1] > 1:
+        raise ValueError(
+            f"the path has {self.coef.shape[1]} classes: expected a path of a two-class problem"
+        )
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 3))[1]
     first = (self.frame.alpha_l1 == self.frame.alpha_l1.iloc[0]).to_numpy()
-    eps,W = self.frame.eps[first], self.coef[first,0]
+    eps, W = self.frame.eps[first], self.coef[first, 0]
     named = np.argsort(-np.abs(W).max(0))[:top]
-    ax.plot(eps, np.delete(W, named, 1), color='.8', lw=.6)
+    ax.plot(eps, np.delete(W, named, 1), color=".8", lw=0.6)
     for j in named:
-        line, = ax.plot(eps, W[:,j], label=f'{self.names[j]}, |a| = {abs(self.strength[j]):.2f}')
-        ax.plot(abs(self.strength[j]), 0, 'v', color=line.get_color(), ms=6, clip_on=False)
-    ax.axhline(0, color='k', lw=.6); ax.set_xlabel('eps'); ax.set_ylabel('weight'); ax.legend(fontsize='x-small', frameon=False)
+        (line,) = ax.plot(eps, W[:, j], label=f"{self.names[j]}, |a| = {abs(self.strength[j]):.2f}")
+        ax.plot(abs(self.strength[j]), 0, "v", color=line.get_color(), ms=6, clip_on=False)
+    ax.axhline(0, color="k", lw=0.6)
+    ax.set_xlabel("eps")
+    ax.set_ylabel("weight")
+    ax.legend(fontsize="x-small", frameon=False)
     return ax
 
 # %% ../nbs/one_layer/13_estimator.ipynb #c7c7c2ea
 def _fold(params, grid, X, y, weight, train, test):
     "The path on one training fold, measured on the other rows, by rising eps."
-    return adversarial_path(X[train], y[train], grid, X_test=X[test], y_test=y[test], sample_weight=weight[train], test_weight=weight[test], **params).frame[::-1]
+    return adversarial_path(
+        X[train],
+        y[train],
+        grid,
+        X_test=X[test],
+        y_test=y[test],
+        sample_weight=weight[train],
+        test_weight=weight[test],
+        **params,
+    ).frame[::-1]
 
-_measured = ('accuracy', 'robust_accuracy', 'gini', 'n_active')
+
+_measured = ("accuracy", "robust_accuracy", "gini", "n_active")
+
 
 def _largest_eps(est, data, weight):
     "The strength from which on the model is constant, the largest over the one-against-the-rest problems, by (5)."
-    X,k,_,moments = data
+    X, k, _, moments = data
     ball = est._prepare(X, moments)[0]
     return max(ball.gauge(class_strengths(X, k == c, weight)) for c in range(len(est.classes_)))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #69a82d18
 class AdversarialClassifierCV(AdversarialClassifier):
     "`AdversarialClassifier` with the largest `eps` whose cross-validated accuracy is within `tolerance` of the best."
-    def __init__(self,
-        eps_grid=20,         # strengths to try, or how many between 0 and the one that leaves no feature
-        tolerance=.01,       # accuracy to give up for a concise model
-        norm='inf', loss='logistic', alpha_l1=0., alpha_l2=0., # as for `AdversarialClassifier`
+
+    def __init__(
+        self,
+        eps_grid=20,  # strengths to try, or how many between 0 and the one that leaves no feature
+        tolerance=0.01,  # accuracy to give up for a concise model
+        norm="inf",
+        loss="logistic",
+        alpha_l1=0.0,
+        alpha_l2=0.0,  # as for `AdversarialClassifier`
         *,
-        cv=5,                # folds, or a splitter of scikit-learn
-        n_jobs=None,         # joblib workers over the folds
-        groups=None, fit_intercept=True, standardize=False, multi_class='ovr', class_weight=None, solver='auto', tol=1e-6, max_iter=1000, # as for `AdversarialClassifier`
+        cv=5,  # folds, or a splitter of scikit-learn
+        n_jobs=None,  # joblib workers over the folds
+        groups=None,
+        fit_intercept=True,
+        standardize=False,
+        multi_class="ovr",
+        class_weight=None,
+        solver="auto",
+        tol=1e-6,
+        max_iter=1000,  # as for `AdversarialClassifier`
     ):
-        self.eps_grid,self.tolerance,self.norm,self.loss,self.alpha_l1,self.alpha_l2,self.cv,self.n_jobs = eps_grid,tolerance,norm,loss,alpha_l1,alpha_l2,cv,n_jobs
-        self.groups,self.fit_intercept,self.standardize,self.multi_class,self.class_weight = groups,fit_intercept,standardize,multi_class,class_weight
-        self.solver,self.tol,self.max_iter = solver,tol,max_iter
+        (
+            self.eps_grid,
+            self.tolerance,
+            self.norm,
+            self.loss,
+            self.alpha_l1,
+            self.alpha_l2,
+            self.cv,
+            self.n_jobs,
+        ) = eps_grid, tolerance, norm, loss, alpha_l1, alpha_l2, cv, n_jobs
+        self.groups, self.fit_intercept, self.standardize, self.multi_class, self.class_weight = (
+            groups,
+            fit_intercept,
+            standardize,
+            multi_class,
+            class_weight,
+        )
+        self.solver, self.tol, self.max_iter = solver, tol, max_iter
+
     def fit(self, X, y, sample_weight=None):
         "Choose `eps_` and refit on all rows; `cv_results_` holds means and standard deviations over the folds."
-        check_strength('tolerance', self.tolerance)
-        params = {k: v for k,v in self.get_params(deep=False).items() if k not in ('eps_grid', 'tolerance', 'cv', 'n_jobs')}
-        est = AdversarialClassifier(eps=1., **params)
-        if isinstance(self.norm, Dual): raise ValueError(f"norm={self.norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own")
+        check_strength("tolerance", self.tolerance)
+        params = {
+            k: v
+            for k, v in self.get_params(deep=False).items()
+            if k not in ("eps_grid", "tolerance", "cv", "n_jobs")
+        }
+        est = AdversarialClassifier(eps=1.0, **params)
+        if isinstance(self.norm, Dual):
+            raise ValueError(
+                f"norm={self.norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own"
+            )
         data = est._data(X, y, sample_weight)
-        validate_data(self, X, y, accept_sparse='csr', dtype=np.float64)               # feature names and their number
-        X,y,weight,self.classes_ = data[0], est.classes_[data[1]], _check_sample_weight(sample_weight, data[0], dtype=np.float64), est.classes_
+        validate_data(
+            self, X, y, accept_sparse="csr", dtype=np.float64
+        )  # feature names and their number
+        X, y, weight, self.classes_ = (
+            data[0],
+            est.classes_[data[1]],
+            _check_sample_weight(sample_weight, data[0], dtype=np.float64),
+            est.classes_,
+        )
         grid = self.eps_grid
-        if np.ndim(grid) == 0: grid = np.linspace(0, _largest_eps(est, data, weight), grid + 1)[:-1]
+        if np.ndim(grid) == 0:
+            grid = np.linspace(0, _largest_eps(est, data, weight), grid + 1)[:-1]
         folds = list(check_cv(self.cv, y, classifier=True).split(X, y))
-        frames = Parallel(self.n_jobs)(delayed(_fold)(params, grid, X, y, weight, *f) for f in folds)
+        frames = Parallel(self.n_jobs)(
+            delayed(_fold)(params, grid, X, y, weight, *f) for f in folds
+        )
         values = np.array([f[list(_measured)] for f in frames])
-        self.cv_results_ = {'eps': frames[0].eps.to_numpy(), **{f'{op}_{k}': v for op,a in (('mean', values.mean(0)), ('std', values.std(0))) for k,v in zip(_measured, a.T)}}
-        acc = self.cv_results_['mean_accuracy']
-        self.eps_ = float(self.cv_results_['eps'][np.flatnonzero(acc >= acc.max() - self.tolerance)[-1]])
+        self.cv_results_ = {
+            "eps": frames[0].eps.to_numpy(),
+            **{
+                f"{op}_{k}": v
+                for op, a in (("mean", values.mean(0)), ("std", values.std(0)))
+                for k, v in zip(_measured, a.T)
+            },
+        }
+        acc = self.cv_results_["mean_accuracy"]
+        self.eps_ = float(
+            self.cv_results_["eps"][np.flatnonzero(acc >= acc.max() - self.tolerance)[-1]]
+        )
         est.set_params(eps=self.eps_)._fit(*data)
-        for k in ('coef_', 'intercept_', 'n_iter_', 'gap_', 'objective_', '_ball'): setattr(self, k, getattr(est, k))
+        for k in ("coef_", "intercept_", "n_iter_", "gap_", "objective_", "_ball"):
+            setattr(self, k, getattr(est, k))
         return self

@@ -10,250 +10,433 @@ __all__ = ['RobustnessCurve', 'MapSimilarity', 'MapRobustness', 'Randomization',
            'gradient_norms', 'feature_impact', 'map_attack']
 
 # %% ../nbs/measure/31_evaluate.ipynb #4b6f570c
-import copy, dis, functools, hashlib, inspect, sys, types, warnings
+import copy
+import dis
+import functools
+import hashlib
+import inspect
+import sys
+import types
+import warnings
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import atomic_path, bcast, check_float, check_same_shape, check_strength, flat, frozen, is_binary, predicted
+
+from .adversary import Adversary, _limits, _own_rng, check_attackable
+from .attribution import _check_count, _check_output, _runs, saliency
+from advinterp.core import (
+    atomic_path,
+    bcast,
+    check_float,
+    check_same_shape,
+    check_strength,
+    flat,
+    frozen,
+    is_binary,
+    predicted,
+)
 from .duals import L2Ball, LInfBall
-from .attribution import saliency, _check_count, _check_output, _runs
-from .adversary import Adversary, check_attackable, _limits, _own_rng
 from .linear import feature_impact
 from .map_adversary import map_attack
-from .metrics import metric, normalize_map, ssim, topk_dice, topk_overlap, _pair
+from .metrics import _pair, metric, normalize_map, ssim, topk_dice, topk_overlap
 
-_all_ = ['feature_impact', 'map_attack']
+_all_ = ["feature_impact", "map_attack"]
 
 # %% ../nbs/measure/31_evaluate.ipynb #7c068022
 def _check_set(x, y):
-    if not isinstance(y, Tensor): raise TypeError(f"y: expected a torch.Tensor of class indices, got {type(y).__name__}")
-    if len(x) != len(y): raise ValueError(f"x has {len(x)} examples and y {len(y)}: expected as many")
-    if not len(x): raise ValueError("x is empty: expected at least one example")
-    return check_float('x', x), y.reshape(len(x)).long()
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a torch.Tensor of class indices, got {type(y).__name__}")
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y {len(y)}: expected as many")
+    if not len(x):
+        raise ValueError("x is empty: expected at least one example")
+    return check_float("x", x), y.reshape(len(x)).long()
+
 
 def _batches(x, y, batch_size):
-    x,y = _check_set(x, y)
-    return zip(x.split(_check_count('batch_size', batch_size)), y.split(batch_size))
+    x, y = _check_set(x, y)
+    return zip(x.split(_check_count("batch_size", batch_size)), y.split(batch_size))
+
 
 def _hits(model, x, y):
     "Which examples of a batch are classified correctly; labels out of range and probabilities are refused."
-    with torch.no_grad(): z = model(x)
-    _check_output(z, y, 'logit')
+    with torch.no_grad():
+        z = model(x)
+    _check_output(z, y, "logit")
     return predicted(z) == y
 
 # %% ../nbs/measure/31_evaluate.ipynb #f79bffaa
 def is_correct(
-    model,           # callable `x -> logits`; a module is put in evaluation mode meanwhile
-    x, y,            # inputs `(N, ...)` and class indices `(N,)`
+    model,  # callable `x -> logits`; a module is put in evaluation mode meanwhile
+    x,
+    y,  # inputs `(N, ...)` and class indices `(N,)`
     adversary=None,  # attack the inputs first
     batch_size=512,  # examples at a time, bounds the memory
-)->torch.Tensor:     # `(N,)` bool
+) -> torch.Tensor:  # `(N,)` bool
     "Which examples are classified correctly; with an adversary, before *and* after the attack. Raises ValueError for an empty set, labels out of range, or probabilities."
     out = []
     with frozen(model, training=False):
-        for xb,yb in _batches(x, y, batch_size):
+        for xb, yb in _batches(x, y, batch_size):
             ok = _hits(model, xb, yb)
-            if adversary is not None: ok &= _hits(model, adversary(model, xb, yb), yb)
+            if adversary is not None:
+                ok &= _hits(model, adversary(model, xb, yb), yb)
             out.append(ok)
     return torch.cat(out)
 
 # %% ../nbs/measure/31_evaluate.ipynb #ee10141c
-@metric('higher', 'share of correct predictions')
+@metric("higher", "share of correct predictions")
 def accuracy(
-    model, x, y,     # as in `is_correct`
+    model,
+    x,
+    y,  # as in `is_correct`
     batch_size=512,  # examples at a time
-)->float:
+) -> float:
     "Share of correctly classified examples."
     return is_correct(model, x, y, batch_size=batch_size).float().mean().item()
 
-@metric('higher', 'Madry et al. 2018 (arXiv:1706.06083)')
+
+@metric("higher", "Madry et al. 2018 (arXiv:1706.06083)")
 def robust_accuracy(
-    model, x, y,     # as in `is_correct`
-    adversary,       # the attack, for instance `PGD(LInfBall(.3), steps=40, bounds=(0, 1))`
+    model,
+    x,
+    y,  # as in `is_correct`
+    adversary,  # the attack, for instance `PGD(LInfBall(.3), steps=40, bounds=(0, 1))`
     batch_size=512,  # examples at a time
-)->float:
+) -> float:
     "Share of examples that are classified correctly before and after the attack: an upper bound on the worst case."
-    return is_correct(model, x, y, adversary, batch_size).float().mean().item()   # (1)
+    return is_correct(model, x, y, adversary, batch_size).float().mean().item()  # (1)
 
 # %% ../nbs/measure/31_evaluate.ipynb #6d74655b
 def bootstrap_interval(
-    values,           # `(N,)` one number per example
-    level=.95,        # of the interval
-    n_resamples=2000, # bootstrap samples
-    seed=0,           # of the resampling
-)->tuple:             # (low, high)
+    values,  # `(N,)` one number per example
+    level=0.95,  # of the interval
+    n_resamples=2000,  # bootstrap samples
+    seed=0,  # of the resampling
+) -> tuple:  # (low, high)
     "Percentile bootstrap interval of the mean over examples (Efron 1979)."
     v = np.asarray(values, dtype=float)
-    if v.ndim != 1 or not len(v): raise ValueError(f"values has shape {v.shape}: expected (N,) with N > 0")
-    counts = np.random.default_rng(seed).multinomial(len(v), np.full(len(v), 1/len(v)), size=n_resamples)
-    return tuple(np.quantile(counts @ v / len(v), [(1-level)/2, (1+level)/2]))
+    if v.ndim != 1 or not len(v):
+        raise ValueError(f"values has shape {v.shape}: expected (N,) with N > 0")
+    counts = np.random.default_rng(seed).multinomial(
+        len(v), np.full(len(v), 1 / len(v)), size=n_resamples
+    )
+    return tuple(np.quantile(counts @ v / len(v), [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/measure/31_evaluate.ipynb #7f430344
 def seed_interval(
-    values,     # one number per seed
-    level=.95,  # of the interval
-)->tuple:       # (low, high); NaN for fewer than two seeds
+    values,  # one number per seed
+    level=0.95,  # of the interval
+) -> tuple:  # (low, high); NaN for fewer than two seeds
     "Student's t interval of the mean over training runs."
-    v = np.asarray(values, dtype=float); n = len(v)
-    if n < 2: return np.nan, np.nan
+    v = np.asarray(values, dtype=float)
+    n = len(v)
+    if n < 2:
+        return np.nan, np.nan
     from scipy.stats import t
-    half = t.ppf((1+level)/2, n-1) * v.std(ddof=1) / np.sqrt(n)     # (2)
+
+    half = t.ppf((1 + level) / 2, n - 1) * v.std(ddof=1) / np.sqrt(n)  # (2)
     return v.mean() - half, v.mean() + half
 
 # %% ../nbs/measure/31_evaluate.ipynb #bbfb044e
 def _is_installed(o):
     "Does `o` come with Python, this package or another installed one? Then its version says what it does."
-    root = ((o.__name__ if isinstance(o, types.ModuleType) else getattr(o, '__module__', None)) or 'builtins').split('.')[0]
-    file = getattr(sys.modules.get(root), '__file__', None) or ''
-    return root != '__main__' and (root in ('builtins', 'advinterp') or root in sys.stdlib_module_names or 'site-packages' in file or 'dist-packages' in file)
+    root = (
+        (o.__name__ if isinstance(o, types.ModuleType) else getattr(o, "__module__", None))
+        or "builtins"
+    ).split(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root != "__main__" and (
+        root in ("builtins", "advinterp")
+        or root in sys.stdlib_module_names
+        or "site-packages" in file
+        or "dist-packages" in file
+    )
+
 
 def _globals_of(code):
     "Names of the globals that a piece of code, or a function inside it, reads."
     inner = (_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    return {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}.union(*inner)
+    return {
+        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }.union(*inner)
 
 # %% ../nbs/measure/31_evaluate.ipynb #8fa5dc42
 def _own_code(f):
     "What a function does: its bytecode and all values that it refers to."
-    names = {n: f.__globals__[n] for n in sorted(_globals_of(f.__code__)) if n in f.__globals__} if not _is_installed(f) else {}
-    return [f.__qualname__, f.__code__, f.__defaults__, f.__kwdefaults__, [c.cell_contents for c in f.__closure__ or ()], names]
+    names = (
+        {n: f.__globals__[n] for n in sorted(_globals_of(f.__code__)) if n in f.__globals__}
+        if not _is_installed(f)
+        else {}
+    )
+    return [
+        f.__qualname__,
+        f.__code__,
+        f.__defaults__,
+        f.__kwdefaults__,
+        [c.cell_contents for c in f.__closure__ or ()],
+        names,
+    ]
+
 
 def _own_name(o):
     "What a class, a module or a built-in function is: its name, and what is inside where it is not installed."
-    name = [getattr(o, '__module__', ''), getattr(o, '__qualname__', o.__name__)]
-    if isinstance(o, types.BuiltinFunctionType) or _is_installed(o): return name
-    if isinstance(o, types.ModuleType): return [*name, Path(o.__file__).read_bytes() if getattr(o, '__file__', None) else None]
-    return [*name, o.__bases__, {k: v for k,v in vars(o).items() if isinstance(v, types.FunctionType) or not k.startswith(('__', '_abc_'))}]
+    name = [getattr(o, "__module__", ""), getattr(o, "__qualname__", o.__name__)]
+    if isinstance(o, types.BuiltinFunctionType) or _is_installed(o):
+        return name
+    if isinstance(o, types.ModuleType):
+        return [*name, Path(o.__file__).read_bytes() if getattr(o, "__file__", None) else None]
+    return [
+        *name,
+        o.__bases__,
+        {
+            k: v
+            for k, v in vars(o).items()
+            if isinstance(v, types.FunctionType) or not k.startswith(("__", "_abc_"))
+        },
+    ]
+
 
 def _own_state(o):
     "What an object consists of: its class and its attributes, without the mode of a model, which evaluation sets itself."
-    return [type(o), {k: v for k,v in vars(o).items() if not (k == 'training' and isinstance(o, nn.Module))}]
+    return [
+        type(o),
+        {k: v for k, v in vars(o).items() if not (k == "training" and isinstance(o, nn.Module))},
+    ]
 
 # %% ../nbs/measure/31_evaluate.ipynb #8571caa5
 def _feed(h, o, seen):
     "Add the content of `o` to the hash `h`; objects already `seen` by their number."
-    def _add(b): h.update(b'%d:' % len(b)); h.update(b)
+
+    def _add(b):
+        h.update(b"%d:" % len(b))
+        h.update(b)
+
     def _parts(*parts):
-        _add(f'{type(o).__name__} {len(parts)}'.encode())
-        for p in parts: _feed(h, p, seen)
-    if isinstance(o, np.ndarray) and o.dtype != object: o = torch.from_numpy(np.ascontiguousarray(o))
+        _add(f"{type(o).__name__} {len(parts)}".encode())
+        for p in parts:
+            _feed(h, p, seen)
+
+    if isinstance(o, np.ndarray) and o.dtype != object:
+        o = torch.from_numpy(np.ascontiguousarray(o))
     if isinstance(o, Tensor):
-        _add(f'{o.dtype} {tuple(o.shape)}'.encode()); _add(o.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif o is None or o is ... or isinstance(o, (bool, int, float, complex, str, bytes, np.generic, range, slice, Path, torch.dtype, torch.device)): _add(f'{type(o).__name__} {o!r}'.encode())
-    elif isinstance(o, (set, frozenset)): _parts(*sorted(o, key=repr))
-    elif isinstance(o, (list, tuple)): _parts(*o)
-    elif isinstance(o, dict): _parts(*(kv for item in o.items() for kv in item))
-    elif isinstance(o, types.CodeType): _parts(o.co_code, o.co_names, o.co_consts)
-    elif isinstance(o, types.MethodType): _parts(o.__func__, o.__self__)
-    elif isinstance(o, (staticmethod, classmethod)): _parts(o.__func__)
-    elif isinstance(o, property): _parts(o.fget, o.fset)
-    elif isinstance(o, functools.partial): _parts(o.func, o.args, o.keywords)
-    elif id(o) in seen: _parts(seen[id(o)])
-    elif isinstance(o, types.BuiltinFunctionType) or hasattr(o, '__dict__'):
+        _add(f"{o.dtype} {tuple(o.shape)}".encode())
+        _add(o.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif (
+        o is None
+        or o is ...
+        or isinstance(
+            o,
+            (
+                bool,
+                int,
+                float,
+                complex,
+                str,
+                bytes,
+                np.generic,
+                range,
+                slice,
+                Path,
+                torch.dtype,
+                torch.device,
+            ),
+        )
+    ):
+        _add(f"{type(o).__name__} {o!r}".encode())
+    elif isinstance(o, (set, frozenset)):
+        _parts(*sorted(o, key=repr))
+    elif isinstance(o, (list, tuple)):
+        _parts(*o)
+    elif isinstance(o, dict):
+        _parts(*(kv for item in o.items() for kv in item))
+    elif isinstance(o, types.CodeType):
+        _parts(o.co_code, o.co_names, o.co_consts)
+    elif isinstance(o, types.MethodType):
+        _parts(o.__func__, o.__self__)
+    elif isinstance(o, (staticmethod, classmethod)):
+        _parts(o.__func__)
+    elif isinstance(o, property):
+        _parts(o.fget, o.fset)
+    elif isinstance(o, functools.partial):
+        _parts(o.func, o.args, o.keywords)
+    elif id(o) in seen:
+        _parts(seen[id(o)])
+    elif isinstance(o, types.BuiltinFunctionType) or hasattr(o, "__dict__"):
         seen[id(o)] = len(seen)
         named = isinstance(o, (types.ModuleType, type, types.BuiltinFunctionType))
-        _parts(*(_own_code if isinstance(o, types.FunctionType) else _own_name if named else _own_state)(o))
-    else: raise TypeError(f"cache: cannot tell whether {o!r} is the same in another run; run without a cache, or leave it out of the arguments")
+        _parts(
+            *(
+                _own_code
+                if isinstance(o, types.FunctionType)
+                else _own_name
+                if named
+                else _own_state
+            )(o)
+        )
+    else:
+        raise TypeError(
+            f"cache: cannot tell whether {o!r} is the same in another run; run without a cache, or leave it out of the arguments"
+        )
 
 # %% ../nbs/measure/31_evaluate.ipynb #40ea131a
 @functools.lru_cache
 def _package():
     "Hash of this package, and of the versions of Python and of everything installed."
-    h = hashlib.sha256(repr((sys.version, sorted(f'{d.name} {d.version}' for d in metadata.distributions()))).encode())
-    for p in sorted(Path(inspect.getfile(metric)).parent.glob('*.py')): h.update(p.read_bytes())
+    h = hashlib.sha256(
+        repr(
+            (sys.version, sorted(f"{d.name} {d.version}" for d in metadata.distributions()))
+        ).encode()
+    )
+    for p in sorted(Path(inspect.getfile(metric)).parent.glob("*.py")):
+        h.update(p.read_bytes())
     return h.hexdigest()
+
 
 def content_hash(
     *parts,  # tensors, arrays, models, functions, objects and containers of them
-)->str:      # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of the content of its arguments, the same in every process. Raises TypeError for what has no content that can be read."
-    h = hashlib.sha256(); _feed(h, list(parts), {})
+    h = hashlib.sha256()
+    _feed(h, list(parts), {})
     return h.hexdigest()
 
 # %% ../nbs/measure/31_evaluate.ipynb #c4d578ef
 class Cache:
     "Calls a function, or reads what an earlier call of the same function with the same arguments has left in `folder`."
-    def __init__(self,
+
+    def __init__(
+        self,
         folder,  # where the results are kept, one file each; made where it is missing
     ):
         self.folder = Path(folder)
-        if self.folder.is_file(): raise ValueError(f"cache={str(folder)!r} is a file: expected a folder")
+        if self.folder.is_file():
+            raise ValueError(f"cache={str(folder)!r} is a file: expected a folder")
 
-    def __call__(self,
-        func,             # returns a tensor, a function of its arguments alone
-        *args, **kwargs,  # of `func`
-    ):                    # what `func` returns
+    def __call__(
+        self,
+        func,  # returns a tensor, a function of its arguments alone
+        *args,
+        **kwargs,  # of `func`
+    ):  # what `func` returns
         "The result of `func(*args, **kwargs)`. A damaged or foreign file is computed anew, with a warning."
         key = content_hash(_package(), func, args, kwargs)
-        path = self.folder/f'{key}.safetensors'
+        path = self.folder / f"{key}.safetensors"
         out = _stored(path, key) if path.exists() else None
-        if out is None: out = func(*args, **kwargs); _store(path, key, out)
-        return out.to(next((a.device for a in args if isinstance(a, Tensor)), 'cpu'))
+        if out is None:
+            out = func(*args, **kwargs)
+            _store(path, key, out)
+        return out.to(next((a.device for a in args if isinstance(a, Tensor)), "cpu"))
+
 
 def _kept(cache):
     "`Cache`, or a plain call where there is none."
-    return cache if isinstance(cache, Cache) else Cache(cache) if cache is not None else lambda func, *args, **kwargs: func(*args, **kwargs)
+    return (
+        cache
+        if isinstance(cache, Cache)
+        else Cache(cache)
+        if cache is not None
+        else lambda func, *args, **kwargs: func(*args, **kwargs)
+    )
 
 # %% ../nbs/measure/31_evaluate.ipynb #d69c4989
 def _store(path, key, value):
     from safetensors.torch import save_file
+
     value = value.detach().cpu().contiguous()
-    with atomic_path(path) as tmp: save_file({'value': value}, tmp, metadata={'key': key, 'content': content_hash(value)})
+    with atomic_path(path) as tmp:
+        save_file({"value": value}, tmp, metadata={"key": key, "content": content_hash(value)})
+
 
 def _stored(path, key):
     "The tensor in a file; None, with a warning, where the file is damaged or was made under another key."
-    from safetensors import safe_open, SafetensorError
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(path, 'pt') as f: value, meta = f.get_tensor('value'), f.metadata()
-        if (meta['key'], meta['content']) == (key, content_hash(value)): return value
-    except (SafetensorError, OSError, KeyError, TypeError): pass
+        with safe_open(path, "pt") as f:
+            value, meta = f.get_tensor("value"), f.metadata()
+        if (meta["key"], meta["content"]) == (key, content_hash(value)):
+            return value
+    except (SafetensorError, OSError, KeyError, TypeError):
+        pass
     warnings.warn(f"cache: {path} is damaged or belongs to another evaluation, it is computed anew")
 
 # %% ../nbs/measure/31_evaluate.ipynb #955dae2e
 def worst_case(
-    model, x, y,      # as in `is_correct`
-    adversaries,      # one adversary, or a list of them
+    model,
+    x,
+    y,  # as in `is_correct`
+    adversaries,  # one adversary, or a list of them
     *,
-    batch_size=512,   # examples at a time
-    cache=None,       # folder that keeps finished pieces
-)->Tensor:            # `(N,)` bool
+    batch_size=512,  # examples at a time
+    cache=None,  # folder that keeps finished pieces
+) -> Tensor:  # `(N,)` bool
     "Which examples are classified correctly, and stay so under every one of the attacks."
-    kept, attacks = _kept(cache), adversaries if isinstance(adversaries, (list, tuple)) else [adversaries]
+    kept, attacks = (
+        _kept(cache),
+        adversaries if isinstance(adversaries, (list, tuple)) else [adversaries],
+    )
+
     def _stands(x, y):
         ok = kept(is_correct, model, x, y)
         for a in attacks:
-            left = ok.nonzero()[:,0]
-            if len(left): ok[left] = kept(is_correct, model, x[left], y[left], a, batch_size)
+            left = ok.nonzero()[:, 0]
+            if len(left):
+                ok[left] = kept(is_correct, model, x[left], y[left], a, batch_size)
         return ok
+
     return torch.cat([_stands(*b) for b in _batches(x, y, batch_size)])
 
 # %% ../nbs/measure/31_evaluate.ipynb #e1227a73
-RobustnessCurve = namedtuple('RobustnessCurve', 'eps accuracy correct')
-RobustnessCurve.__doc__ = "Robust accuracy `(R,)` over radii `eps` `(R,)`, and which examples stand, `(R, N)`."
+RobustnessCurve = namedtuple("RobustnessCurve", "eps accuracy correct")
+RobustnessCurve.__doc__ = (
+    "Robust accuracy `(R,)` over radii `eps` `(R,)`, and which examples stand, `(R, N)`."
+)
 
-@metric('higher', 'Madry et al. 2018 (arXiv:1706.06083); worst case as in Croce and Hein 2020 (arXiv:2003.01690)')
+
+@metric(
+    "higher",
+    "Madry et al. 2018 (arXiv:1706.06083); worst case as in Croce and Hein 2020 (arXiv:2003.01690)",
+)
 def robustness_curve(
-    model, x, y,      # as in `is_correct`
-    eps_grid,         # increasing radii, in the units of x
-    adversaries,      # one adversary with `with_eps`, or a list of them: `PGD(LInfBall(1.), steps=40, restarts=5, bounds=(0, 1))`
+    model,
+    x,
+    y,  # as in `is_correct`
+    eps_grid,  # increasing radii, in the units of x
+    adversaries,  # one adversary with `with_eps`, or a list of them: `PGD(LInfBall(1.), steps=40, restarts=5, bounds=(0, 1))`
     *,
-    batch_size=512,   # examples at a time
-    cache=None,       # folder that keeps finished pieces
-)->RobustnessCurve:   # eps, accuracy, correct
+    batch_size=512,  # examples at a time
+    cache=None,  # folder that keeps finished pieces
+) -> RobustnessCurve:  # eps, accuracy, correct
     "Accuracy (3) under the worst of several attacks, radius by radius; an example that falls at a small radius stays down. Warns of models that gradients cannot attack."
-    attacks, radii = adversaries if isinstance(adversaries, (list, tuple)) else [adversaries], [check_strength('eps_grid', float(e)) for e in eps_grid]
-    if not radii or any(b <= a for a,b in zip(radii, radii[1:])): raise ValueError(f"eps_grid={radii}: expected increasing radii")
-    if lacking := [a for a in attacks if not hasattr(a, 'with_eps')]: raise TypeError(f"adversaries: {lacking[0]!r} has no with_eps, expected adversaries such as PGD(LInfBall(1.))")
-    (x,y), rows = _check_set(x, y), []
+    attacks, radii = (
+        adversaries if isinstance(adversaries, (list, tuple)) else [adversaries],
+        [check_strength("eps_grid", float(e)) for e in eps_grid],
+    )
+    if not radii or any(b <= a for a, b in zip(radii, radii[1:])):
+        raise ValueError(f"eps_grid={radii}: expected increasing radii")
+    if lacking := [a for a in attacks if not hasattr(a, "with_eps")]:
+        raise TypeError(
+            f"adversaries: {lacking[0]!r} has no with_eps, expected adversaries such as PGD(LInfBall(1.))"
+        )
+    (x, y), rows = _check_set(x, y), []
     standing = is_correct(model, x, y, batch_size=batch_size)
     check_attackable(model, x[:64], y[:64])
     for eps in radii:
-        left = standing.nonzero()[:,0]
-        if len(left): standing[left] = worst_case(model, x[left], y[left], [a.with_eps(eps) for a in attacks], batch_size=batch_size, cache=cache)    # (3)
+        left = standing.nonzero()[:, 0]
+        if len(left):
+            standing[left] = worst_case(
+                model,
+                x[left],
+                y[left],
+                [a.with_eps(eps) for a in attacks],
+                batch_size=batch_size,
+                cache=cache,
+            )  # (3)
         rows.append(standing.clone())
     rows = torch.stack(rows)
     return RobustnessCurve(torch.tensor(radii), rows.float().mean(1), rows)
@@ -261,240 +444,372 @@ def robustness_curve(
 # %% ../nbs/measure/31_evaluate.ipynb #e9821652
 class AutoAttack(Adversary):
     "AutoAttack of Croce and Hein 2020 (arXiv:2003.01690), by torchattacks, for pixels in [0, 1] and at least four classes. Raises ImportError where torchattacks is missing."
+
     compares = True
-    def __init__(self,
-        dual,                # `LInfBall(eps)` or `L2Ball(eps)`
-        version='standard',  # 'standard', 'plus', or 'rand' for models that draw random numbers
-        seed=0,              # of its random starts
+
+    def __init__(
+        self,
+        dual,  # `LInfBall(eps)` or `L2Ball(eps)`
+        version="standard",  # 'standard', 'plus', or 'rand' for models that draw random numbers
+        seed=0,  # of its random starts
     ):
-        super().__init__(dual, bounds=(0., 1.), seed=seed)
-        if not isinstance(dual, (LInfBall, L2Ball)): raise ValueError(f"dual={dual!r}: expected LInfBall or L2Ball")
-        if version not in ('standard', 'plus', 'rand'): raise ValueError(f"version={version!r}: expected 'standard', 'plus' or 'rand'")
-        try: import torchattacks
-        except ImportError as e: raise ImportError("AutoAttack is computed by the package torchattacks: pip install torchattacks") from e
+        super().__init__(dual, bounds=(0.0, 1.0), seed=seed)
+        if not isinstance(dual, (LInfBall, L2Ball)):
+            raise ValueError(f"dual={dual!r}: expected LInfBall or L2Ball")
+        if version not in ("standard", "plus", "rand"):
+            raise ValueError(f"version={version!r}: expected 'standard', 'plus' or 'rand'")
+        try:
+            import torchattacks
+        except ImportError as e:
+            raise ImportError(
+                "AutoAttack is computed by the package torchattacks: pip install torchattacks"
+            ) from e
         self.version = version
 
     def search(self, p, gen):
         from torchattacks import AutoAttack
+
         n = p.forward(p.x[:1]).shape[-1] if isinstance(p.model, nn.Module) else 0
-        if n < 4: raise ValueError("model: expected an nn.Module with at least four logits, the losses of AutoAttack compare that many")
-        norm = 'Linf' if isinstance(self.dual, LInfBall) else 'L2'
-        return p.inside(AutoAttack(p.model, norm, self.dual.eps, self.version, n, self.seed)(p.x, p.y) - p.x)
+        if n < 4:
+            raise ValueError(
+                "model: expected an nn.Module with at least four logits, the losses of AutoAttack compare that many"
+            )
+        norm = "Linf" if isinstance(self.dual, LInfBall) else "L2"
+        return p.inside(
+            AutoAttack(p.model, norm, self.dual.eps, self.version, n, self.seed)(p.x, p.y) - p.x
+        )
 
 # %% ../nbs/measure/31_evaluate.ipynb #4605ad77
-@metric('higher', 'Spearman 1904; Adebayo et al. 2018 (arXiv:1810.03292)')
+@metric("higher", "Spearman 1904; Adebayo et al. 2018 (arXiv:1810.03292)")
 def rank_correlation(
-    a,        # `(B, ...)` map
-    b,        # `(B, ...)` map
-)->Tensor:    # `(B,)` in [-1, 1]; 0 where a map is constant
+    a,  # `(B, ...)` map
+    b,  # `(B, ...)` map
+) -> Tensor:  # `(B,)` in [-1, 1]; 0 where a map is constant
     "Rank correlation (4) of the magnitudes of two maps."
     from scipy.stats import rankdata
-    a,b = (flat(m).detach().abs() for m in _pair(a, b))
-    ra,rb = (torch.from_numpy(rankdata(v.cpu().numpy(), axis=1)).to(v.device) - (v.shape[1] + 1)/2 for v in (a, b))
-    return ((ra*rb).sum(1)/(ra.norm(dim=1)*rb.norm(dim=1)).clamp(min=.1)).to(a.dtype)    # (4)
+
+    a, b = (flat(m).detach().abs() for m in _pair(a, b))
+    ra, rb = (
+        torch.from_numpy(rankdata(v.cpu().numpy(), axis=1)).to(v.device) - (v.shape[1] + 1) / 2
+        for v in (a, b)
+    )
+    return ((ra * rb).sum(1) / (ra.norm(dim=1) * rb.norm(dim=1)).clamp(min=0.1)).to(a.dtype)  # (4)
 
 # %% ../nbs/measure/31_evaluate.ipynb #773d9535
-MapSimilarity = namedtuple('MapSimilarity', 'overlap dice ssim rank')
+MapSimilarity = namedtuple("MapSimilarity", "overlap dice ssim rank")
 MapSimilarity.__doc__ = "Agreement of maps in four ways, each `(B,)`, or `(R, B)` over `R` settings; higher is more alike."
-_alike = dict.fromkeys(MapSimilarity._fields, 'higher')
+_alike = dict.fromkeys(MapSimilarity._fields, "higher")
 
-@metric(_alike, 'Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.6 and B.7; Adebayo et al. 2018 (arXiv:1810.03292)')
+
+@metric(
+    _alike,
+    "Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.6 and B.7; Adebayo et al. 2018 (arXiv:1810.03292)",
+)
 def map_similarity(
-    a,              # `(B, ...)` the map of reference
-    b,              # `(B, ...)` the map compared with it
-    k=.4,           # share of the non-zero entries that count as the top
-    sigma=1.5,      # of the window of `ssim`, 11 pixels wide; .8 for 8 x 8 images
-)->MapSimilarity:   # overlap, dice, ssim, rank, each `(B,)`
+    a,  # `(B, ...)` the map of reference
+    b,  # `(B, ...)` the map compared with it
+    k=0.4,  # share of the non-zero entries that count as the top
+    sigma=1.5,  # of the window of `ssim`, 11 pixels wide; .8 for 8 x 8 images
+) -> MapSimilarity:  # overlap, dice, ssim, rank, each `(B,)`
     "How alike two maps are: overlap and Dice score of the top entries, structural similarity, rank correlation."
-    a,b = _pair(a, b)
-    alike = ssim(normalize_map(a), normalize_map(b), sigma=sigma) if a.ndim > 2 else torch.full_like(a[:,0], torch.nan)
-    return MapSimilarity(topk_overlap(a, b, k, nonzero=True), topk_dice(a, b, k, nonzero=True), alike, rank_correlation(a, b))
+    a, b = _pair(a, b)
+    alike = (
+        ssim(normalize_map(a), normalize_map(b), sigma=sigma)
+        if a.ndim > 2
+        else torch.full_like(a[:, 0], torch.nan)
+    )
+    return MapSimilarity(
+        topk_overlap(a, b, k, nonzero=True),
+        topk_dice(a, b, k, nonzero=True),
+        alike,
+        rank_correlation(a, b),
+    )
 
-def _stacked(similarities): return MapSimilarity(*map(torch.stack, zip(*similarities)))
+
+def _stacked(similarities):
+    return MapSimilarity(*map(torch.stack, zip(*similarities)))
 
 # %% ../nbs/measure/31_evaluate.ipynb #d3e89484
-MapRobustness = namedtuple('MapRobustness', 'radii attacked noise')
+MapRobustness = namedtuple("MapRobustness", "radii attacked noise")
 MapRobustness.__doc__ = "Radii `(R,)`, and a `MapSimilarity` of `(R, B)` for the attacked inputs and for random noise of the same norm."
+
 
 def _moved_maps(model, x, y, z, radius, attribution, k, sigma, bounds, kwargs):
     "Similarity of the map of `x` with that of the attacked input, and of `x` plus noise in the directions `z`: `(2, 4, B)`."
     adv = map_attack(model, x, y, radius, k=k, bounds=bounds, **kwargs)
-    length = flat(adv - x).norm(dim=1)/flat(z).norm(dim=1)
-    noisy = (x + bcast(length, x)*z).clamp(*_limits((-torch.inf, torch.inf) if bounds is None else bounds, x))
+    length = flat(adv - x).norm(dim=1) / flat(z).norm(dim=1)
+    noisy = (x + bcast(length, x) * z).clamp(
+        *_limits((-torch.inf, torch.inf) if bounds is None else bounds, x)
+    )
     own = attribution(model, x, y)
-    return torch.stack([torch.stack(map_similarity(own, attribution(model, v, y), k, sigma)) for v in (adv, noisy)])
+    return torch.stack(
+        [torch.stack(map_similarity(own, attribution(model, v, y), k, sigma)) for v in (adv, noisy)]
+    )
 
 # %% ../nbs/measure/31_evaluate.ipynb #8382dfb2
-@metric(_alike, 'Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5; Levine, Singla and Feizi 2019 (arXiv:1905.12105)')
+@metric(
+    _alike,
+    "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5; Levine, Singla and Feizi 2019 (arXiv:1905.12105)",
+)
 def map_robustness(
-    model, x, y,          # model, inputs `(B, ...)`, class indices `(B,)`
-    radii,                # l2 radii of the attack, in the units of x
-    attribution=saliency, # `(model, x, y) -> map`
+    model,
+    x,
+    y,  # model, inputs `(B, ...)`, class indices `(B,)`
+    radii,  # l2 radii of the attack, in the units of x
+    attribution=saliency,  # `(model, x, y) -> map`
     *,
-    k=.4,                 # share of the non-zero entries that count as the top
-    sigma=1.5,            # of the window of `ssim`; .8 for 8 x 8 images
-    bounds=None,          # `(lo, hi)` of valid inputs: numbers, or tensors of the shape of one input
-    seed=0,               # of the noise
-    batch_size=128,       # inputs at a time
-    cache=None,           # folder that keeps finished pieces
-    **kwargs,             # of `map_attack`: steps, step_size, attack_model, output
-)->MapRobustness:         # radii, attacked, noise
+    k=0.4,  # share of the non-zero entries that count as the top
+    sigma=1.5,  # of the window of `ssim`; .8 for 8 x 8 images
+    bounds=None,  # `(lo, hi)` of valid inputs: numbers, or tensors of the shape of one input
+    seed=0,  # of the noise
+    batch_size=128,  # inputs at a time
+    cache=None,  # folder that keeps finished pieces
+    **kwargs,  # of `map_attack`: steps, step_size, attack_model, output
+) -> MapRobustness:  # radii, attacked, noise
     "How much of each map is left after an interpretation attack, and after noise of the same norm, over radii."
-    (x,y), kept, radii = _check_set(x, y), _kept(cache), [check_strength('radii', float(r)) for r in radii]
-    if not radii: raise ValueError("radii is empty: expected at least one radius")
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device)
+    (x, y), kept, radii = (
+        _check_set(x, y),
+        _kept(cache),
+        [check_strength("radii", float(r)) for r in radii],
+    )
+    if not radii:
+        raise ValueError("radii is empty: expected at least one radius")
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(
+        x.device
+    )
     parts = [*zip(x.split(batch_size), y.split(batch_size), z.split(batch_size))]
-    rows = [torch.cat([kept(_moved_maps, model, *p, r, attribution, k, sigma, bounds, kwargs) for p in parts], 2) for r in radii]
-    return MapRobustness(torch.tensor(radii), *(MapSimilarity(*torch.stack(rows)[:,i].unbind(1)) for i in (0, 1)))
+    rows = [
+        torch.cat(
+            [kept(_moved_maps, model, *p, r, attribution, k, sigma, bounds, kwargs) for p in parts],
+            2,
+        )
+        for r in radii
+    ]
+    return MapRobustness(
+        torch.tensor(radii), *(MapSimilarity(*torch.stack(rows)[:, i].unbind(1)) for i in (0, 1))
+    )
 
 # %% ../nbs/measure/31_evaluate.ipynb #a7b80c1c
-@metric(_alike, 'Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5 and B.7')
+@metric(_alike, "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5 and B.7")
 def map_stability(
-    models,               # at least two models, of different initialisation or training data
-    x, y,                 # inputs `(B, ...)` and class indices `(B,)`
-    attribution=saliency, # `(model, x, y) -> map`
+    models,  # at least two models, of different initialisation or training data
+    x,
+    y,  # inputs `(B, ...)` and class indices `(B,)`
+    attribution=saliency,  # `(model, x, y) -> map`
     *,
-    k=.4,                 # share of the non-zero entries that count as the top
-    sigma=1.5,            # of the window of `ssim`; .8 for 8 x 8 images
-    cache=None,           # folder that keeps the maps of each model
-)->MapSimilarity:         # overlap, dice, ssim, rank, each `(B,)`
+    k=0.4,  # share of the non-zero entries that count as the top
+    sigma=1.5,  # of the window of `ssim`; .8 for 8 x 8 images
+    cache=None,  # folder that keeps the maps of each model
+) -> MapSimilarity:  # overlap, dice, ssim, rank, each `(B,)`
     "Mean agreement (5) of the maps of all pairs of models, per example."
-    (x,y), kept = _check_set(x, y), _kept(cache)
-    if isinstance(models, nn.Module) or len(models) < 2: raise ValueError("models: expected a list of at least two models")
+    (x, y), kept = _check_set(x, y), _kept(cache)
+    if isinstance(models, nn.Module) or len(models) < 2:
+        raise ValueError("models: expected a list of at least two models")
     maps = [kept(attribution, m, x, y) for m in models]
-    pairs = [map_similarity(a, b, k, sigma) for i,b in enumerate(maps) for a in maps[:i]]
-    return MapSimilarity(*(v.mean(0) for v in _stacked(pairs)))    # (5)
+    pairs = [map_similarity(a, b, k, sigma) for i, b in enumerate(maps) for a in maps[:i]]
+    return MapSimilarity(*(v.mean(0) for v in _stacked(pairs)))  # (5)
 
 # %% ../nbs/measure/31_evaluate.ipynb #a4304480
 def _region_rank(map, patch, signed):
     "Rank of each entry's region, 0 for the most relevant one, in the shape of the map; and the number of regions."
     m = map if signed else map.abs()
-    if patch is None: regions = m
-    elif m.ndim == 4: regions = F.avg_pool2d(m.sum(1, keepdim=True), _check_count('patch', patch), ceil_mode=True, divisor_override=1)
-    else: raise ValueError(f"patch={patch}: expected maps (B, C, H, W), got shape {tuple(m.shape)}; patch=None takes single entries")
-    rank = flat(regions).argsort(dim=1, descending=True, stable=True).argsort(dim=1).reshape(regions.shape)
-    if patch is not None: rank = rank.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :m.shape[2], :m.shape[3]]
+    if patch is None:
+        regions = m
+    elif m.ndim == 4:
+        regions = F.avg_pool2d(
+            m.sum(1, keepdim=True), _check_count("patch", patch), ceil_mode=True, divisor_override=1
+        )
+    else:
+        raise ValueError(
+            f"patch={patch}: expected maps (B, C, H, W), got shape {tuple(m.shape)}; patch=None takes single entries"
+        )
+    rank = (
+        flat(regions)
+        .argsort(dim=1, descending=True, stable=True)
+        .argsort(dim=1)
+        .reshape(regions.shape)
+    )
+    if patch is not None:
+        rank = rank.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[
+            ..., : m.shape[2], : m.shape[3]
+        ]
     return rank.expand(m.shape), regions[0].numel()
 
 # %% ../nbs/measure/31_evaluate.ipynb #6c9bc351
 def morf_curve(
-    model, x, y,     # model, inputs `(B, ...)`, class indices `(B,)`
-    map,             # `(B, ...)` like x: says in which order the regions go
-    patch=None,      # side of the square regions; None: single entries
+    model,
+    x,
+    y,  # model, inputs `(B, ...)`, class indices `(B,)`
+    map,  # `(B, ...)` like x: says in which order the regions go
+    patch=None,  # side of the square regions; None: single entries
     *,
-    steps=None,      # regions that are taken away; None: all of them
-    fill=0.,         # what stands in their place: a number, or a tensor that broadcasts to x
-    output='prob',   # 'prob', 'logit', 'logprob' or 'loss'
-    signed=False,    # rank by signed values instead of magnitudes
+    steps=None,  # regions that are taken away; None: all of them
+    fill=0.0,  # what stands in their place: a number, or a tensor that broadcasts to x
+    output="prob",  # 'prob', 'logit', 'logprob' or 'loss'
+    signed=False,  # rank by signed values instead of magnitudes
     batch_size=256,  # inputs that are in the model at once
-)->Tensor:           # `(B, steps+1)`, the first column is 0
+) -> Tensor:  # `(B, steps+1)`, the first column is 0
     "Drop of the output as regions are taken away, most relevant first."
-    (x,y), (m,_) = _check_set(x, y), _pair(map, map); check_same_shape(x=x, map=m)
-    rank, n = _region_rank(m.detach().to(x.device), patch, signed); steps = n if steps is None else _check_count('steps', steps)
-    if steps > n: raise ValueError(f"steps={steps}: there are only {n} regions")
-    fill,_ = _limits((fill, fill), x); wide = torch.promote_types(x.dtype, torch.float32)
+    (x, y), (m, _) = _check_set(x, y), _pair(map, map)
+    check_same_shape(x=x, map=m)
+    rank, n = _region_rank(m.detach().to(x.device), patch, signed)
+    steps = n if steps is None else _check_count("steps", steps)
+    if steps > n:
+        raise ValueError(f"steps={steps}: there are only {n} regions")
+    fill, _ = _limits((fill, fill), x)
+    wide = torch.promote_types(x.dtype, torch.float32)
+
     def _curve(f, xs, y):
         x, fill, rank = xs.unbind(1)
-        with torch.no_grad(): outputs = [f(model(torch.where(rank < k, fill, x).to(fill.dtype)), y) for k in range(steps + 1)]
+        with torch.no_grad():
+            outputs = [
+                f(model(torch.where(rank < k, fill, x).to(fill.dtype)), y) for k in range(steps + 1)
+            ]
         return torch.stack([outputs[0] - o for o in outputs], 1)
+
     return _runs(_curve, model, torch.stack([x, fill, rank.to(wide)], 1), y, output, batch_size)
 
 # %% ../nbs/measure/31_evaluate.ipynb #2616beca
-@metric('higher', 'Samek et al. 2016 (arXiv:1509.06321)')
+@metric("higher", "Samek et al. 2016 (arXiv:1509.06321)")
 def aopc_morf(
-    model, x, y, map, # as in `morf_curve`
-    patch=None,       # side of the square regions; None: single entries
-    **kwargs,         # of `morf_curve`: steps, fill, output, signed, batch_size
-)->Tensor:            # `(B,)`
+    model,
+    x,
+    y,
+    map,  # as in `morf_curve`
+    patch=None,  # side of the square regions; None: single entries
+    **kwargs,  # of `morf_curve`: steps, fill, output, signed, batch_size
+) -> Tensor:  # `(B,)`
     "Area over the perturbation curve (6), most relevant first: how much the output depends on what the map names first."
-    return morf_curve(model, x, y, map, patch, **kwargs).mean(1)    # (6)
+    return morf_curve(model, x, y, map, patch, **kwargs).mean(1)  # (6)
 
-@metric('lower', 'Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 5')
+
+@metric("lower", "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 5")
 def relative_drop(
-    aopc,       # `(B,)` of the map in question
+    aopc,  # `(B,)` of the map in question
     base_aopc,  # `(B,)` of the map that it was made from
-)->float:       # share of the fidelity that was lost: .25 is 25 % in Table 5; negative where there was a gain
+) -> (
+    float
+):  # share of the fidelity that was lost: .25 is 25 % in Table 5; negative where there was a gain
     "How much less faithful a map is than its base (7). Raises ValueError where the base is not faithful at all."
-    check_same_shape(aopc=aopc, base_aopc=base_aopc); base = base_aopc.double().mean().item()
-    if not base > 0: raise ValueError(f"base_aopc has mean {base:.3g}: expected a base map that makes the output drop")
-    return 1 - aopc.double().mean().item()/base    # (7)
+    check_same_shape(aopc=aopc, base_aopc=base_aopc)
+    base = base_aopc.double().mean().item()
+    if not base > 0:
+        raise ValueError(
+            f"base_aopc has mean {base:.3g}: expected a base map that makes the output drop"
+        )
+    return 1 - aopc.double().mean().item() / base  # (7)
 
 # %% ../nbs/measure/31_evaluate.ipynb #86b824b6
 def _layers(model, x):
     "Names of the modules that have parameters of their own, in the order in which they are called."
-    names, calls = {m: n for n,m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}, []
+    names, calls = (
+        {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))},
+        [],
+    )
     hooks = [m.register_forward_hook(lambda m, *_: calls.append(m)) for m in names]
     try:
-        with torch.no_grad(): model(x[:1])
+        with torch.no_grad():
+            model(x[:1])
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return [names[m] for m in dict.fromkeys(calls)]
 
+
 def _reset(layer):
-    if not hasattr(layer, 'reset_parameters'): raise ValueError(f"reinit: {type(layer).__name__} has no reset_parameters, pass a function (layer) -> None that gives it new weights")
+    if not hasattr(layer, "reset_parameters"):
+        raise ValueError(
+            f"reinit: {type(layer).__name__} has no reset_parameters, pass a function (layer) -> None that gives it new weights"
+        )
     layer.reset_parameters()
 
 # %% ../nbs/measure/31_evaluate.ipynb #d09c85b4
-Randomization = namedtuple('Randomization', 'layers similarity')
+Randomization = namedtuple("Randomization", "layers similarity")
 Randomization.__doc__ = "Names of the `L` layers in the order in which they were randomised, and a `MapSimilarity` of `(L, B)`."
 
-@metric(dict.fromkeys(MapSimilarity._fields, 'lower'), 'Adebayo et al. 2018 (arXiv:1810.03292)')
+
+@metric(dict.fromkeys(MapSimilarity._fields, "lower"), "Adebayo et al. 2018 (arXiv:1810.03292)")
 def cascading_randomization(
-    model, x, y,          # model, inputs `(B, ...)`, class indices `(B,)`
-    attribution=saliency, # `(model, x, y) -> map`
+    model,
+    x,
+    y,  # model, inputs `(B, ...)`, class indices `(B,)`
+    attribution=saliency,  # `(model, x, y) -> map`
     *,
-    order='top_down',     # from the output ('top_down') or from the input ('bottom_up'); 'independent': one layer at a time, the others as trained
-    reinit=None,          # `(layer) -> None` gives a layer new weights; None: its `reset_parameters`
-    k=.4,                 # share of the non-zero entries that count as the top
-    sigma=1.5,            # of the window of `ssim`; .8 for 8 x 8 images
-    seed=0,               # of the new weights
-    cache=None,           # folder that keeps the maps of each stage
-)->Randomization:         # layers, similarity
+    order="top_down",  # from the output ('top_down') or from the input ('bottom_up'); 'independent': one layer at a time, the others as trained
+    reinit=None,  # `(layer) -> None` gives a layer new weights; None: its `reset_parameters`
+    k=0.4,  # share of the non-zero entries that count as the top
+    sigma=1.5,  # of the window of `ssim`; .8 for 8 x 8 images
+    seed=0,  # of the new weights
+    cache=None,  # folder that keeps the maps of each stage
+) -> Randomization:  # layers, similarity
     "Agreement of the maps with those of the trained model, as layer after layer is randomised, on copies of the model."
-    if order not in ('top_down', 'bottom_up', 'independent'): raise ValueError(f"order={order!r}: expected 'top_down', 'bottom_up' or 'independent'")
-    if not isinstance(model, nn.Module): raise TypeError(f"model: expected an nn.Module, whose layers can be randomised, got {type(model).__name__}")
-    (x,y), kept, net, rows = _check_set(x, y), _kept(cache), copy.deepcopy(model).eval(), []
+    if order not in ("top_down", "bottom_up", "independent"):
+        raise ValueError(f"order={order!r}: expected 'top_down', 'bottom_up' or 'independent'")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected an nn.Module, whose layers can be randomised, got {type(model).__name__}"
+        )
+    (x, y), kept, net, rows = _check_set(x, y), _kept(cache), copy.deepcopy(model).eval(), []
     own, names = kept(attribution, model, x, y), _layers(net, x)
-    if order != 'bottom_up': names = names[::-1]
-    for i,name in enumerate(names):
-        if order == 'independent': net = copy.deepcopy(model)
-        with _own_rng(x.device, seed + i), torch.no_grad(): (reinit or _reset)(net.get_submodule(name))
+    if order != "bottom_up":
+        names = names[::-1]
+    for i, name in enumerate(names):
+        if order == "independent":
+            net = copy.deepcopy(model)
+        with _own_rng(x.device, seed + i), torch.no_grad():
+            (reinit or _reset)(net.get_submodule(name))
         rows.append(map_similarity(own, kept(attribution, net, x, y), k, sigma))
-    if not rows: raise ValueError("model: no layer has parameters")
+    if not rows:
+        raise ValueError("model: no layer has parameters")
     return Randomization(names, _stacked(rows))
 
 # %% ../nbs/measure/31_evaluate.ipynb #2393357e
-@metric(dict.fromkeys(MapSimilarity._fields, 'lower'), 'Adebayo et al. 2018 (arXiv:1810.03292)')
+@metric(dict.fromkeys(MapSimilarity._fields, "lower"), "Adebayo et al. 2018 (arXiv:1810.03292)")
 def label_randomization(
-    fit,                  # `(labels) -> model` trains from scratch on the training inputs with these labels
-    y_train,              # `(N,)` true labels of the training inputs
-    x, y,                 # inputs to explain `(B, ...)` and their class indices `(B,)`
-    attribution=saliency, # `(model, x, y) -> map`
+    fit,  # `(labels) -> model` trains from scratch on the training inputs with these labels
+    y_train,  # `(N,)` true labels of the training inputs
+    x,
+    y,  # inputs to explain `(B, ...)` and their class indices `(B,)`
+    attribution=saliency,  # `(model, x, y) -> map`
     *,
-    k=.4,                 # share of the non-zero entries that count as the top
-    sigma=1.5,            # of the window of `ssim`; .8 for 8 x 8 images
-    seed=0,               # of the permutation
-)->MapSimilarity:         # overlap, dice, ssim, rank, each `(B,)`
+    k=0.4,  # share of the non-zero entries that count as the top
+    sigma=1.5,  # of the window of `ssim`; .8 for 8 x 8 images
+    seed=0,  # of the permutation
+) -> MapSimilarity:  # overlap, dice, ssim, rank, each `(B,)`
     "Agreement of the maps of a model trained on true labels with those of one trained on permuted labels."
-    x,y = _check_set(x, y)
-    if not len(y_train): raise ValueError("y_train is empty: expected the labels of the training inputs")
-    permuted = y_train[torch.randperm(len(y_train), generator=torch.Generator().manual_seed(seed)).to(y_train.device)]
-    return map_similarity(*(attribution(fit(labels), x, y) for labels in (y_train, permuted)), k, sigma)
+    x, y = _check_set(x, y)
+    if not len(y_train):
+        raise ValueError("y_train is empty: expected the labels of the training inputs")
+    permuted = y_train[
+        torch.randperm(len(y_train), generator=torch.Generator().manual_seed(seed)).to(
+            y_train.device
+        )
+    ]
+    return map_similarity(
+        *(attribution(fit(labels), x, y) for labels in (y_train, permuted)), k, sigma
+    )
 
 # %% ../nbs/measure/31_evaluate.ipynb #8183a6fb
-GradientNorms = namedtuple('GradientNorms', 'true others')
+GradientNorms = namedtuple("GradientNorms", "true others")
 
-@metric(dict(true='lower', others='lower'), 'Noack et al. 2019 (arXiv:1912.03430), Table 3')
+
+@metric(dict(true="lower", others="lower"), "Noack et al. 2019 (arXiv:1912.03430), Table 3")
 def gradient_norms(
-    model,           # callable `x -> logits`
-    x:Tensor,        # `(B, ...)` inputs
-    y:Tensor,        # `(B,)` class indices
+    model,  # callable `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
     *,
     batch_size=256,  # inputs that are in the model at once
-)->GradientNorms:    # true, others, each `(B,)`
+) -> GradientNorms:  # true, others, each `(B,)`
     "Norms (8) of the input gradients of the true logit, and of the other logits in the mean. For one logit $z$ the other class has $-z$."
-    x,y = _check_set(x, y)
-    with frozen(model, training=False), torch.no_grad(): z = model(x[:1])
+    x, y = _check_set(x, y)
+    with frozen(model, training=False), torch.no_grad():
+        z = model(x[:1])
     n = 2 if is_binary(z) else z.shape[1]
-    norms = torch.stack([flat(saliency(model, x, (y + j) % n if j else y, batch_size=batch_size)).norm(dim=1) for j in range(n)])    # (8)
+    norms = torch.stack(
+        [
+            flat(saliency(model, x, (y + j) % n if j else y, batch_size=batch_size)).norm(dim=1)
+            for j in range(n)
+        ]
+    )  # (8)
     return GradientNorms(norms[0], norms[1:].mean(0))

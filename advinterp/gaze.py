@@ -9,56 +9,77 @@ __all__ = ['height_width', 'gaze_maps']
 import numpy as np
 
 # %% ../nbs/train/17_gaze.ipynb #d3960b4a
-def _whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+def _whole(n):
+    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+
 
 def height_width(
-    size,      # a whole number for both, or a pair of them
-)->tuple:      # (height, width)
+    size,  # a whole number for both, or a pair of them
+) -> tuple:  # (height, width)
     "Height and width from one number or two. Raises ValueError for anything else."
     hw = (size, size) if _whole(size) else size
-    if not isinstance(hw, (tuple, list)) or len(hw) != 2 or not all(map(_whole, hw)): raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
+    if not isinstance(hw, (tuple, list)) or len(hw) != 2 or not all(map(_whole, hw)):
+        raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
     return tuple(hw)
+
 
 def _merge_nearest(p, on, n):
     "While an image has more than n points `(N, K, 3)` that are on, its nearest two become one, at their mean."
     while (many := on.sum(1) > n).any():
-        q, o = p[many], on[many]; r = np.arange(len(q))
-        far = ((q[:,:,None,:2] - q[:,None,:,:2])**2).sum(-1)
-        far[~(o[:,:,None] & o[:,None] & ~np.eye(o.shape[1], dtype=bool))] = np.inf
-        i,j = np.unravel_index(far.reshape(len(q), -1).argmin(1), far.shape[1:])
-        q[r,i] = (q[r,i] + q[r,j])/2; o[r,j] = False
+        q, o = p[many], on[many]
+        r = np.arange(len(q))
+        far = ((q[:, :, None, :2] - q[:, None, :, :2]) ** 2).sum(-1)
+        far[~(o[:, :, None] & o[:, None] & ~np.eye(o.shape[1], dtype=bool))] = np.inf
+        i, j = np.unravel_index(far.reshape(len(q), -1).argmin(1), far.shape[1:])
+        q[r, i] = (q[r, i] + q[r, j]) / 2
+        o[r, j] = False
         p[many], on[many] = q, o
+
 
 def _points(df, ids):
     "Fixations as `(N, K, 3)` (x, y, duration) and which of them are there `(N, K)`; N follows `ids`."
-    df = df.sort_values('img_id', kind='stable'); k = df.groupby('img_id').cumcount().to_numpy(); i = np.searchsorted(ids, df['img_id'])
-    p = np.zeros((len(ids), k.max(initial=0) + 1, 3)); on = np.zeros(p.shape[:2], dtype=bool)
-    p[i,k], on[i,k] = df[['x', 'y', 'duration_ms']], True
+    df = df.sort_values("img_id", kind="stable")
+    k = df.groupby("img_id").cumcount().to_numpy()
+    i = np.searchsorted(ids, df["img_id"])
+    p = np.zeros((len(ids), k.max(initial=0) + 1, 3))
+    on = np.zeros(p.shape[:2], dtype=bool)
+    p[i, k], on[i, k] = df[["x", "y", "duration_ms"]], True
     return p, on
 
 # %% ../nbs/train/17_gaze.ipynb #2d6b5b32
 def gaze_maps(
-    fixations,           # table with the columns img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
-    size=64,             # height and width of the maps, or one number for both
-    min_ms:float=350,    # shorter fixations are dropped (CUB-GHA: 350); 0: none
-    max_points:int=7,    # the nearest two are merged until so many are left (CUB-GHA: 7); None: never
-    sigma:float=75.,     # deviation of the Gaussians in pixels of the screen (CUB-GHA: 75)
-    screen=(1920, 1080), # width and height of the screen that the photos filled
-)->np.ndarray:           # `(N, H, W)` float32 in [0, 1], a map for each img_id, in ascending order
+    fixations,  # table with the columns img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
+    size=64,  # height and width of the maps, or one number for both
+    min_ms: float = 350,  # shorter fixations are dropped (CUB-GHA: 350); 0: none
+    max_points: int = 7,  # the nearest two are merged until so many are left (CUB-GHA: 7); None: never
+    sigma: float = 75.0,  # deviation of the Gaussians in pixels of the screen (CUB-GHA: 75)
+    screen=(1920, 1080),  # width and height of the screen that the photos filled
+) -> np.ndarray:  # `(N, H, W)` float32 in [0, 1], a map for each img_id, in ascending order
     "Gaze maps from fixations: filtered, merged, smeared by a Gaussian, scaled to [0, 1]. Raises ValueError for missing columns and impossible sizes."
-    if (lack := {'img_id', 'img_w', 'img_h', 'x', 'y', 'duration_ms'} - set(fixations.columns)): raise ValueError(f"fixations: the columns {', '.join(sorted(lack))} are missing")
-    H,W = height_width(size)
-    if max_points is not None and not _whole(max_points): raise ValueError(f"max_points={max_points!r}: expected None or a whole number >= 1")
-    if not sigma > 0: raise ValueError(f"sigma={sigma!r}: expected a number > 0")
-    photos = fixations.drop_duplicates('img_id').sort_values('img_id'); ids = photos['img_id'].to_numpy()
-    kept, out = fixations[fixations['duration_ms'] >= min_ms], np.zeros((len(ids), H, W), np.float32)
+    if lack := {"img_id", "img_w", "img_h", "x", "y", "duration_ms"} - set(fixations.columns):
+        raise ValueError(f"fixations: the columns {', '.join(sorted(lack))} are missing")
+    H, W = height_width(size)
+    if max_points is not None and not _whole(max_points):
+        raise ValueError(f"max_points={max_points!r}: expected None or a whole number >= 1")
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma!r}: expected a number > 0")
+    photos = fixations.drop_duplicates("img_id").sort_values("img_id")
+    ids = photos["img_id"].to_numpy()
+    kept, out = (
+        fixations[fixations["duration_ms"] >= min_ms],
+        np.zeros((len(ids), H, W), np.float32),
+    )
     p, on = _points(kept, ids)
     for r in (slice(i, i + 512) for i in range(0, len(ids), 512)):
-        if max_points is not None: _merge_nearest(p[r], on[r], max_points)
-        w, h = (photos[c].to_numpy(dtype=float)[r,None,None] for c in ('img_w', 'img_h'))
-        s = sigma/np.minimum(screen[0]/w, screen[1]/h)
-        gx, gy = (np.exp(-.5*(((np.arange(n) + .5)/n*l - p[r,:,c,None] - .5)/s)**2) for c,n,l in ((0, W, w), (1, H, h)))
-        m = np.einsum('nk,nkh,nkw->nhw', p[r,:,2]*on[r], gy, gx, optimize=True)                  # (1)
-        lo, hi = m.min((1,2), keepdims=True), m.max((1,2), keepdims=True)
-        out[r] = (m - lo)/np.where(hi > lo, hi - lo, 1)
+        if max_points is not None:
+            _merge_nearest(p[r], on[r], max_points)
+        w, h = (photos[c].to_numpy(dtype=float)[r, None, None] for c in ("img_w", "img_h"))
+        s = sigma / np.minimum(screen[0] / w, screen[1] / h)
+        gx, gy = (
+            np.exp(-0.5 * (((np.arange(n) + 0.5) / n * l - p[r, :, c, None] - 0.5) / s) ** 2)
+            for c, n, l in ((0, W, w), (1, H, h))
+        )
+        m = np.einsum("nk,nkh,nkw->nhw", p[r, :, 2] * on[r], gy, gx, optimize=True)  # (1)
+        lo, hi = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
+        out[r] = (m - lo) / np.where(hi > lo, hi - lo, 1)
     return out

@@ -7,231 +7,376 @@ __all__ = ['AttributionInterpretation', 'compare_maps']
 
 # %% ../nbs/measure/33_interpretation.ipynb #c9384a66
 from importlib import import_module
+
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import RandomSampler
-from fastcore.basics import patch, store_attr
 from fastai.layers import NoneReduce
 from fastai.learner import Learner
 from fastai.torch_core import to_device
-from .core import check_same_shape, frozen, predicted
-from .attribution import saliency, _check_count
+from fastcore.basics import patch, store_attr
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import RandomSampler
+
+from .attribution import _check_count, saliency
 from .callbacks import RawModel, RawUnits, plain, which_input
-from .metrics import gini
+from .core import check_same_shape, frozen, predicted
 from .evaluate import bootstrap_interval
+from .metrics import gini
 
 # %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
 def _loader(learn, ds_idx, dl):
     "The loader to read, in the order of its data set."
-    if not isinstance(learn, Learner): raise TypeError(f"learn={learn!r}: expected a fastai Learner")
-    if dl is None and not 0 <= ds_idx < len(learn.dls.loaders): raise ValueError(f"ds_idx={ds_idx!r}: the learner has loaders 0 to {len(learn.dls.loaders) - 1}")
+    if not isinstance(learn, Learner):
+        raise TypeError(f"learn={learn!r}: expected a fastai Learner")
+    if dl is None and not 0 <= ds_idx < len(learn.dls.loaders):
+        raise ValueError(
+            f"ds_idx={ds_idx!r}: the learner has loaders 0 to {len(learn.dls.loaders) - 1}"
+        )
     dl = learn.dls.loaders[ds_idx] if dl is None else dl
-    if not hasattr(dl, 'dataset'): raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
-    if isinstance(getattr(dl, 'sampler', None), RandomSampler): raise ValueError("dl: it shuffles, expected a loader in the order of its data set")
-    return dl.new(shuffle=False, drop_last=False) if hasattr(dl, 'new') else dl
+    if not hasattr(dl, "dataset"):
+        raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
+    if isinstance(getattr(dl, "sampler", None), RandomSampler):
+        raise ValueError("dl: it shuffles, expected a loader in the order of its data set")
+    return dl.new(shuffle=False, drop_last=False) if hasattr(dl, "new") else dl
+
 
 def _sample(n, total, seed):
     "Which of `total` examples are kept, as a mask."
-    if n is not None and _check_count('n', n) > total: raise ValueError(f"n={n}: the set has {total} examples")
-    rows = np.arange(total) if n is None else np.random.default_rng(seed).choice(total, n, replace=False)
+    if n is not None and _check_count("n", n) > total:
+        raise ValueError(f"n={n}: the set has {total} examples")
+    rows = (
+        np.arange(total)
+        if n is None
+        else np.random.default_rng(seed).choice(total, n, replace=False)
+    )
     return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.as_tensor(rows), True)
 
 # %% ../nbs/measure/33_interpretation.ipynb #6e477439
 class _OneExample(RawModel):
     "A model of several inputs around one example: the others are repeated for as many rows as the argument has."
+
     def forward(self, u):
         xb = [o.expand(len(u), *o.shape[1:]) for o in self.xb]
-        return self.model(*xb[:self.i], self.units.encode(u), *xb[self.i+1:])
+        return self.model(*xb[: self.i], self.units.encode(u), *xb[self.i + 1 :])
+
 
 def _maps(net, units, xb, i, u, y, method, **kwargs):
     "Maps of raw inputs `u`; examples go one by one where the model has other inputs, which methods cannot repeat."
-    if len(xb) == 1: return method(RawModel(net, units, xb, i) if units.stats else net, u, y, **kwargs)
-    return torch.cat([method(_OneExample(net, units, [o[j:j+1] for o in xb], i), u[j:j+1], y[j:j+1], **kwargs) for j in range(len(u))])
+    if len(xb) == 1:
+        return method(RawModel(net, units, xb, i) if units.stats else net, u, y, **kwargs)
+    return torch.cat(
+        [
+            method(
+                _OneExample(net, units, [o[j : j + 1] for o in xb], i),
+                u[j : j + 1],
+                y[j : j + 1],
+                **kwargs,
+            )
+            for j in range(len(u))
+        ]
+    )
 
 # %% ../nbs/measure/33_interpretation.ipynb #ef7f4398
 def _targets(yb, z):
     "The targets of a batch as class indices `(B,)`."
-    if not len(yb): raise ValueError("dl: its batches have no targets, expected class indices; make it with labels")
+    if not len(yb):
+        raise ValueError(
+            "dl: its batches have no targets, expected class indices; make it with labels"
+        )
     y = plain(yb[0])
-    if y.numel() != len(z): raise ValueError(f"targets of shape {tuple(y.shape)}: expected one class index for each of the {len(z)} examples")
+    if y.numel() != len(z):
+        raise ValueError(
+            f"targets of shape {tuple(y.shape)}: expected one class index for each of the {len(z)} examples"
+        )
     return y.reshape(-1).long()
+
 
 def _explain(learn, net, dl, batch, keep, method, explain, which, **kwargs):
     "Inputs, targets, predictions, losses and maps of the kept rows of a batch."
-    n_inp = getattr(dl, 'n_inp', max(1, len(batch) - 1))
-    xb,yb = batch[:n_inp], batch[n_inp:]
+    n_inp = getattr(dl, "n_inp", max(1, len(batch) - 1))
+    xb, yb = batch[:n_inp], batch[n_inp:]
     i = which_input([plain(o) for o in xb], which)
     units = RawUnits(dl, xb[i])
-    xb,yb = ([plain(o)[keep] for o in b] for b in (xb, yb))
+    xb, yb = ([plain(o)[keep] for o in b] for b in (xb, yb))
     u = units.decode(xb[i]) if units.bounds is None else units.decode(xb[i]).clamp(*units.bounds)
     with torch.no_grad(), NoneReduce(learn.loss_func) as loss:
         z = plain(net(*xb))
-        y,losses = _targets(yb, z), plain(loss(z, *yb[:1])).reshape(len(z), -1).sum(1)
+        y, losses = _targets(yb, z), plain(loss(z, *yb[:1])).reshape(len(z), -1).sum(1)
     pred = predicted(z)
-    maps = _maps(net, units, xb, i, u, y if explain == 'target' else pred, method, **kwargs)
+    maps = _maps(net, units, xb, i, u, y if explain == "target" else pred, method, **kwargs)
     check_same_shape(inputs=u, maps=maps)
     return [o.detach().cpu() for o in (u, y, pred, losses, maps)]
 
 # %% ../nbs/measure/33_interpretation.ipynb #4b811a44
 class AttributionInterpretation:
     "Examples of a learner with their maps: by loss, by conciseness, by class. Build it with `from_learner`."
-    def __init__(self,
-        inputs:Tensor,      # `(n, ...)` in raw units
-        targs:Tensor,       # `(n,)` class indices
-        preds:Tensor,       # `(n,)` predicted classes
-        losses:Tensor,      # `(n,)`
-        maps:Tensor,        # `(n, ...)` like `inputs`
-        idxs:Tensor,        # `(n,)` places of the examples in their data set
-        vocab,              # names of the classes
-        names=None,         # names of the features of a table
-        items=None,         # what the data set was made from
-        title='map',        # name of the learner, or of the method
-    ): store_attr(); self.ginis = gini(maps)
 
-    def __len__(self): return len(self.losses)
-    def __repr__(self): return f"AttributionInterpretation of {len(self)} examples, {(self.preds == self.targs).float().mean():.1%} right, mean Gini {self.ginis.mean():.3f}"
+    def __init__(
+        self,
+        inputs: Tensor,  # `(n, ...)` in raw units
+        targs: Tensor,  # `(n,)` class indices
+        preds: Tensor,  # `(n,)` predicted classes
+        losses: Tensor,  # `(n,)`
+        maps: Tensor,  # `(n, ...)` like `inputs`
+        idxs: Tensor,  # `(n,)` places of the examples in their data set
+        vocab,  # names of the classes
+        names=None,  # names of the features of a table
+        items=None,  # what the data set was made from
+        title="map",  # name of the learner, or of the method
+    ):
+        store_attr()
+        self.ginis = gini(maps)
+
+    def __len__(self):
+        return len(self.losses)
+
+    def __repr__(self):
+        return f"AttributionInterpretation of {len(self)} examples, {(self.preds == self.targs).float().mean():.1%} right, mean Gini {self.ginis.mean():.3f}"
+
     def __getitem__(self, idxs):
         "Inputs, predictions, targets, losses and maps at `idxs`."
         return tuple(o[idxs] for o in (self.inputs, self.preds, self.targs, self.losses, self.maps))
 
     def _ranked(self, values, k, largest):
-        k = len(self) if k is None else _check_count('k', k)
-        if k > len(self): raise ValueError(f"k={k}: there are {len(self)} examples")
+        k = len(self) if k is None else _check_count("k", k)
+        if k > len(self):
+            raise ValueError(f"k={k}: there are {len(self)} examples")
         return values.topk(k, largest=largest)
-    def _name(self, c): return str(self.vocab[int(c)]) if int(c) < len(self.vocab) else str(int(c))
+
+    def _name(self, c):
+        return str(self.vocab[int(c)]) if int(c) < len(self.vocab) else str(int(c))
 
 # %% ../nbs/measure/33_interpretation.ipynb #93c77247
-def _cat_rows(parts): return [torch.cat(o) for o in zip(*parts)]
+def _cat_rows(parts):
+    return [torch.cat(o) for o in zip(*parts)]
+
+
 def _names_of(dl):
     "Names of the classes and of the features, as far as the loader knows them."
-    vocab, data = getattr(dl, 'vocab', None), getattr(dl, 'dataset', None)
-    if vocab is not None and len(vocab) and hasattr(vocab[-1], '__len__') and not isinstance(vocab[-1], str): vocab = vocab[-1]   # fastai: one list for each part of a batch
-    return vocab, getattr(dl, 'cont_names', getattr(data, 'feature_names', None))
+    vocab, data = getattr(dl, "vocab", None), getattr(dl, "dataset", None)
+    if (
+        vocab is not None
+        and len(vocab)
+        and hasattr(vocab[-1], "__len__")
+        and not isinstance(vocab[-1], str)
+    ):
+        vocab = vocab[-1]  # fastai: one list for each part of a batch
+    return vocab, getattr(dl, "cont_names", getattr(data, "feature_names", None))
+
 
 @patch(cls_method=True)
-def from_learner(cls:AttributionInterpretation,  # or a class of its kind
-    learn,             # a fastai `Learner`, whose model returns logits
-    method=saliency,   # any attribution `(model, x, y, output=..., batch_size=...)`
-    ds_idx=1,          # index of `learn.dls` when `dl` is None
-    dl=None,           # loader with targets, fastai's or PyTorch's
-    n=None,            # explain so many examples, drawn at random; None: all
-    output='logit',    # 'logit', 'prob', 'logprob' or 'loss'
-    explain='target',  # the class that is explained: 'target' | 'predicted'
-    batch_size=128,    # inputs that are in the model at once
-    seed=0,            # of the sample
-    which=None,        # index of the input to explain; None: the only one with a floating dtype
-    title=None,        # name in figures; None: the method's
+def from_learner(
+    cls: AttributionInterpretation,  # or a class of its kind
+    learn,  # a fastai `Learner`, whose model returns logits
+    method=saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
+    ds_idx=1,  # index of `learn.dls` when `dl` is None
+    dl=None,  # loader with targets, fastai's or PyTorch's
+    n=None,  # explain so many examples, drawn at random; None: all
+    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    explain="target",  # the class that is explained: 'target' | 'predicted'
+    batch_size=128,  # inputs that are in the model at once
+    seed=0,  # of the sample
+    which=None,  # index of the input to explain; None: the only one with a floating dtype
+    title=None,  # name in figures; None: the method's
 ):
     "Explain a learner's examples, on its device and in raw units, and leave it as it was. Raises TypeError for a `method` that is no callable, ValueError for a loader without targets."
-    if not callable(method): raise TypeError(f"method={method!r}: expected an attribution such as saliency or partial(integrated_gradients, n_steps=100)")
-    if explain not in ('target', 'predicted'): raise ValueError(f"explain={explain!r}: expected 'target' or 'predicted'")
-    dl, net = _loader(learn, ds_idx, dl), learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
-    keep,done,parts = _sample(n, len(dl.dataset), seed), 0, []
+    if not callable(method):
+        raise TypeError(
+            f"method={method!r}: expected an attribution such as saliency or partial(integrated_gradients, n_steps=100)"
+        )
+    if explain not in ("target", "predicted"):
+        raise ValueError(f"explain={explain!r}: expected 'target' or 'predicted'")
+    dl, net = (
+        _loader(learn, ds_idx, dl),
+        learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model,
+    )
+    keep, done, parts = _sample(n, len(dl.dataset), seed), 0, []
     with frozen(net, training=False):
         for batch in dl:
             batch = to_device(batch, next(net.parameters()).device)
-            mine = keep[done:done + len(batch[0])]; done += len(mine)
-            if mine.any(): parts.append(_explain(learn, net, dl, batch, mine.to(batch[0].device), method, explain, which, output=output, batch_size=batch_size))
+            mine = keep[done : done + len(batch[0])]
+            done += len(mine)
+            if mine.any():
+                parts.append(
+                    _explain(
+                        learn,
+                        net,
+                        dl,
+                        batch,
+                        mine.to(batch[0].device),
+                        method,
+                        explain,
+                        which,
+                        output=output,
+                        batch_size=batch_size,
+                    )
+                )
     (inputs, targs, preds, losses, maps), (vocab, names) = _cat_rows(parts), _names_of(dl)
-    title = getattr(method, '__name__', getattr(getattr(method, 'func', None), '__name__', 'map')) if title is None else title
-    return cls(inputs, targs, preds, losses, maps, keep.nonzero()[:,0], range(int(max(targs.max(), preds.max())) + 1) if vocab is None else vocab, names, getattr(dl, 'items', None), title)
+    title = (
+        getattr(method, "__name__", getattr(getattr(method, "func", None), "__name__", "map"))
+        if title is None
+        else title
+    )
+    return cls(
+        inputs,
+        targs,
+        preds,
+        losses,
+        maps,
+        keep.nonzero()[:, 0],
+        range(int(max(targs.max(), preds.max())) + 1) if vocab is None else vocab,
+        names,
+        getattr(dl, "items", None),
+        title,
+    )
 
 # %% ../nbs/measure/33_interpretation.ipynb #ff38a51f
 @patch
-def top_losses(self:AttributionInterpretation,
-    k=None,        # how many; None: all
+def top_losses(
+    self: AttributionInterpretation,
+    k=None,  # how many; None: all
     largest=True,  # False: the smallest losses
-    items=False,   # also the items of the data set
-):                 # (losses, indices), with `items` a third
+    items=False,  # also the items of the data set
+):  # (losses, indices), with `items` a third
     "The `k` largest (or smallest) losses, and where they are."
-    losses,i = self._ranked(self.losses, k, largest)
-    if not items: return losses, i
-    if self.items is None: raise ValueError("items=True: the data set has none")
+    losses, i = self._ranked(self.losses, k, largest)
+    if not items:
+        return losses, i
+    if self.items is None:
+        raise ValueError("items=True: the data set has none")
     rows = self.idxs[i].tolist()
-    return losses, i, self.items.iloc[rows] if hasattr(self.items, 'iloc') else [self.items[j] for j in rows]
+    return (
+        losses,
+        i,
+        self.items.iloc[rows] if hasattr(self.items, "iloc") else [self.items[j] for j in rows],
+    )
+
 
 @patch
-def most_concise(self:AttributionInterpretation,
+def most_concise(
+    self: AttributionInterpretation,
     k=None,  # how many; None: all
-):           # (Gini indices, indices)
+):  # (Gini indices, indices)
     "The `k` most concise maps."
     return self._ranked(self.ginis, k, True)
 
+
 @patch
-def least_concise(self:AttributionInterpretation,
+def least_concise(
+    self: AttributionInterpretation,
     k=None,  # how many; None: all
-):           # (Gini indices, indices)
+):  # (Gini indices, indices)
     "The `k` least concise maps."
     return self._ranked(self.ginis, k, False)
 
 # %% ../nbs/measure/33_interpretation.ipynb #799e68b5
 @patch
-def per_class_gini(self:AttributionInterpretation,
-    level=.95,  # of the bootstrap interval
-)->pd.DataFrame:
+def per_class_gini(
+    self: AttributionInterpretation,
+    level=0.95,  # of the bootstrap interval
+) -> pd.DataFrame:
     "Mean Gini index of the maps of each class, its interval over examples, their number; in the order of the classes."
     rows = {self._name(c): self.ginis[self.targs == c] for c in self.targs.unique()}
-    return pd.DataFrame([(k, v.mean().item(), *bootstrap_interval(v, level), len(v)) for k,v in rows.items()], columns=['class', 'gini', 'low', 'high', 'n']).set_index('class')
+    return pd.DataFrame(
+        [(k, v.mean().item(), *bootstrap_interval(v, level), len(v)) for k, v in rows.items()],
+        columns=["class", "gini", "low", "high", "n"],
+    ).set_index("class")
 
 # %% ../nbs/measure/33_interpretation.ipynb #91cb0ab6
 def _draw(inputs, maps, labels, names, **kwargs):
-    plots = import_module('advinterp.plots')   # a later notebook: looked up, not imported
-    if inputs.ndim in (3, 4): return plots.saliency_grid(inputs, maps, labels, **kwargs)
-    if inputs.ndim == 2: return plots.contribution_bars(maps, names, labels, **kwargs)
-    raise ValueError(f"inputs of shape {tuple(inputs.shape)}: there are figures for images (n, C, H, W) and for rows of tables (n, d)")
+    plots = import_module("advinterp.plots")  # a later notebook: looked up, not imported
+    if inputs.ndim in (3, 4):
+        return plots.saliency_grid(inputs, maps, labels, **kwargs)
+    if inputs.ndim == 2:
+        return plots.contribution_bars(maps, names, labels, **kwargs)
+    raise ValueError(
+        f"inputs of shape {tuple(inputs.shape)}: there are figures for images (n, C, H, W) and for rows of tables (n, d)"
+    )
+
 
 @patch
-def plot(self:AttributionInterpretation,
-    idxs,      # indices of examples
+def plot(
+    self: AttributionInterpretation,
+    idxs,  # indices of examples
     **kwargs,  # to `saliency_grid` or `contribution_bars`
-):             # `Figure`
+):  # `Figure`
     "Examples with their maps; beside them target, prediction and loss."
-    inputs,preds,targs,losses,maps = self[torch.as_tensor(idxs)]
-    labels = [f"{self._name(t)} as {self._name(p)}\nloss {l:.2g}" for t,p,l in zip(targs, preds, losses)]
+    inputs, preds, targs, losses, maps = self[torch.as_tensor(idxs)]
+    labels = [
+        f"{self._name(t)} as {self._name(p)}\nloss {l:.2g}" for t, p, l in zip(targs, preds, losses)
+    ]
     return _draw(inputs, {self.title: maps}, labels, self.names, **kwargs)
 
+
 @patch
-def plot_top_losses(self:AttributionInterpretation,
-    k,             # how many
+def plot_top_losses(
+    self: AttributionInterpretation,
+    k,  # how many
     largest=True,  # False: the smallest losses
-    **kwargs,      # to `plot`
-):                 # `Figure`
+    **kwargs,  # to `plot`
+):  # `Figure`
     "The examples of the `k` largest (or smallest) losses with their maps."
     return self.plot(self.top_losses(k, largest)[1], **kwargs)
 
+
 @patch
-def plot_concise(self:AttributionInterpretation,
-    k=3,       # how many of each
+def plot_concise(
+    self: AttributionInterpretation,
+    k=3,  # how many of each
     **kwargs,  # to `plot`
-):             # `Figure`
+):  # `Figure`
     "The `k` most concise maps, then the `k` least concise."
-    return self.plot(torch.cat([self.most_concise(k)[1], self.least_concise(k)[1].flip(0)]), **kwargs)
+    return self.plot(
+        torch.cat([self.most_concise(k)[1], self.least_concise(k)[1].flip(0)]), **kwargs
+    )
 
 # %% ../nbs/measure/33_interpretation.ipynb #c4ce9a1d
 def _named(learns):
     "A dictionary with a name of its own for each learner."
     if not isinstance(learns, dict):
-        names = [getattr(o, 'title', 'learner') for o in learns]
-        learns = {n if names.count(n) == 1 else f'{n} {i + 1}': o for i,(n,o) in enumerate(zip(names, learns))}
-    if not learns: raise ValueError("learns: expected at least one learner")
+        names = [getattr(o, "title", "learner") for o in learns]
+        learns = {
+            n if names.count(n) == 1 else f"{n} {i + 1}": o
+            for i, (n, o) in enumerate(zip(names, learns))
+        }
+    if not learns:
+        raise ValueError("learns: expected at least one learner")
     return learns
 
+
 def compare_maps(
-    learns,     # `{name: Learner}` or a list; an `AttributionInterpretation` that is there already may stand for a learner
+    learns,  # `{name: Learner}` or a list; an `AttributionInterpretation` that is there already may stand for a learner
     idxs=None,  # indices of examples; None: the `k` largest losses of the first
-    k=4,        # how many examples
-    plot={},    # to `saliency_grid` or `contribution_bars`
-    **kwargs,   # to `AttributionInterpretation.from_learner`: method, n, dl, ...
-):              # `Figure`
+    k=4,  # how many examples
+    plot={},  # to `saliency_grid` or `contribution_bars`
+    **kwargs,  # to `AttributionInterpretation.from_learner`: method, n, dl, ...
+):  # `Figure`
     "The maps of several learners on the same examples, a column for each. Raises ValueError where their loaders deliver different examples."
     new = AttributionInterpretation.from_learner
-    all_ = {name: o if isinstance(o, AttributionInterpretation) else new(o, **kwargs) for name,o in _named(learns).items()}
-    first,*others = all_.values()
-    for name,o in list(all_.items())[1:]:
-        if o.inputs.shape != first.inputs.shape or not torch.allclose(o.inputs, first.inputs, atol=1e-3): raise ValueError(f"{name}: its loader delivers other examples; pass one loader for all as dl=")
+    all_ = {
+        name: o if isinstance(o, AttributionInterpretation) else new(o, **kwargs)
+        for name, o in _named(learns).items()
+    }
+    first, *others = all_.values()
+    for name, o in list(all_.items())[1:]:
+        if o.inputs.shape != first.inputs.shape or not torch.allclose(
+            o.inputs, first.inputs, atol=1e-3
+        ):
+            raise ValueError(
+                f"{name}: its loader delivers other examples; pass one loader for all as dl="
+            )
     idxs = first.top_losses(k)[1] if idxs is None else torch.as_tensor(idxs)
-    labels = [f"{first._name(first.targs[i])} as\n" + ', '.join(o._name(o.preds[i]) for o in all_.values()) for i in idxs]
-    return _draw(first.inputs[idxs], {name: o.maps[idxs] for name,o in all_.items()}, labels, first.names, **plot)
+    labels = [
+        f"{first._name(first.targs[i])} as\n"
+        + ", ".join(o._name(o.preds[i]) for o in all_.values())
+        for i in idxs
+    ]
+    return _draw(
+        first.inputs[idxs],
+        {name: o.maps[idxs] for name, o in all_.items()},
+        labels,
+        first.names,
+        **plot,
+    )

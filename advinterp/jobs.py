@@ -7,15 +7,29 @@ __all__ = ['Job', 'job_folder', 'store_row', 'read_job', 'run_job', 'check_out',
            'run_jobs', 'status', 'table']
 
 # %% ../nbs/studies/43_jobs.ipynb #a610eb1e
-import dataclasses, errno, hashlib, importlib, json, os, shlex, shutil, sys, tempfile, time, traceback
+import dataclasses
+import errno
+import hashlib
+import importlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
+
 import advinterp
 from .core import atomic_path
 
@@ -23,95 +37,135 @@ from .core import atomic_path
 @dataclass(frozen=True)
 class Job:
     "One function call of a study."
-    func:str        # 'module:function' with parameters `(folder, tick, **settings)` and a dictionary for its row
-    settings:dict   # what it is called with: numbers, strings, lists and dictionaries of them
-    label:str       # readable start of its folder's name
-    cost:float = 1. # expected work, in any unit: for the progress bar
+
+    func: str  # 'module:function' with parameters `(folder, tick, **settings)` and a dictionary for its row
+    settings: dict  # what it is called with: numbers, strings, lists and dictionaries of them
+    label: str  # readable start of its folder's name
+    cost: float = 1.0  # expected work, in any unit: for the progress bar
 
     @property
     def name(self):
         "Its folder: the label and a hash of all that decides the result."
         what = json.dumps([self.func, self.settings, advinterp.__version__], sort_keys=True)
-        return f'{self.label}-{hashlib.sha256(what.encode()).hexdigest()[:10]}'
+        return f"{self.label}-{hashlib.sha256(what.encode()).hexdigest()[:10]}"
+
 
 def job_folder(
     job,  # a `Job`
     out,  # folder of the study
-)->Path:  # there once the job is done
+) -> Path:  # there once the job is done
     "Where a job is stored in a study."
-    return Path(out)/'runs'/job.name
+    return Path(out) / "runs" / job.name
 
 # %% ../nbs/studies/43_jobs.ipynb #9baa2d68
-def _sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _sha(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
 
 def _call(func):
-    mod, name = func.split(':')
+    mod, name = func.split(":")
     return getattr(importlib.import_module(mod), name)
+
 
 def _seal(folder, job, row, seconds):
     files = {f.name: _sha(f) for f in sorted(folder.iterdir())}
-    result = dict(row=row, settings=job.settings, func=job.func, version=advinterp.__version__, seconds=round(seconds, 1), files=files)
-    (folder/'result.json').write_text(json.dumps(result, indent=1))
-    (folder/'seal').write_text(_sha(folder/'result.json'))
+    result = dict(
+        row=row,
+        settings=job.settings,
+        func=job.func,
+        version=advinterp.__version__,
+        seconds=round(seconds, 1),
+        files=files,
+    )
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    (folder / "seal").write_text(_sha(folder / "result.json"))
+
 
 def store_row(
-    job,      # a `Job`
-    out,      # folder of the study
-    row,      # its dictionary of numbers
+    job,  # a `Job`
+    out,  # folder of the study
+    row,  # its dictionary of numbers
     seconds,  # that they took
 ):
     "Store numbers that are known already, as a job that is done and has no files."
     with atomic_path(job_folder(job, out)) as tmp:
-        tmp.mkdir(); _seal(tmp, job, row, seconds)
+        tmp.mkdir()
+        _seal(tmp, job, row, seconds)
 
 # %% ../nbs/studies/43_jobs.ipynb #1eb64d59
 def read_job(
-    job,    # a `Job` that is done
-    out,    # folder of the study
-)->dict:    # row, settings, func, version, seconds, files
+    job,  # a `Job` that is done
+    out,  # folder of the study
+) -> dict:  # row, settings, func, version, seconds, files
     "What a job has stored. Raises ValueError where a file is missing or was changed since."
     f = job_folder(job, out)
-    seals = {'result.json': (f/'seal').read_text()} if (f/'seal').exists() else {'seal': ''}
-    if (f/'result.json').exists() and 'seal' not in seals: seals.update(json.loads((f/'result.json').read_text()).get('files', {}))
-    for name,sha in seals.items():
-        if not (f/name).exists() or _sha(f/name) != sha:
-            raise ValueError(f"{f/name}: {'was changed since it was stored' if (f/name).exists() else 'is missing'}; remove the folder and resume, to run it again")
-    return json.loads((f/'result.json').read_text())
+    seals = {"result.json": (f / "seal").read_text()} if (f / "seal").exists() else {"seal": ""}
+    if (f / "result.json").exists() and "seal" not in seals:
+        seals.update(json.loads((f / "result.json").read_text()).get("files", {}))
+    for name, sha in seals.items():
+        if not (f / name).exists() or _sha(f / name) != sha:
+            raise ValueError(
+                f"{f / name}: {'was changed since it was stored' if (f / name).exists() else 'is missing'}; remove the folder and resume, to run it again"
+            )
+    return json.loads((f / "result.json").read_text())
 
 # %% ../nbs/studies/43_jobs.ipynb #7c4e1428
-def _fatal(e): "Errors that are not the job's own: the machine's or the user's."; return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+def _fatal(e):
+    "Errors that are not the job's own: the machine's or the user's."
+    return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+
 
 def _note_failure(job, out, e):
-    with atomic_path(Path(out)/'failed'/f'{job.name}.json') as tmp:
-        tmp.write_text(json.dumps(dict(error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc(), settings=job.settings), indent=1))
+    with atomic_path(Path(out) / "failed" / f"{job.name}.json") as tmp:
+        tmp.write_text(
+            json.dumps(
+                dict(
+                    error=f"{type(e).__name__}: {e}",
+                    traceback=traceback.format_exc(),
+                    settings=job.settings,
+                ),
+                indent=1,
+            )
+        )
+
 
 def run_job(
-    job,          # what to run
-    out,          # folder of the study
-    tick=None,    # called with the work done, in units of `job.cost`
-    threads=1,    # of torch, meanwhile
-)->str:           # 'done' or 'failed'
+    job,  # what to run
+    out,  # folder of the study
+    tick=None,  # called with the work done, in units of `job.cost`
+    threads=1,  # of torch, meanwhile
+) -> str:  # 'done' or 'failed'
     "Run and store one job, unless it is there already. Its own errors are recorded under `failed/`; a full disk and an interrupt are raised."
-    folder, failed, before = job_folder(job, out), Path(out)/'failed'/f'{job.name}.json', torch.get_num_threads()
-    if folder.exists(): return 'done'
+    folder, failed, before = (
+        job_folder(job, out),
+        Path(out) / "failed" / f"{job.name}.json",
+        torch.get_num_threads(),
+    )
+    if folder.exists():
+        return "done"
     try:
         torch.set_num_threads(threads)
         with atomic_path(folder) as tmp:
-            start = time.time(); tmp.mkdir()
+            start = time.time()
+            tmp.mkdir()
             row = _call(job.func)(tmp, tick or (lambda n: None), **job.settings)
             _seal(tmp, job, row, time.time() - start)
     except Exception as e:
-        if _fatal(e): raise
-        _note_failure(job, out, e); return 'failed'
-    finally: torch.set_num_threads(before)
+        if _fatal(e):
+            raise
+        _note_failure(job, out, e)
+        return "failed"
+    finally:
+        torch.set_num_threads(before)
     failed.unlink(missing_ok=True)
-    return 'done'
+    return "done"
 
 # %% ../nbs/studies/43_jobs.ipynb #ad726684
 def _example(folder, tick, a, b=(0,)):
     "A job for trials: sums, and fails where `a` is negative."
-    if a < 0: raise ArithmeticError(f'a={a}')
-    (folder/'notes.txt').write_text(f'{a} and {b}')
+    if a < 0:
+        raise ArithmeticError(f"a={a}")
+    (folder / "notes.txt").write_text(f"{a} and {b}")
     tick(1)
     return dict(sum=a + sum(b))
 
@@ -120,42 +174,64 @@ def _command():
     "How this process was started, as one would type it."
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
+
 def check_out(
-    out,            # folder of a study
-    resume=False,   # may it hold one already?
-)->Path:
+    out,  # folder of a study
+    resume=False,  # may it hold one already?
+) -> Path:
     "The folder, made if need be. Raises ValueError where it cannot be used; nothing in it is touched."
-    if not str(out).strip(): raise ValueError(f"out={str(out)!r}: expected the name of a folder")
+    if not str(out).strip():
+        raise ValueError(f"out={str(out)!r}: expected the name of a folder")
     out = Path(out)
-    if not resume and any((out/f).exists() for f in ('study.json', 'runs', 'results.csv', 'report.html')):
-        raise ValueError(f"out={str(out)!r}: holds a study already; continue it with resume=True (--resume) or name another folder")
-    if (out/'study.json').exists() and (v := read_study(out)['version']) != advinterp.__version__:
-        raise ValueError(f"out={str(out)!r}: was made by advinterp {v}, this is {advinterp.__version__}: results of the two do not mix; name another folder")
+    if not resume and any(
+        (out / f).exists() for f in ("study.json", "runs", "results.csv", "report.html")
+    ):
+        raise ValueError(
+            f"out={str(out)!r}: holds a study already; continue it with resume=True (--resume) or name another folder"
+        )
+    if (out / "study.json").exists() and (v := read_study(out)["version"]) != advinterp.__version__:
+        raise ValueError(
+            f"out={str(out)!r}: was made by advinterp {v}, this is {advinterp.__version__}: results of the two do not mix; name another folder"
+        )
     try:
-        (out/'runs').mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out/'runs') as f: f.write(b'0')
-    except OSError as e: raise ValueError(f"out={str(out)!r}: cannot be written ({e.strerror})") from None
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out / "runs") as f:
+            f.write(b"0")
+    except OSError as e:
+        raise ValueError(f"out={str(out)!r}: cannot be written ({e.strerror})") from None
     return out
 
 # %% ../nbs/studies/43_jobs.ipynb #c8795293
 def write_study(
-    out,        # folder of the study
-    jobs,       # all of its jobs
-    **about,    # what else belongs in `study.json`
+    out,  # folder of the study
+    jobs,  # all of its jobs
+    **about,  # what else belongs in `study.json`
 ):
     "Write down the table of jobs."
-    about = dict(about, version=advinterp.__version__, command=_command(), jobs=[dataclasses.asdict(j) for j in jobs])
-    with atomic_path(Path(out)/'study.json') as f: f.write_text(json.dumps(about, indent=1))
+    about = dict(
+        about,
+        version=advinterp.__version__,
+        command=_command(),
+        jobs=[dataclasses.asdict(j) for j in jobs],
+    )
+    with atomic_path(Path(out) / "study.json") as f:
+        f.write_text(json.dumps(about, indent=1))
+
 
 def read_study(
-    out,    # folder of a study
-)->dict:    # what `write_study` wrote, with `jobs` as a list of `Job`
+    out,  # folder of a study
+) -> dict:  # what `write_study` wrote, with `jobs` as a list of `Job`
     "The table of jobs of a study. Raises ValueError where there is none."
-    f = Path(out)/'study.json'
-    if not f.is_file(): raise ValueError(f"out={str(out)!r}: no study here, {f.name} is missing")
-    try: s = json.loads(f.read_text())
-    except ValueError: raise ValueError(f"{f}: is damaged; start the study again with resume=True (--resume), finished runs are kept") from None
-    return dict(s, jobs=[Job(**j) for j in s['jobs']])
+    f = Path(out) / "study.json"
+    if not f.is_file():
+        raise ValueError(f"out={str(out)!r}: no study here, {f.name} is missing")
+    try:
+        s = json.loads(f.read_text())
+    except ValueError:
+        raise ValueError(
+            f"{f}: is damaged; start the study again with resume=True (--resume), finished runs are kept"
+        ) from None
+    return dict(s, jobs=[Job(**j) for j in s["jobs"]])
 
 # %% ../nbs/studies/43_jobs.ipynb #e70fb5a5
 @contextmanager
@@ -163,34 +239,55 @@ def locked(
     out,  # folder of a study
 ):
     "Alone in the folder: raises ValueError while another process runs a study there. The operating system frees the lock of a process that is killed."
-    lock = FileLock(Path(out)/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f"out={str(out)!r}: another study is running in this folder; wait for it or name another folder") from None
+    lock = FileLock(Path(out) / ".lock")
     try:
-        for f in (Path(out)/'runs').glob('.*.tmp'): shutil.rmtree(f)    # of a process that was killed
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"out={str(out)!r}: another study is running in this folder; wait for it or name another folder"
+        ) from None
+    try:
+        for f in (Path(out) / "runs").glob(".*.tmp"):
+            shutil.rmtree(f)  # of a process that was killed
         yield
-    finally: lock.release()
+    finally:
+        lock.release()
 
 # %% ../nbs/studies/43_jobs.ipynb #8992a46d
 def _on_device(i, threads, job, out):
     "Run a job in a worker; where there are several GPUs, on the `i`-th in turn."
     n = torch.cuda.device_count()
-    with torch.cuda.device(i % n) if n > 1 else nullcontext(): return run_job(job, out, threads=threads)
+    with torch.cuda.device(i % n) if n > 1 else nullcontext():
+        return run_job(job, out, threads=threads)
+
 
 @contextmanager
 def _workers(backend, n_jobs):
     "joblib's backend; Dask's and Ray's connect to a running cluster, or start one on this machine."
-    known = 'loky', 'threading', 'sequential', 'dask', 'ray'
-    if backend not in known: raise ValueError(f"backend={backend!r}: expected one of {', '.join(known)}")
+    known = "loky", "threading", "sequential", "dask", "ray"
+    if backend not in known:
+        raise ValueError(f"backend={backend!r}: expected one of {', '.join(known)}")
     try:
-        if backend == 'dask':
+        if backend == "dask":
             from dask.distributed import Client
-            with Client(**({} if os.environ.get('DASK_SCHEDULER_ADDRESS') else dict(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None))): yield parallel_config('dask')
+
+            with Client(
+                **(
+                    {}
+                    if os.environ.get("DASK_SCHEDULER_ADDRESS")
+                    else dict(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None)
+                )
+            ):
+                yield parallel_config("dask")
             return
-        if backend == 'ray':
+        if backend == "ray":
             from ray.util.joblib import register_ray
+
             register_ray()
-    except ImportError as e: raise ValueError(f"backend={backend!r}: needs the package {e.name}, which is not installed") from None
+    except ImportError as e:
+        raise ValueError(
+            f"backend={backend!r}: needs the package {e.name}, which is not installed"
+        ) from None
     yield parallel_config(backend, n_jobs=n_jobs)
 
 # %% ../nbs/studies/43_jobs.ipynb #cd5a6af4
@@ -199,51 +296,79 @@ def _serial(todo, out, threads, bar):
         bar.set_description(j.label)
         yield j, run_job(j, out, lambda n: bar.update(n), threads)
 
+
 def _parallel(todo, out, threads, bar, n_jobs, backend):
     with _workers(backend, n_jobs) as config, config:
-        one_by_one = 'list' if backend == 'ray' else 'generator'      # Ray's backend gives all states at once, in the end
-        states = Parallel(return_as=one_by_one)(delayed(_on_device)(i, threads, j, str(Path(out).resolve())) for i,j in enumerate(todo))
-        for j,s in zip(todo, states):
-            bar.update(j.cost); bar.set_description(j.label)
+        one_by_one = (
+            "list" if backend == "ray" else "generator"
+        )  # Ray's backend gives all states at once, in the end
+        states = Parallel(return_as=one_by_one)(
+            delayed(_on_device)(i, threads, j, str(Path(out).resolve())) for i, j in enumerate(todo)
+        )
+        for j, s in zip(todo, states):
+            bar.update(j.cost)
+            bar.set_description(j.label)
             yield j, s
 
+
 def run_jobs(
-    jobs,            # what to run; several of one name are one
-    out,             # folder of the study, see `check_out`
-    n_jobs=1,        # processes; -1: one for each core
-    backend='loky',  # joblib's: 'loky' processes, 'threading', 'sequential'; 'dask' or 'ray' on a cluster that shares the folder (with 'ray' the bar moves in the end)
-    threads=1,       # torch threads of each job; the last bits of a result may depend on it
-    progress=True,   # show a progress bar, with the time left for the whole study
-    after=None,      # called after each job
-)->dict:             # name -> 'done' or 'failed'
+    jobs,  # what to run; several of one name are one
+    out,  # folder of the study, see `check_out`
+    n_jobs=1,  # processes; -1: one for each core
+    backend="loky",  # joblib's: 'loky' processes, 'threading', 'sequential'; 'dask' or 'ray' on a cluster that shares the folder (with 'ray' the bar moves in the end)
+    threads=1,  # torch threads of each job; the last bits of a result may depend on it
+    progress=True,  # show a progress bar, with the time left for the whole study
+    after=None,  # called after each job
+) -> dict:  # name -> 'done' or 'failed'
     "Run what is not there yet. The caller holds the lock."
     n_jobs = os.cpu_count() if n_jobs == -1 else n_jobs
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1: raise ValueError(f"n_jobs={n_jobs!r}: expected a whole number >= 1, or -1 for all cores")
-    states = {j.name: 'done' for j in jobs if job_folder(j, out).exists()}
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
+        raise ValueError(f"n_jobs={n_jobs!r}: expected a whole number >= 1, or -1 for all cores")
+    states = {j.name: "done" for j in jobs if job_folder(j, out).exists()}
     todo = list({j.name: j for j in jobs if j.name not in states}.values())
-    with tqdm(total=sum(j.cost for j in todo), disable=not progress, smoothing=.1, bar_format='{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left') as bar:
-        serial = backend == 'sequential' or (n_jobs == 1 and backend == 'loky')
-        for j,s in _serial(todo, out, threads, bar) if serial else _parallel(todo, out, threads, bar, n_jobs, backend):
+    with tqdm(
+        total=sum(j.cost for j in todo),
+        disable=not progress,
+        smoothing=0.1,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left",
+    ) as bar:
+        serial = backend == "sequential" or (n_jobs == 1 and backend == "loky")
+        for j, s in (
+            _serial(todo, out, threads, bar)
+            if serial
+            else _parallel(todo, out, threads, bar, n_jobs, backend)
+        ):
             states[j.name] = s
-            if after: after()
+            if after:
+                after()
     return states
 
 # %% ../nbs/studies/43_jobs.ipynb #8fb52f2b
 def _state(job, out):
-    failed = Path(out)/'failed'/f'{job.name}.json'
-    if job_folder(job, out).exists(): return dict(state='done', seconds=read_job(job, out)['seconds'], error='')
-    if list((Path(out)/'runs').glob(f'.{job.name}.*.tmp')): return dict(state='started', seconds=np.nan, error='')
-    return dict(state='failed' if failed.exists() else 'waiting', seconds=np.nan, error=json.loads(failed.read_text())['error'] if failed.exists() else '')
+    failed = Path(out) / "failed" / f"{job.name}.json"
+    if job_folder(job, out).exists():
+        return dict(state="done", seconds=read_job(job, out)["seconds"], error="")
+    if list((Path(out) / "runs").glob(f".{job.name}.*.tmp")):
+        return dict(state="started", seconds=np.nan, error="")
+    return dict(
+        state="failed" if failed.exists() else "waiting",
+        seconds=np.nan,
+        error=json.loads(failed.read_text())["error"] if failed.exists() else "",
+    )
+
 
 def status(
-    out,            # folder of a study
-)->pd.DataFrame:    # one row per job: run, state, seconds, error
+    out,  # folder of a study
+) -> pd.DataFrame:  # one row per job: run, state, seconds, error
     "The state of every job: 'done', 'started' (under way, or killed), 'failed' or 'waiting'."
-    return pd.DataFrame([dict(run=j.name, **_state(j, out)) for j in read_study(out)['jobs']])
+    return pd.DataFrame([dict(run=j.name, **_state(j, out)) for j in read_study(out)["jobs"]])
+
 
 def table(
-    out,            # folder of a study
-)->pd.DataFrame:    # one row per finished job: its settings and its numbers
+    out,  # folder of a study
+) -> pd.DataFrame:  # one row per finished job: its settings and its numbers
     "The rows of the jobs that are done, in the order of the study."
-    done = [(j, read_job(j, out)) for j in read_study(out)['jobs'] if job_folder(j, out).exists()]
-    return pd.DataFrame([{**r['settings'], **r['row'], 'seconds': r['seconds'], 'run': j.name} for j,r in done])
+    done = [(j, read_job(j, out)) for j in read_study(out)["jobs"] if job_folder(j, out).exists()]
+    return pd.DataFrame(
+        [{**r["settings"], **r["row"], "seconds": r["seconds"], "run": j.name} for j, r in done]
+    )

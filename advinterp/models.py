@@ -8,152 +8,231 @@ __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn',
 
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
+
 from .core import check_strength
 
 # %% ../nbs/train/18_models.ipynb #8f18828a
 def _whole(**sizes):
-    for k,v in sizes.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
+    for k, v in sizes.items():
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
+
 
 def n_params(
-    model:nn.Module,  # any module
-)->int:
+    model: nn.Module,  # any module
+) -> int:
     "The number of trainable numbers in a model."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../nbs/train/18_models.ipynb #b26877c6
 def one_layer(
-    n_in:int,               # number of features
-    n_out:int=1,            # 1: a binary model with one logit; n: one-vs-all
-    init_std:float=.05,     # deviation of the initial weights and bias (.05: the code of Chalasani et al. 2020)
-)->nn.Linear:               # `(B, n_in)` to `(B, n_out)` logits
+    n_in: int,  # number of features
+    n_out: int = 1,  # 1: a binary model with one logit; n: one-vs-all
+    init_std: float = 0.05,  # deviation of the initial weights and bias (.05: the code of Chalasani et al. 2020)
+) -> nn.Linear:  # `(B, n_in)` to `(B, n_out)` logits
     "One linear layer: logistic regression, or one-vs-all."
     _whole(n_in=n_in, n_out=n_out)
     m = nn.Linear(n_in, n_out)
-    for p in m.parameters(): nn.init.normal_(p, std=check_strength('init_std', init_std))
+    for p in m.parameters():
+        nn.init.normal_(p, std=check_strength("init_std", init_std))
     return m
 
 # %% ../nbs/train/18_models.ipynb #9364347e
 def small_conv(
-    n_in:int=1,     # channels
-    n_out:int=10,   # classes
-    size:int=8,     # height and width of the image, a multiple of 4
-    width:int=16,   # channels of the first convolution
-)->nn.Sequential:   # `(B, n_in, size, size)` to `(B, n_out)` logits
+    n_in: int = 1,  # channels
+    n_out: int = 10,  # classes
+    size: int = 8,  # height and width of the image, a multiple of 4
+    width: int = 16,  # channels of the first convolution
+) -> nn.Sequential:  # `(B, n_in, size, size)` to `(B, n_out)` logits
     "A small convolutional network for 8 x 8 images."
     _whole(n_in=n_in, n_out=n_out, size=size, width=width)
-    if size % 4: raise ValueError(f"size={size}: expected a multiple of 4")
+    if size % 4:
+        raise ValueError(f"size={size}: expected a multiple of 4")
     return nn.Sequential(
-        nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, 2*width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(2*width*(size//4)**2, 4*width), nn.ReLU(), nn.Linear(4*width, n_out))
+        nn.Conv2d(n_in, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * (size // 4) ** 2, 4 * width),
+        nn.ReLU(),
+        nn.Linear(4 * width, n_out),
+    )
 
 # %% ../nbs/train/18_models.ipynb #3b496c6c
 def truncated_init(
-    model:nn.Module,       # its convolutions and linear layers are initialised in place
-    std:float=.1,          # deviation before the cut at two deviations
-    bias:float=.1,         # value of all biases
-)->nn.Module:
+    model: nn.Module,  # its convolutions and linear layers are initialised in place
+    std: float = 0.1,  # deviation before the cut at two deviations
+    bias: float = 0.1,  # value of all biases
+) -> nn.Module:
     "Initialise as Madry et al. do: truncated normal weights, constant biases."
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(m.weight, std=std, a=-2*std, b=2*std)
-            if m.bias is not None: nn.init.constant_(m.bias, bias)
+            nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
+            if m.bias is not None:
+                nn.init.constant_(m.bias, bias)
     return model
 
+
 def madry_cnn(
-    n_in:int=1,          # channels
-    n_out:int=10,        # classes
-    size:int=28,         # height and width of the image, a multiple of 4
-    dropout:float=0.,    # before the last layer; .5: Noack et al.
-    init_std:float=.1,   # truncated normal, biases .1 (Madry et al.); None: PyTorch's initialisation
-)->nn.Sequential:        # `(B, n_in, size, size)` to `(B, n_out)` logits
+    n_in: int = 1,  # channels
+    n_out: int = 10,  # classes
+    size: int = 28,  # height and width of the image, a multiple of 4
+    dropout: float = 0.0,  # before the last layer; .5: Noack et al.
+    init_std: float = 0.1,  # truncated normal, biases .1 (Madry et al.); None: PyTorch's initialisation
+) -> nn.Sequential:  # `(B, n_in, size, size)` to `(B, n_out)` logits
     "The MNIST network of Madry et al. 2018, as Chalasani et al. 2020 and (with dropout) Noack et al. use it."
     _whole(n_in=n_in, n_out=n_out, size=size)
-    if size % 4: raise ValueError(f"size={size}: expected a multiple of 4")
-    drop = [nn.Dropout(dropout)] if check_strength('dropout', dropout) else []
+    if size % 4:
+        raise ValueError(f"size={size}: expected a multiple of 4")
+    drop = [nn.Dropout(dropout)] if check_strength("dropout", dropout) else []
     m = nn.Sequential(
-        nn.Conv2d(n_in, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64*(size//4)**2, 1024), nn.ReLU(), *drop, nn.Linear(1024, n_out))
-    return m if init_std is None else truncated_init(m, check_strength('init_std', init_std))
+        nn.Conv2d(n_in, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (size // 4) ** 2, 1024),
+        nn.ReLU(),
+        *drop,
+        nn.Linear(1024, n_out),
+    )
+    return m if init_std is None else truncated_init(m, check_strength("init_std", init_std))
 
 # %% ../nbs/train/18_models.ipynb #42746cce
 def noack_cnn(
-    n_in:int=3,             # channels
-    n_out:int=10,           # classes
-    dropout:float=.5,       # after each of the two dense layers
-    dense_relu:bool=True,   # ReLU after the dense layers: the paper's text; False: its public code
-)->nn.Sequential:           # `(B, n_in, 32, 32)` to `(B, n_out)` logits
+    n_in: int = 3,  # channels
+    n_out: int = 10,  # classes
+    dropout: float = 0.5,  # after each of the two dense layers
+    dense_relu: bool = True,  # ReLU after the dense layers: the paper's text; False: its public code
+) -> nn.Sequential:  # `(B, n_in, 32, 32)` to `(B, n_out)` logits
     "The CIFAR-10 network of Noack et al. (arXiv:1912.03430), after Papernot et al."
-    _whole(n_in=n_in, n_out=n_out); check_strength('dropout', dropout)
-    def conv(i, o): return [nn.Conv2d(i, o, 3), nn.ReLU()]
-    def dense(i, o): return [nn.Linear(i, o), *([nn.ReLU()] if dense_relu else []), nn.Dropout(dropout)]
-    return nn.Sequential(*conv(n_in, 64), *conv(64, 64), nn.MaxPool2d(2), *conv(64, 128), *conv(128, 128), nn.MaxPool2d(2),
-                         nn.Flatten(), *dense(3200, 256), *dense(256, 256), nn.Linear(256, n_out))
+    _whole(n_in=n_in, n_out=n_out)
+    check_strength("dropout", dropout)
+
+    def conv(i, o):
+        return [nn.Conv2d(i, o, 3), nn.ReLU()]
+
+    def dense(i, o):
+        return [nn.Linear(i, o), *([nn.ReLU()] if dense_relu else []), nn.Dropout(dropout)]
+
+    return nn.Sequential(
+        *conv(n_in, 64),
+        *conv(64, 64),
+        nn.MaxPool2d(2),
+        *conv(64, 128),
+        *conv(128, 128),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *dense(3200, 256),
+        *dense(256, 256),
+        nn.Linear(256, n_out),
+    )
 
 # %% ../nbs/train/18_models.ipynb #0cad8355
 class ResidualUnit(nn.Module):
     "Two pre-activated convolutions and a shortcut without parameters."
-    def __init__(self,
-        n_in, n_out,             # channels; new ones are zero in the shortcut
-        stride,                  # of the first convolution; the shortcut is averaged
-        activate_shortcut=False, # shortcut after the first normalisation and activation
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels; new ones are zero in the shortcut
+        stride,  # of the first convolution; the shortcut is averaged
+        activate_shortcut=False,  # shortcut after the first normalisation and activation
     ):
         super().__init__()
-        self.stride, self.pad, self.activate_shortcut = stride, (n_out - n_in)//2, activate_shortcut
-        self.pre = nn.Sequential(nn.BatchNorm2d(n_in, eps=1e-3), nn.LeakyReLU(.1))
-        self.body = nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out, eps=1e-3), nn.LeakyReLU(.1),
-                                  nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False))
+        self.stride, self.pad, self.activate_shortcut = (
+            stride,
+            (n_out - n_in) // 2,
+            activate_shortcut,
+        )
+        self.pre = nn.Sequential(nn.BatchNorm2d(n_in, eps=1e-3), nn.LeakyReLU(0.1))
+        self.body = nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(n_out, eps=1e-3),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False),
+        )
+
     def forward(self, x):
         h = self.pre(x)
         s = h if self.activate_shortcut else x
-        if self.stride > 1: s = F.avg_pool2d(s, self.stride)
-        if self.pad: s = F.pad(s, (0,0, 0,0, self.pad, self.pad))
+        if self.stride > 1:
+            s = F.avg_pool2d(s, self.stride)
+        if self.pad:
+            s = F.pad(s, (0, 0, 0, 0, self.pad, self.pad))
         return self.body(h) + s
+
 
 class InputScale(nn.Module):
     "The first step inside a model: a factor, or each image to mean 0 and deviation 1."
-    def __init__(self,
-        factor=1.,         # 255 for pixels in [0, 1] where a net expects bytes
-        standardise=False, # then each image to mean 0 and deviation 1
-    ): super().__init__(); self.factor, self.standardise = factor, standardise
+
+    def __init__(
+        self,
+        factor=1.0,  # 255 for pixels in [0, 1] where a net expects bytes
+        standardise=False,  # then each image to mean 0 and deviation 1
+    ):
+        super().__init__()
+        self.factor, self.standardise = factor, standardise
+
     def forward(self, x):
-        x = x*self.factor
-        if not self.standardise: return x
-        s = x.flatten(1).std(1, correction=0).clamp_min(x.shape[1:].numel()**-.5)
-        return (x - x.flatten(1).mean(1)[:,None,None,None])/s[:,None,None,None]
+        x = x * self.factor
+        if not self.standardise:
+            return x
+        s = x.flatten(1).std(1, correction=0).clamp_min(x.shape[1:].numel() ** -0.5)
+        return (x - x.flatten(1).mean(1)[:, None, None, None]) / s[:, None, None, None]
 
 # %% ../nbs/train/18_models.ipynb #49b1503d
 def wide_resnet(
-    n_in:int=3,               # channels
-    n_out:int=10,             # classes
-    units:int=5,              # residual units a stage
-    width:int=10,             # stages have 16, 32 and 64 times this many channels; 10: the paper's, 1 or 2 for a laptop
-    standardise:bool=False,   # each image to mean 0 and deviation 1 inside the model (Madry et al.)
-    input_scale:float=1.,     # images are multiplied by it first; 255: Chalasani et al. 2020
-)->nn.Sequential:             # `(B, n_in, H, W)` to `(B, n_out)` logits
+    n_in: int = 3,  # channels
+    n_out: int = 10,  # classes
+    units: int = 5,  # residual units a stage
+    width: int = 10,  # stages have 16, 32 and 64 times this many channels; 10: the paper's, 1 or 2 for a laptop
+    standardise: bool = False,  # each image to mean 0 and deviation 1 inside the model (Madry et al.)
+    input_scale: float = 1.0,  # images are multiplied by it first; 255: Chalasani et al. 2020
+) -> nn.Sequential:  # `(B, n_in, H, W)` to `(B, n_out)` logits
     "The wide residual network of Madry et al.'s CIFAR-10 challenge and of Chalasani et al. 2020."
     _whole(n_in=n_in, n_out=n_out, units=units, width=width)
-    ws = [16, 16*width, 32*width, 64*width]
-    blocks = [ResidualUnit(ws[s] if u == 0 else ws[s+1], ws[s+1], 2 if s and u == 0 else 1, s == u == 0) for s in range(3) for u in range(units)]
-    m = nn.Sequential(InputScale(check_strength('input_scale', input_scale), standardise), nn.Conv2d(n_in, 16, 3, padding=1, bias=False), *blocks,
-                      nn.BatchNorm2d(ws[3], eps=1e-3), nn.LeakyReLU(.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ws[3], n_out))
+    ws = [16, 16 * width, 32 * width, 64 * width]
+    blocks = [
+        ResidualUnit(
+            ws[s] if u == 0 else ws[s + 1], ws[s + 1], 2 if s and u == 0 else 1, s == u == 0
+        )
+        for s in range(3)
+        for u in range(units)
+    ]
+    m = nn.Sequential(
+        InputScale(check_strength("input_scale", input_scale), standardise),
+        nn.Conv2d(n_in, 16, 3, padding=1, bias=False),
+        *blocks,
+        nn.BatchNorm2d(ws[3], eps=1e-3),
+        nn.LeakyReLU(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(ws[3], n_out),
+    )
     for o in m.modules():
-        if isinstance(o, nn.Conv2d): nn.init.normal_(o.weight, std=(2/(9*o.out_channels))**.5)
-    nn.init.uniform_(m[-1].weight, -(3/ws[3])**.5, (3/ws[3])**.5); nn.init.zeros_(m[-1].bias)
+        if isinstance(o, nn.Conv2d):
+            nn.init.normal_(o.weight, std=(2 / (9 * o.out_channels)) ** 0.5)
+    nn.init.uniform_(m[-1].weight, -((3 / ws[3]) ** 0.5), (3 / ws[3]) ** 0.5)
+    nn.init.zeros_(m[-1].bias)
     return m
 
 # %% ../nbs/train/18_models.ipynb #8d9cf673
 def one_hidden(
-    n_in:int,            # number of features
-    n_hidden:int=25000,  # width of the hidden layer (Boette and Pfeiffer: 25000)
-    n_out:int=2,         # classes
-)->nn.Sequential:        # `(B, n_in)` to `(B, n_out)` logits
+    n_in: int,  # number of features
+    n_hidden: int = 25000,  # width of the hidden layer (Boette and Pfeiffer: 25000)
+    n_out: int = 2,  # classes
+) -> nn.Sequential:  # `(B, n_in)` to `(B, n_out)` logits
     "A network with one hidden layer and ReLU."
     _whole(n_in=n_in, n_hidden=n_hidden, n_out=n_out)
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
@@ -161,52 +240,71 @@ def one_hidden(
 # %% ../nbs/train/18_models.ipynb #7f6c2a1c
 class _Block(BasicBlock):
     "torchvision's block with a ReLU of its own at each of the two places."
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.relu2 = nn.ReLU()
+
     def forward(self, x):
         s = x if self.downsample is None else self.downsample(x)
         return self.relu2(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + s)
 
+
 def _not_in_place(model):
     for m in model.modules():
-        if getattr(m, 'inplace', False): m.inplace = False
+        if getattr(m, "inplace", False):
+            m.inplace = False
     return model
 
+
 def resnet34(
-    n_out:int=10,  # classes
-)->nn.Module:      # `(B, 3, H, W)` to `(B, n_out)` logits
+    n_out: int = 10,  # classes
+) -> nn.Module:  # `(B, 3, H, W)` to `(B, n_out)` logits
     "ResNet-34 from scratch."
     _whole(n_out=n_out)
-    return _not_in_place(ResNet(_Block, [3,4,6,3], num_classes=n_out))
+    return _not_in_place(ResNet(_Block, [3, 4, 6, 3], num_classes=n_out))
+
 
 def efficientnet_b0(
-    n_out:int=10,  # classes
-)->nn.Module:      # `(B, 3, H, W)` to `(B, n_out)` logits
+    n_out: int = 10,  # classes
+) -> nn.Module:  # `(B, 3, H, W)` to `(B, n_out)` logits
     "EfficientNet-B0 from scratch."
     from torchvision.models import efficientnet_b0 as _b0
+
     _whole(n_out=n_out)
     return _not_in_place(_b0(weights=None, num_classes=n_out))
 
 # %% ../nbs/train/18_models.ipynb #7ffb65e8
 class SmoothLeakyReLU(nn.Module):
     "A leaky ReLU with softplus in place of its ReLU; slope 0: softplus."
-    def __init__(self,
-        slope=0., # below zero
-        beta=10., # sharpness of the softplus
-    ): super().__init__(); self.slope, self.beta = slope, beta
-    def forward(self, x): return self.slope*x + (1 - self.slope)*F.softplus(x, beta=self.beta)   # (4)
+
+    def __init__(
+        self,
+        slope=0.0,  # below zero
+        beta=10.0,  # sharpness of the softplus
+    ):
+        super().__init__()
+        self.slope, self.beta = slope, beta
+
+    def forward(self, x):
+        return self.slope * x + (1 - self.slope) * F.softplus(x, beta=self.beta)  # (4)
+
 
 def softplus_copy(
-    model:nn.Module,     # a network whose ReLUs are modules; it is left as it is
-    beta:float=10.,      # the larger, the nearer to ReLU and the stiffer
-)->nn.Module:
+    model: nn.Module,  # a network whose ReLUs are modules; it is left as it is
+    beta: float = 10.0,  # the larger, the nearer to ReLU and the stiffer
+) -> nn.Module:
     "A copy with the same weights whose ReLUs are smooth. Raises ValueError where there is no ReLU module to replace."
-    if not check_strength('beta', beta): raise ValueError(f"beta={beta!r}: expected a number > 0")
+    if not check_strength("beta", beta):
+        raise ValueError(f"beta={beta!r}: expected a number > 0")
     model, n = copy.deepcopy(model), 0
     for parent in list(model.modules()):
-        for name,m in list(parent.named_children()):
+        for name, m in list(parent.named_children()):
             if isinstance(m, (nn.ReLU, nn.LeakyReLU)):
-                setattr(parent, name, SmoothLeakyReLU(getattr(m, 'negative_slope', 0.), beta)); n += 1
-    if not n: raise ValueError(f"model: {type(model).__name__} has no ReLU module; smooth activations need no copy, functional ones cannot be replaced")
+                setattr(parent, name, SmoothLeakyReLU(getattr(m, "negative_slope", 0.0), beta))
+                n += 1
+    if not n:
+        raise ValueError(
+            f"model: {type(model).__name__} has no ReLU module; smooth activations need no copy, functional ones cannot be replaced"
+        )
     return model

@@ -8,88 +8,145 @@ __all__ = ['gini_boxplot', 'feature_impact_bars', 'saliency_grid', 'contribution
 
 # %% ../nbs/studies/40_plots.ipynb #d666b12d
 from textwrap import fill
+
 import numpy as np
-import torch
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
+
 from .core import check_strength
 from .metrics import gini, gray
 
 # %% ../nbs/studies/40_plots.ipynb #fade7bda
 def _array(name, value, ndim=None):
     "A finite NumPy array of floats, of one of the numbers of dimensions in `ndim`."
-    a = np.asarray(value.detach().cpu().double() if isinstance(value, torch.Tensor) else value, dtype=float)
-    if ndim and a.ndim not in ndim: raise ValueError(f"{name} of shape {a.shape}: expected {' or '.join(map(str, ndim))} dimensions")
-    if not a.size or not np.isfinite(a).all(): raise ValueError(f"{name}: expected finite values, at least one")
+    a = np.asarray(
+        value.detach().cpu().double() if isinstance(value, torch.Tensor) else value, dtype=float
+    )
+    if ndim and a.ndim not in ndim:
+        raise ValueError(
+            f"{name} of shape {a.shape}: expected {' or '.join(map(str, ndim))} dimensions"
+        )
+    if not a.size or not np.isfinite(a).all():
+        raise ValueError(f"{name}: expected finite values, at least one")
     return a
 
+
 def _check_dict(name, values):
-    if not isinstance(values, dict): raise TypeError(f"{name}: expected a dictionary from names to arrays, got {type(values).__name__}")
-    if not values: raise ValueError(f"{name}: expected at least one entry")
+    if not isinstance(values, dict):
+        raise TypeError(
+            f"{name}: expected a dictionary from names to arrays, got {type(values).__name__}"
+        )
+    if not values:
+        raise ValueError(f"{name}: expected at least one entry")
     return values
+
 
 def _arrays(name, values, ndim=None, like=None):
     "A dictionary of arrays, all of the shape `like` where that is given."
-    out = {k: _array(f"{name}[{k!r}]", v, ndim) for k,v in _check_dict(name, values).items()}
-    for k,v in out.items():
-        if like is not None and v.shape != like: raise ValueError(f"{name}[{k!r}] of shape {v.shape}: expected {like}")
+    out = {k: _array(f"{name}[{k!r}]", v, ndim) for k, v in _check_dict(name, values).items()}
+    for k, v in out.items():
+        if like is not None and v.shape != like:
+            raise ValueError(f"{name}[{k!r}] of shape {v.shape}: expected {like}")
     return out
 
 # %% ../nbs/studies/40_plots.ipynb #aaeb9fac
 def _axes(rows, cols, width, height, **kwargs):
     "A figure that no pyplot knows, with a grid of plain axes."
-    fig = Figure(figsize=(width, height), dpi=100, layout='constrained')
+    fig = Figure(figsize=(width, height), dpi=100, layout="constrained")
     axes = fig.subplots(rows, cols, squeeze=False, **kwargs)
     for ax in axes.flat:
-        ax.spines[['top', 'right']].set_visible(False); ax.set_axisbelow(True)
-    return fig,axes
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_axisbelow(True)
+    return fig, axes
+
 
 def _names(name, values, n=None):
     "A list of `n` strings."
     values = [str(v) for v in values]
-    if n is not None and len(values) != n: raise ValueError(f"{name}: {len(values)} given, expected {n}")
+    if n is not None and len(values) != n:
+        raise ValueError(f"{name}: {len(values)} given, expected {n}")
     return values
 
-def _colors(names): return dict(zip(names, sns.color_palette('colorblind', max(len(names), 1))))
+
+def _colors(names):
+    return dict(zip(names, sns.color_palette("colorblind", max(len(names), 1))))
 
 # %% ../nbs/studies/40_plots.ipynb #68ad82cd
 def gini_boxplot(
-    gains:dict,  # `{model: (n,)}`, or `{data set: {model: (n,)}}` for one panel each
-)->Figure:
+    gains: dict,  # `{model: (n,)}`, or `{data set: {model: (n,)}}` for one panel each
+) -> Figure:
     "Box plots of the point-wise gain in Gini of several models."
-    panels = gains if isinstance(gains, dict) and any(isinstance(v, dict) for v in gains.values()) else {'': gains}
-    panels = {k: _arrays(f"gains[{k!r}]" if k else 'gains', v, ndim=(1,)) for k,v in panels.items()}
+    panels = (
+        gains
+        if isinstance(gains, dict) and any(isinstance(v, dict) for v in gains.values())
+        else {"": gains}
+    )
+    panels = {
+        k: _arrays(f"gains[{k!r}]" if k else "gains", v, ndim=(1,)) for k, v in panels.items()
+    }
     colors = _colors(list(dict.fromkeys(m for p in panels.values() for m in p)))
-    fig,axes = _axes(1, len(panels), max(3.2, sum(.7 + 1.05*len(p) for p in panels.values())), 2.9, sharey=True, width_ratios=[len(p) + .5 for p in panels.values()])
-    for ax,(title,p) in zip(axes.flat, panels.items()):
-        ax.axhline(0, color='.5', lw=1); ax.grid(axis='y', alpha=.3)
-        sns.boxplot(data=[*p.values()], ax=ax, palette=[colors[m] for m in p], width=.46, fliersize=1.5, linewidth=1)
-        for i,v in enumerate(p.values()):
-            ax.plot(i, v.mean(), 'D', color='white', mec='black', ms=4.5)
-            ax.annotate(f'{v.mean():+.3f}', (i + .27, v.mean()), fontsize=7.5, va='center')
-        ax.set(title=title, xlim=(-.5, len(p) - .2)); ax.set_xticks(range(len(p)), [fill(m, 13) for m in p], fontsize=9)
-    axes[0,0].set_ylabel('gain in Gini')
+    fig, axes = _axes(
+        1,
+        len(panels),
+        max(3.2, sum(0.7 + 1.05 * len(p) for p in panels.values())),
+        2.9,
+        sharey=True,
+        width_ratios=[len(p) + 0.5 for p in panels.values()],
+    )
+    for ax, (title, p) in zip(axes.flat, panels.items()):
+        ax.axhline(0, color=".5", lw=1)
+        ax.grid(axis="y", alpha=0.3)
+        sns.boxplot(
+            data=[*p.values()],
+            ax=ax,
+            palette=[colors[m] for m in p],
+            width=0.46,
+            fliersize=1.5,
+            linewidth=1,
+        )
+        for i, v in enumerate(p.values()):
+            ax.plot(i, v.mean(), "D", color="white", mec="black", ms=4.5)
+            ax.annotate(f"{v.mean():+.3f}", (i + 0.27, v.mean()), fontsize=7.5, va="center")
+        ax.set(title=title, xlim=(-0.5, len(p) - 0.2))
+        ax.set_xticks(range(len(p)), [fill(m, 13) for m in p], fontsize=9)
+    axes[0, 0].set_ylabel("gain in Gini")
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #74fe03fe
 def feature_impact_bars(
-    names,         # names of the d features
-    impacts:dict,  # `{model: (d,)}`, the first model sets the order
-    threshold=.05, # leave out features below this share of the largest impact of all
-    max_bars=40,   # at most this many features
-)->Figure:
+    names,  # names of the d features
+    impacts: dict,  # `{model: (d,)}`, the first model sets the order
+    threshold=0.05,  # leave out features below this share of the largest impact of all
+    max_bars=40,  # at most this many features
+) -> Figure:
     "Bars of the impact of each feature under several models, sorted and thresholded."
-    names = _names('names', names); impacts = _arrays('impacts', impacts, like=(len(names),))
+    names = _names("names", names)
+    impacts = _arrays("impacts", impacts, like=(len(names),))
     all_ = np.stack([*impacts.values()])
-    keep = np.flatnonzero(all_.max(0) >= check_strength('threshold', threshold)*all_.max())
-    keep = keep[np.argsort(-all_[0, keep], kind='stable')][:max_bars]
-    fig,axes = _axes(1, 1, max(4., 1.5 + .27*len(keep)), 3.2); ax = axes[0,0]
-    w = .8/len(impacts)
-    for i,((m,v),c) in enumerate(zip(impacts.items(), _colors(impacts).values())):
-        ax.bar(np.arange(len(keep)) + (i + .5)*w - .4, v[keep], w, label=m, color=c)
-    ax.set_xticks(range(len(keep)), [names[i] for i in keep], rotation=45, ha='right', rotation_mode='anchor', fontsize=8)
-    ax.set(ylabel='feature impact', xlim=(-.7, len(keep) - .3), title=f'{len(keep)} of {len(names)} features'); ax.title.set_fontsize(9)
-    ax.grid(axis='y', alpha=.3); ax.legend(frameon=False)
+    keep = np.flatnonzero(all_.max(0) >= check_strength("threshold", threshold) * all_.max())
+    keep = keep[np.argsort(-all_[0, keep], kind="stable")][:max_bars]
+    fig, axes = _axes(1, 1, max(4.0, 1.5 + 0.27 * len(keep)), 3.2)
+    ax = axes[0, 0]
+    w = 0.8 / len(impacts)
+    for i, ((m, v), c) in enumerate(zip(impacts.items(), _colors(impacts).values())):
+        ax.bar(np.arange(len(keep)) + (i + 0.5) * w - 0.4, v[keep], w, label=m, color=c)
+    ax.set_xticks(
+        range(len(keep)),
+        [names[i] for i in keep],
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=8,
+    )
+    ax.set(
+        ylabel="feature impact",
+        xlim=(-0.7, len(keep) - 0.3),
+        title=f"{len(keep)} of {len(names)} features",
+    )
+    ax.title.set_fontsize(9)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #87ea561e
@@ -97,118 +154,204 @@ def _picture(img):
     "One image `(H, W)`, `(1, H, W)` or `(3, H, W)` for display, stretched to [0, 1]."
     img = img.transpose(1, 2, 0) if img.ndim == 3 else img
     img = img.mean(2) if img.ndim == 3 and img.shape[2] != 3 else img
-    return (img - img.min())/max(np.ptp(img), 1e-12)
+    return (img - img.min()) / max(np.ptp(img), 1e-12)
 
 # %% ../nbs/studies/40_plots.ipynb #b55989f4
 def saliency_grid(
-    images,        # `(n, H, W)` or `(n, C, H, W)`
-    maps:dict,     # `{model: maps like images}`; magnitudes are drawn, summed over channels
-    labels=None,   # n names of rows, the classes for example
-    shared=True,   # one colour scale per row
-)->Figure:
+    images,  # `(n, H, W)` or `(n, C, H, W)`
+    maps: dict,  # `{model: maps like images}`; magnitudes are drawn, summed over channels
+    labels=None,  # n names of rows, the classes for example
+    shared=True,  # one colour scale per row
+) -> Figure:
     "A grid with a row for each image and a column for each model's maps, with their Gini index."
-    images = _array('images', images, ndim=(3, 4)); maps = _arrays('maps', maps, like=images.shape)
-    labels = _names('labels', [''] * len(images) if labels is None else labels, len(images))
-    G = {m: gini(v).numpy() for m,v in maps.items()}
-    heat = {m: gray(v).numpy() for m,v in maps.items()}
-    top = {m: np.quantile(h, .99, axis=(1, 2)) for m,h in heat.items()}
-    fig,axes = _axes(len(images), len(maps) + 1, 1.35*(len(maps) + 1) + .7, 1.35*len(images) + .4)
-    for i,row in enumerate(axes):
-        row[0].imshow(_picture(images[i]), cmap='gray')
-        row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center')
-        for ax,m in zip(row[1:], maps):
+    images = _array("images", images, ndim=(3, 4))
+    maps = _arrays("maps", maps, like=images.shape)
+    labels = _names("labels", [""] * len(images) if labels is None else labels, len(images))
+    G = {m: gini(v).numpy() for m, v in maps.items()}
+    heat = {m: gray(v).numpy() for m, v in maps.items()}
+    top = {m: np.quantile(h, 0.99, axis=(1, 2)) for m, h in heat.items()}
+    fig, axes = _axes(
+        len(images), len(maps) + 1, 1.35 * (len(maps) + 1) + 0.7, 1.35 * len(images) + 0.4
+    )
+    for i, row in enumerate(axes):
+        row[0].imshow(_picture(images[i]), cmap="gray")
+        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center")
+        for ax, m in zip(row[1:], maps):
             vmax = max(t[i] for t in top.values()) if shared else top[m][i]
-            im = ax.imshow(heat[m][i]/(vmax or 1.), cmap='magma', vmin=0, vmax=1)
-            ax.set_xlabel(f'Gini {G[m][i]:.3f}', fontsize=8, labelpad=2)
-    for ax,t in zip(axes[0], ['image', *maps]): ax.set_title(fill(t, 16), fontsize=9)
-    for ax in axes.flat: ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
-    bar = fig.colorbar(im, ax=axes[:,1:], shrink=.7, aspect=25, pad=.02, ticks=[0, 1]); bar.set_label('magnitude, ' + ('one scale per row' if shared else 'own scale'), fontsize=8)
+            im = ax.imshow(heat[m][i] / (vmax or 1.0), cmap="magma", vmin=0, vmax=1)
+            ax.set_xlabel(f"Gini {G[m][i]:.3f}", fontsize=8, labelpad=2)
+    for ax, t in zip(axes[0], ["image", *maps]):
+        ax.set_title(fill(t, 16), fontsize=9)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    bar = fig.colorbar(im, ax=axes[:, 1:], shrink=0.7, aspect=25, pad=0.02, ticks=[0, 1])
+    bar.set_label("magnitude, " + ("one scale per row" if shared else "own scale"), fontsize=8)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #554612b2
-_SIGN = dict(zip((False, True), sns.color_palette('colorblind')[:2]))   # of positive and negative contributions
+_SIGN = dict(
+    zip((False, True), sns.color_palette("colorblind")[:2])
+)  # of positive and negative contributions
+
 
 def contribution_bars(
-    maps:dict,    # `{model: (n, d)}` attributions of n rows
-    names=None,   # names of the d features; None: their numbers from 0
+    maps: dict,  # `{model: (n, d)}` attributions of n rows
+    names=None,  # names of the d features; None: their numbers from 0
     labels=None,  # n names of rows, the classes for example
-    max_bars=6,   # features to show for each row, at least 1
-)->Figure:
+    max_bars=6,  # features to show for each row, at least 1
+) -> Figure:
     "Bars of the largest attributions of each row, signed, and the sum of the others, with the Gini index."
-    n,d = _array('maps', next(iter(_check_dict('maps', maps).values())), (2,)).shape; maps = _arrays('maps', maps, like=(n, d))
-    names, labels = _names('names', range(d) if names is None else names, d), _names('labels', ['']*n if labels is None else labels, n)
-    if not isinstance(max_bars, int) or max_bars < 1: raise ValueError(f"max_bars={max_bars!r}: expected a whole number >= 1")
-    G, top = {m: gini(v).numpy() for m,v in maps.items()}, np.stack([*maps.values()])
-    order = np.argsort(-np.abs(top).max(0), axis=1, kind='stable')[:, :max_bars]
+    n, d = _array("maps", next(iter(_check_dict("maps", maps).values())), (2,)).shape
+    maps = _arrays("maps", maps, like=(n, d))
+    names, labels = (
+        _names("names", range(d) if names is None else names, d),
+        _names("labels", [""] * n if labels is None else labels, n),
+    )
+    if not isinstance(max_bars, int) or max_bars < 1:
+        raise ValueError(f"max_bars={max_bars!r}: expected a whole number >= 1")
+    G, top = {m: gini(v).numpy() for m, v in maps.items()}, np.stack([*maps.values()])
+    order = np.argsort(-np.abs(top).max(0), axis=1, kind="stable")[:, :max_bars]
     k = order.shape[1] + (d > max_bars)
-    fig,axes = _axes(n, len(maps), 1.9*len(maps) + 2.4, n*(.18*k + .5) + .3, sharey='row', sharex='row')
-    for i,row in enumerate(axes):
-        for ax,(m,v) in zip(row, maps.items()):
+    fig, axes = _axes(
+        n, len(maps), 1.9 * len(maps) + 2.4, n * (0.18 * k + 0.5) + 0.3, sharey="row", sharex="row"
+    )
+    for i, row in enumerate(axes):
+        for ax, (m, v) in zip(row, maps.items()):
             bars = [*v[i, order[i]], *([v[i].sum() - v[i, order[i]].sum()] if d > max_bars else [])]
-            ax.barh(range(k), bars, color=[_SIGN[b < 0] for b in bars[:order.shape[1]]] + ['.6']*(d > max_bars)); ax.axvline(0, color='.3', lw=.8)
-            ax.set_xlabel(f'Gini {G[m][i]:.3f}', fontsize=8, labelpad=1); ax.tick_params(labelsize=7)
-        row[0].set_yticks(range(k), [names[j] for j in order[i]] + [f'{d - max_bars} others']*(d > max_bars), fontsize=8); row[0].invert_yaxis()
-        row[0].set_ylabel(labels[i], rotation=0, ha='right', va='center', fontsize=9)
-    for ax,m in zip(axes[0], maps): ax.set_title(fill(m, 24), fontsize=9)
+            ax.barh(
+                range(k),
+                bars,
+                color=[_SIGN[b < 0] for b in bars[: order.shape[1]]] + [".6"] * (d > max_bars),
+            )
+            ax.axvline(0, color=".3", lw=0.8)
+            ax.set_xlabel(f"Gini {G[m][i]:.3f}", fontsize=8, labelpad=1)
+            ax.tick_params(labelsize=7)
+        row[0].set_yticks(
+            range(k),
+            [names[j] for j in order[i]] + [f"{d - max_bars} others"] * (d > max_bars),
+            fontsize=8,
+        )
+        row[0].invert_yaxis()
+        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
+    for ax, m in zip(axes[0], maps):
+        ax.set_title(fill(m, 24), fontsize=9)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #7927843d
 def tradeoff(
-    curves:dict,              # `{method: (gini (n,), accuracy (n,))}`, with a third entry: n strengths to write beside the points
-    xlabel='mean Gini index', # sparsity
-    ylabel='test accuracy',   # accuracy
-)->Figure:
+    curves: dict,  # `{method: (gini (n,), accuracy (n,))}`, with a third entry: n strengths to write beside the points
+    xlabel="mean Gini index",  # sparsity
+    ylabel="test accuracy",  # accuracy
+) -> Figure:
     "Accuracy against sparsity of maps, a line for each way of training."
-    _check_dict('curves', curves)
-    fig,axes = _axes(1, 1, 4.6, 3.2); ax = axes[0,0]
-    for (m,(g,acc,*notes)),c,mark in zip(curves.items(), _colors(curves).values(), 'os^DvPX<>h'*len(curves)):
-        g,acc = _array(f"gini of curves[{m!r}]", g, (1,)), _array(f"accuracy of curves[{m!r}]", acc, (1,))
-        if len(g) != len(acc): raise ValueError(f"curves[{m!r}]: {len(g)} Gini indices for {len(acc)} accuracies")
-        star = dict(marker='*', ms=13, ls='') if len(g) == 1 else dict(marker=mark, ms=5, lw=1.5)
-        ax.plot(g, acc, color=c, label=m, mec='white', mew=.5, **star)
-        for x,a,t in zip(g, acc, notes[0] if notes else ()): ax.annotate(str(t), (x, a), xytext=(4, 4), textcoords='offset points', fontsize=7, color=c)
-    ax.set(xlabel=xlabel, ylabel=ylabel); ax.grid(alpha=.3); ax.legend(frameon=False, fontsize=8); ax.margins(.1)
+    _check_dict("curves", curves)
+    fig, axes = _axes(1, 1, 4.6, 3.2)
+    ax = axes[0, 0]
+    for (m, (g, acc, *notes)), c, mark in zip(
+        curves.items(), _colors(curves).values(), "os^DvPX<>h" * len(curves)
+    ):
+        g, acc = (
+            _array(f"gini of curves[{m!r}]", g, (1,)),
+            _array(f"accuracy of curves[{m!r}]", acc, (1,)),
+        )
+        if len(g) != len(acc):
+            raise ValueError(f"curves[{m!r}]: {len(g)} Gini indices for {len(acc)} accuracies")
+        star = dict(marker="*", ms=13, ls="") if len(g) == 1 else dict(marker=mark, ms=5, lw=1.5)
+        ax.plot(g, acc, color=c, label=m, mec="white", mew=0.5, **star)
+        for x, a, t in zip(g, acc, notes[0] if notes else ()):
+            ax.annotate(
+                str(t), (x, a), xytext=(4, 4), textcoords="offset points", fontsize=7, color=c
+            )
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    ax.margins(0.1)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #2c6898df
 def robustness_curves(
-    strengths,                       # `(n,)` strengths of the attack
-    curves:dict,                     # `{model: (n,)}` or `{model: (seeds, n)}`
-    ylabel='accuracy under attack',  # what the curves are
-    xlabel='eps',                    # what the strengths are
-    chance=None,                     # draw a dashed line here, the accuracy of guessing for example
-)->Figure:
+    strengths,  # `(n,)` strengths of the attack
+    curves: dict,  # `{model: (n,)}` or `{model: (seeds, n)}`
+    ylabel="accuracy under attack",  # what the curves are
+    xlabel="eps",  # what the strengths are
+    chance=None,  # draw a dashed line here, the accuracy of guessing for example
+) -> Figure:
     "A quantity against the strength of an attack, for several models."
-    s = _array('strengths', strengths, (1,)); curves = _arrays('curves', curves, (1, 2))
-    fig,axes = _axes(1, 1, 4.6, 3.); ax = axes[0,0]
-    for (m,v),c,mark in zip(curves.items(), _colors(curves).values(), 'os^DvPX<>h'*len(curves)):
-        if v.shape[-1] != len(s): raise ValueError(f"curves[{m!r}] of shape {v.shape}: expected {len(s)} values for the {len(s)} strengths")
+    s = _array("strengths", strengths, (1,))
+    curves = _arrays("curves", curves, (1, 2))
+    fig, axes = _axes(1, 1, 4.6, 3.0)
+    ax = axes[0, 0]
+    for (m, v), c, mark in zip(
+        curves.items(), _colors(curves).values(), "os^DvPX<>h" * len(curves)
+    ):
+        if v.shape[-1] != len(s):
+            raise ValueError(
+                f"curves[{m!r}] of shape {v.shape}: expected {len(s)} values for the {len(s)} strengths"
+            )
         v = np.atleast_2d(v)
         ax.plot(s, v.mean(0), color=c, marker=mark, ms=4, lw=1.5, label=m)
-        if len(v) > 1: ax.fill_between(s, v.min(0), v.max(0), color=c, alpha=.2, lw=0)
-    if chance is not None: ax.axhline(chance, color='.5', ls='--', lw=1); ax.annotate('chance', (s[-1], chance), xytext=(0, 3), textcoords='offset points', ha='right', fontsize=7, color='.4')
-    ax.set(xlabel=xlabel, ylabel=ylabel); ax.grid(alpha=.3); ax.legend(frameon=False, fontsize=8)
+        if len(v) > 1:
+            ax.fill_between(s, v.min(0), v.max(0), color=c, alpha=0.2, lw=0)
+    if chance is not None:
+        ax.axhline(chance, color=".5", ls="--", lw=1)
+        ax.annotate(
+            "chance",
+            (s[-1], chance),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color=".4",
+        )
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #341e10bb
 def gradient_heatmap(
-    grads:dict,   # `{model: (n, d)}` gradients of n examples
+    grads: dict,  # `{model: (n, d)}` gradients of n examples
     signal=None,  # `(n,)` or `(n, s)` indices of the features that carry the label
-    names=None,   # names of the d features; None: their numbers from 0
-)->Figure:
+    names=None,  # names of the d features; None: their numbers from 0
+) -> Figure:
     "Heat maps of each example's gradient relative to its largest entry, a panel for each model."
-    first = next(iter(_check_dict('grads', grads).values()))
-    n,d = _array('grads', first, (2,)).shape; grads = _arrays('grads', grads, like=(n, d))
-    names = range(d) if names is None else _names('names', names, d)
-    fig,axes = _axes(1, len(grads), max(2.6, .22*d + .6)*len(grads) + .8, max(2., .16*n + .8), sharey=True)
-    for ax,(m,g) in zip(axes.flat, grads.items()):
+    first = next(iter(_check_dict("grads", grads).values()))
+    n, d = _array("grads", first, (2,)).shape
+    grads = _arrays("grads", grads, like=(n, d))
+    names = range(d) if names is None else _names("names", names, d)
+    fig, axes = _axes(
+        1,
+        len(grads),
+        max(2.6, 0.22 * d + 0.6) * len(grads) + 0.8,
+        max(2.0, 0.16 * n + 0.8),
+        sharey=True,
+    )
+    for ax, (m, g) in zip(axes.flat, grads.items()):
         top = np.abs(g).max(1, keepdims=True)
-        im = ax.imshow(np.abs(g)/np.where(top > 0, top, 1), cmap='viridis', vmin=0, vmax=1, aspect='auto')
+        im = ax.imshow(
+            np.abs(g) / np.where(top > 0, top, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto"
+        )
         if signal is not None:
-            if len(signal) != n: raise ValueError(f"signal: {len(signal)} given, expected one entry for each of the {n} examples")
+            if len(signal) != n:
+                raise ValueError(
+                    f"signal: {len(signal)} given, expected one entry for each of the {n} examples"
+                )
             cols = np.asarray(signal).reshape(n, -1)
-            for c,w in (('black', 2.4), ('white', 1.2)): ax.scatter(cols, np.repeat(np.arange(n)[:,None], cols.shape[1], 1), s=22, facecolors='none', edgecolors=c, lw=w)
-        ax.set_title(fill(m, 30), fontsize=9); ax.set_xlabel('feature'); ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
+            for c, w in (("black", 2.4), ("white", 1.2)):
+                ax.scatter(
+                    cols,
+                    np.repeat(np.arange(n)[:, None], cols.shape[1], 1),
+                    s=22,
+                    facecolors="none",
+                    edgecolors=c,
+                    lw=w,
+                )
+        ax.set_title(fill(m, 30), fontsize=9)
+        ax.set_xlabel("feature")
+        ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
         ax.spines[:].set_visible(False)
-    axes[0,0].set_ylabel('example'); fig.colorbar(im, ax=axes, pad=.01, aspect=30).set_label('share of the largest', fontsize=8)
+    axes[0, 0].set_ylabel("example")
+    fig.colorbar(im, ax=axes, pad=0.01, aspect=30).set_label("share of the largest", fontsize=8)
     return fig

@@ -7,10 +7,15 @@ __all__ = ['published_table1', 'with_published', 'Section', 'fig_png', 'html_tab
            'interval']
 
 # %% ../nbs/studies/41_report.ipynb #996191f0
-import base64, html, io
+import base64
+import html
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
+
 from .core import atomic_path
 
 # %% ../nbs/studies/41_report.ipynb #6b6df1a2
@@ -32,30 +37,44 @@ spambase       ig           adversarial  0.1       0.17   0.009
 spambase       ig           l1           0.02      0.15   0.001
 """
 
-def published_table1()->pd.DataFrame: # columns data, attribution, method, strength (raw units), dG, drop (as fractions)
+
+def published_table1() -> (
+    pd.DataFrame
+):  # columns data, attribution, method, strength (raw units), dG, drop (as fractions)
     "Table 1 of paper A. CIFAR-10's eps = 1 of 255 is given in units of [0,1], like all strengths here."
-    df = pd.read_csv(io.StringIO(_published.strip()), sep=r'\s+', dtype={'strength': str})
-    return df.assign(strength=[float(a)/float(b or 1) for a,_,b in df.strength.str.partition('/').values])
+    df = pd.read_csv(io.StringIO(_published.strip()), sep=r"\s+", dtype={"strength": str})
+    return df.assign(
+        strength=[float(a) / float(b or 1) for a, _, b in df.strength.str.partition("/").values]
+    )
 
 # %% ../nbs/studies/41_report.ipynb #0be5eed2
 def with_published(
-    df:pd.DataFrame,   # results with columns data, method, strength
-    attribution='ig',  # which published rows: 'ig' or 'deep_shap'
-)->pd.DataFrame:       # `df` with columns `paper_dG` and `paper_drop`, NaN where the paper has no such row
+    df: pd.DataFrame,  # results with columns data, method, strength
+    attribution="ig",  # which published rows: 'ig' or 'deep_shap'
+) -> (
+    pd.DataFrame
+):  # `df` with columns `paper_dG` and `paper_drop`, NaN where the paper has no such row
     "Put the published dG and accuracy drop beside the rows of the same data set, method and strength."
-    pub = published_table1().query('attribution == @attribution').drop(columns='attribution')
-    pub = pub.rename(columns=dict(dG='paper_dG', drop='paper_drop'))
+    pub = published_table1().query("attribution == @attribution").drop(columns="attribution")
+    pub = pub.rename(columns=dict(dG="paper_dG", drop="paper_drop"))
     key = lambda d: d.assign(_strength=d.strength.astype(float).round(9))
-    return key(df).merge(key(pub).drop(columns='strength'), on=['data', 'method', '_strength'], how='left').drop(columns='_strength')
+    return (
+        key(df)
+        .merge(key(pub).drop(columns="strength"), on=["data", "method", "_strength"], how="left")
+        .drop(columns="_strength")
+    )
 
 # %% ../nbs/studies/41_report.ipynb #ebd4f577
 @dataclass
 class Section:
     "One section of a report: a heading, a paragraph, a table and figures."
-    title:str                                   # heading
-    text:str = ''                               # paragraph, plain text
-    table:pd.DataFrame = None                   # shown as it is: format the columns before
-    figures:dict = field(default_factory=dict)  # file name without ending -> (figure, text for those who cannot see it)
+
+    title: str  # heading
+    text: str = ""  # paragraph, plain text
+    table: pd.DataFrame = None  # shown as it is: format the columns before
+    figures: dict = field(
+        default_factory=dict
+    )  # file name without ending -> (figure, text for those who cannot see it)
 
 # %% ../nbs/studies/41_report.ipynb #febe05b0
 _style = """
@@ -71,72 +90,91 @@ figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto; background: #ff
 
 # %% ../nbs/studies/41_report.ipynb #7bb9d93d
 def fig_png(
-    fig,        # a matplotlib figure
-    dpi=110,    # dots per inch
-)->bytes:
+    fig,  # a matplotlib figure
+    dpi=110,  # dots per inch
+) -> bytes:
     "The figure as PNG, without a time stamp, so that the same figure gives the same bytes."
     buf = io.BytesIO()
-    fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight', metadata={'Software': None})
+    fig.savefig(buf, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     return buf.getvalue()
+
 
 def _img(png, alt):
     return f'<figure><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
 
 # %% ../nbs/studies/41_report.ipynb #01457d4b
 def html_table(
-    df:pd.DataFrame,  # cells are shown with `str`; missing values as an empty cell
-)->str:
+    df: pd.DataFrame,  # cells are shown with `str`; missing values as an empty cell
+) -> str:
     "A data frame as an HTML table: text to the left, everything else to the right."
     text = [df[c].map(lambda v: isinstance(v, str) and v[:1].isalpha()).any() for c in df]
-    cell = lambda tag,v,t: f'<{tag}{" class=text" if t else ""}>{"" if not isinstance(v, str) and pd.isna(v) else html.escape(str(v))}</{tag}>'
-    head = ''.join(cell('th', c, t) for c,t in zip(df, text))
-    rows = ('<tr>' + ''.join(cell('td', v, t) for v,t in zip(r, text)) + '</tr>' for r in df.itertuples(index=False))
+    cell = lambda tag, v, t: (
+        f"<{tag}{' class=text' if t else ''}>{'' if not isinstance(v, str) and pd.isna(v) else html.escape(str(v))}</{tag}>"
+    )
+    head = "".join(cell("th", c, t) for c, t in zip(df, text))
+    rows = (
+        "<tr>" + "".join(cell("td", v, t) for v, t in zip(r, text)) + "</tr>"
+        for r in df.itertuples(index=False)
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 # %% ../nbs/studies/41_report.ipynb #e0648645
 def _section_html(s, folder):
-    out = [f'<h2>{html.escape(s.title)}</h2>'] + [f'<p>{html.escape(p)}</p>' for p in s.text.split('\n\n') if p]
-    if s.table is not None: out.append(html_table(s.table))
-    for name,(fig,alt) in s.figures.items():
+    out = [f"<h2>{html.escape(s.title)}</h2>"] + [
+        f"<p>{html.escape(p)}</p>" for p in s.text.split("\n\n") if p
+    ]
+    if s.table is not None:
+        out.append(html_table(s.table))
+    for name, (fig, alt) in s.figures.items():
         png = fig_png(fig)
-        with atomic_path(folder/f'{name}.png') as f: f.write_bytes(png)
+        with atomic_path(folder / f"{name}.png") as f:
+            f.write_bytes(png)
         out.append(_img(png, alt))
-    return '\n'.join(out)
+    return "\n".join(out)
 
 # %% ../nbs/studies/41_report.ipynb #45a32ba3
 def write_report(
-    folder,           # where `report.html` and the figures (PNG) go
-    title:str,        # title of the page
-    intro:str,        # first paragraph
-    sections:list,    # of `Section`
-)->Path:              # the page
+    folder,  # where `report.html` and the figures (PNG) go
+    title: str,  # title of the page
+    intro: str,  # first paragraph
+    sections: list,  # of `Section`
+) -> Path:  # the page
     "Write a report that is one file and opens offline. Earlier pages are replaced only when the new one is complete."
     folder = Path(folder)
-    body = '\n'.join(_section_html(s, folder) for s in sections)
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>{html.escape(title)}</title><style>{_style}</style></head>\n<body><main><h1>{html.escape(title)}</h1>'
-            f'<p>{html.escape(intro)}</p>\n{body}</main></body></html>\n')
-    with atomic_path(folder/'report.html') as f: f.write_text(page, encoding='utf-8')
-    return folder/'report.html'
+    body = "\n".join(_section_html(s, folder) for s in sections)
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_style}</style></head>\n<body><main><h1>{html.escape(title)}</h1>"
+        f"<p>{html.escape(intro)}</p>\n{body}</main></body></html>\n"
+    )
+    with atomic_path(folder / "report.html") as f:
+        f.write_text(page, encoding="utf-8")
+    return folder / "report.html"
 
 # %% ../nbs/studies/41_report.ipynb #83451c03
 def percent(
-    v,         # a share
+    v,  # a share
     digits=1,  # decimals
-)->str:
+) -> str:
     "0.9312 as '93.1 %'; nothing for a missing value."
-    return '' if pd.isna(v) else f'{100*v:.{digits}f} %'
+    return "" if pd.isna(v) else f"{100 * v:.{digits}f} %"
+
 
 def signed(
-    v,         # a number
+    v,  # a number
     digits=3,  # decimals
-)->str:
+) -> str:
     "0.0512 as '+0.051'; nothing for a missing value."
-    return '' if pd.isna(v) else f'{v:+.{digits}f}'
+    return "" if pd.isna(v) else f"{v:+.{digits}f}"
+
 
 def interval(
-    v, low, high,   # value and its interval
-    digits=3,       # decimals
-)->str:             # '+0.051 [+0.047, +0.055]'
+    v,
+    low,
+    high,  # value and its interval
+    digits=3,  # decimals
+) -> str:  # '+0.051 [+0.047, +0.055]'
     "A signed value with its interval; the value alone where there is no interval."
-    return signed(v, digits) + ('' if pd.isna(low) or pd.isna(v) else f' [{signed(low, digits)}, {signed(high, digits)}]')
+    return signed(v, digits) + (
+        "" if pd.isna(low) or pd.isna(v) else f" [{signed(low, digits)}, {signed(high, digits)}]"
+    )

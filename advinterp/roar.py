@@ -6,14 +6,20 @@
 __all__ = ['Retrained', 'ranks', 'keep_part', 'FitAdam', 'FitEstimator', 'diff_roar', 'roar', 'kar']
 
 # %% ../nbs/measure/32_roar.ipynb #5dbfc1d3
-import contextlib, hashlib, json, warnings
+import contextlib
+import hashlib
+import json
+import warnings
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
+
 import advinterp
 from .core import atomic_path, check_same_shape, check_strength, flat, task_loss
 from .evaluate import accuracy, seed_interval
@@ -21,39 +27,52 @@ from .metrics import metric
 
 # %% ../nbs/measure/32_roar.ipynb #49780c50
 def ranks(
-    maps,        # `(N, ...)` array or tensor; magnitudes count
-    seed=0,      # of the order of equal magnitudes
-)->np.ndarray:   # `(N, d)` int32: 0 for the largest entry of its map, d-1 for the smallest
+    maps,  # `(N, ...)` array or tensor; magnitudes count
+    seed=0,  # of the order of equal magnitudes
+) -> np.ndarray:  # `(N, d)` int32: 0 for the largest entry of its map, d-1 for the smallest
     "Place of every entry in the order of decreasing magnitude; equal ones in random order."
-    v = np.abs(np.asarray(maps)).reshape(len(maps), -1); rng = np.random.default_rng(seed)
+    v = np.abs(np.asarray(maps)).reshape(len(maps), -1)
+    rng = np.random.default_rng(seed)
     out, places = np.empty(v.shape, np.int32), np.arange(v.shape[1], dtype=np.int32)[None]
     for i in range(0, len(v), 1024):
-        mixed = rng.random(v[i:i+1024].shape, dtype=np.float32).argsort(1)
-        order = np.take_along_axis(mixed, (-np.take_along_axis(v[i:i+1024], mixed, 1)).argsort(1, kind='stable'), 1)
-        np.put_along_axis(out[i:i+1024], order, places, 1)
+        mixed = rng.random(v[i : i + 1024].shape, dtype=np.float32).argsort(1)
+        order = np.take_along_axis(
+            mixed, (-np.take_along_axis(v[i : i + 1024], mixed, 1)).argsort(1, kind="stable"), 1
+        )
+        np.put_along_axis(out[i : i + 1024], order, places, 1)
     return out
 
 # %% ../nbs/measure/32_roar.ipynb #510fa557
 def _sizes(fractions, d):
     "How many of d entries each fraction is: pairs (fraction, number)."
-    fs = [check_strength('fractions', f) for f in fractions]
-    if not fs or len({*fs}) < len(fs) or not all(0 < f <= 1 for f in fs): raise ValueError(f"fractions={fs}: expected different fractions in (0, 1], at least one")
-    if round(min(fs)*d) < 1: raise ValueError(f"fractions: {min(fs)!r} is less than one of {d} entries, expected at least {1/d:.3g}")
-    return [(f, round(f*d)) for f in fs]
+    fs = [check_strength("fractions", f) for f in fractions]
+    if not fs or len({*fs}) < len(fs) or not all(0 < f <= 1 for f in fs):
+        raise ValueError(f"fractions={fs}: expected different fractions in (0, 1], at least one")
+    if round(min(fs) * d) < 1:
+        raise ValueError(
+            f"fractions: {min(fs)!r} is less than one of {d} entries, expected at least {1 / d:.3g}"
+        )
+    return [(f, round(f * d)) for f in fs]
+
 
 def _kept(x, rank, n, side, fill):
     d = rank.shape[1]
-    return np.where((rank < n if side == 'top' else rank >= d - n).reshape(x.shape), x, fill).astype(x.dtype)   # (1)
+    return np.where(
+        (rank < n if side == "top" else rank >= d - n).reshape(x.shape), x, fill
+    ).astype(x.dtype)  # (1)
+
 
 def keep_part(
-    x, maps,      # inputs and attributions `(N, ...)`, arrays or tensors
-    fraction,     # of the entries of each input that is kept, in (0, 1]
-    side='top',   # 'top': the largest magnitudes, 'bottom': the smallest
-    fill=None,    # for the rest: a number, or what broadcasts to one input; None: the mean of x
-)->np.ndarray:    # like `x`
+    x,
+    maps,  # inputs and attributions `(N, ...)`, arrays or tensors
+    fraction,  # of the entries of each input that is kept, in (0, 1]
+    side="top",  # 'top': the largest magnitudes, 'bottom': the smallest
+    fill=None,  # for the rest: a number, or what broadcasts to one input; None: the mean of x
+) -> np.ndarray:  # like `x`
     "The inputs (1) that a model of `diff_roar`, `roar` or `kar` is trained on."
-    if side not in ('top', 'bottom'): raise ValueError(f"side={side!r}: expected 'top' or 'bottom'")
-    x, maps = _inputs('x', x), _inputs('maps', maps)
+    if side not in ("top", "bottom"):
+        raise ValueError(f"side={side!r}: expected 'top' or 'bottom'")
+    x, maps = _inputs("x", x), _inputs("maps", maps)
     check_same_shape(x=x, maps=maps)
     return _kept(x, ranks(maps), _sizes([fraction], x[0].size)[0][1], side, _fill(fill, x))
 
@@ -61,89 +80,149 @@ def keep_part(
 def _inputs(name, v):
     "A finite array of a floating type with at least one example."
     a = v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
-    if a.dtype.kind != 'f': raise TypeError(f"{name} has dtype {a.dtype}: expected floating numbers")
-    if a.ndim < 2 or not a.size: raise ValueError(f"{name} has shape {a.shape}: expected (N, ...) with at least one example")
-    if not np.isfinite(a).all(): raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    if a.dtype.kind != "f":
+        raise TypeError(f"{name} has dtype {a.dtype}: expected floating numbers")
+    if a.ndim < 2 or not a.size:
+        raise ValueError(f"{name} has shape {a.shape}: expected (N, ...) with at least one example")
+    if not np.isfinite(a).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return a
+
 
 def _fill(fill, x):
     mean = x.mean(0, dtype=np.float64)
-    try: v = np.broadcast_to(np.asarray(mean if fill is None else fill, dtype=np.float64), x.shape[1:])
-    except (TypeError, ValueError): raise ValueError(f"fill={fill!r}: expected a number, or values that broadcast to {x.shape[1:]}") from None
-    if not np.isfinite(v).all(): raise ValueError(f"fill={fill!r}: expected finite values")
+    try:
+        v = np.broadcast_to(
+            np.asarray(mean if fill is None else fill, dtype=np.float64), x.shape[1:]
+        )
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"fill={fill!r}: expected a number, or values that broadcast to {x.shape[1:]}"
+        ) from None
+    if not np.isfinite(v).all():
+        raise ValueError(f"fill={fill!r}: expected finite values")
     return v.astype(x.dtype)
 
 # %% ../nbs/measure/32_roar.ipynb #06fed900
 @dataclass(frozen=True)
 class FitAdam:
     "Train a network from scratch with Adam on the mean cross-entropy: `fit(x, y, seed) -> model`."
-    make_model:object    # callable `() -> nn.Module` with logits `(B, C)`, or one logit
-    epochs:int = 10      # passes over the data
-    lr:float = 1e-3      # learning rate
-    bs:int = 128         # batch size
-    device:str = 'cpu'   # torch device of the training
 
-    def _initial(self, seed): torch.manual_seed(seed); return self.make_model().to(self.device).train()
+    make_model: object  # callable `() -> nn.Module` with logits `(B, C)`, or one logit
+    epochs: int = 10  # passes over the data
+    lr: float = 1e-3  # learning rate
+    bs: int = 128  # batch size
+    device: str = "cpu"  # torch device of the training
+
+    def _initial(self, seed):
+        torch.manual_seed(seed)
+        return self.make_model().to(self.device).train()
 
     def __call__(self, x, y, seed):
         "The trained network, in evaluation mode on the CPU. Raises ValueError where training diverges."
         with torch.random.fork_rng(), torch.enable_grad():
-            model = self._initial(seed); opt = torch.optim.Adam(model.parameters(), self.lr)
+            model = self._initial(seed)
+            opt = torch.optim.Adam(model.parameters(), self.lr)
             x, y = x.to(self.device), y.to(self.device)
             for _ in range(self.epochs):
                 for i in torch.randperm(len(x)).split(self.bs):
                     loss = task_loss(model(x[i]), y[i]).mean()
-                    opt.zero_grad(); loss.backward(); opt.step()
-        if not loss.isfinite(): raise ValueError(f"lr={self.lr!r}: the loss is no longer finite, expected a smaller learning rate")
+                    opt.zero_grad()
+                    loss.backward()
+                    opt.step()
+        if not loss.isfinite():
+            raise ValueError(
+                f"lr={self.lr!r}: the loss is no longer finite, expected a smaller learning rate"
+            )
         return model.cpu().eval()
 
     @property
     def settings(self):
         "What decides the model; the network by its layers and its first weights."
-        with torch.random.fork_rng(): model = self._initial(0)
-        weights = hashlib.sha256(b''.join(v.detach().cpu().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
-        return dict(learner='FitAdam', model=str(model), weights=weights, epochs=self.epochs, lr=self.lr, bs=self.bs, device=self.device)
+        with torch.random.fork_rng():
+            model = self._initial(0)
+        weights = hashlib.sha256(
+            b"".join(v.detach().cpu().numpy().tobytes() for v in model.state_dict().values())
+        ).hexdigest()
+        return dict(
+            learner="FitAdam",
+            model=str(model),
+            weights=weights,
+            epochs=self.epochs,
+            lr=self.lr,
+            bs=self.bs,
+            device=self.device,
+        )
 
 # %% ../nbs/measure/32_roar.ipynb #7ce0807f
 @dataclass(frozen=True)
 class FitEstimator:
     "Fit a fresh copy of a scikit-learn classifier on flattened inputs: `fit(x, y, seed) -> model`."
-    estimator:object   # with `fit` and `predict`; its `random_state`, if it has one, is set to the seed
+
+    estimator: (
+        object  # with `fit` and `predict`; its `random_state`, if it has one, is set to the seed
+    )
 
     def __call__(self, x, y, seed):
         "A callable `x -> logits`: 1 for the predicted class, 0 for the others."
         from sklearn.base import clone
+
         m, n = clone(self.estimator), int(y.max()) + 1
-        if 'random_state' in m.get_params(): m.set_params(random_state=seed)
+        if "random_state" in m.get_params():
+            m.set_params(random_state=seed)
         m.fit(flat(x).numpy(), y.numpy())
-        return lambda x: torch.nn.functional.one_hot(torch.as_tensor(m.predict(flat(x).numpy())).long(), n).float()
+        return lambda x: torch.nn.functional.one_hot(
+            torch.as_tensor(m.predict(flat(x).numpy())).long(), n
+        ).float()
 
     @property
-    def settings(self): "The class and all parameters."; return dict(learner='FitEstimator', estimator=str(type(self.estimator)), params=str(sorted(self.estimator.get_params().items(), key=str)))
+    def settings(self):
+        "The class and all parameters."
+        return dict(
+            learner="FitEstimator",
+            estimator=str(type(self.estimator)),
+            params=str(sorted(self.estimator.get_params().items(), key=str)),
+        )
 
 # %% ../nbs/measure/32_roar.ipynb #ad43c371
-def _digest(v): return hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()
+def _digest(v):
+    return hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()
+
 
 def _key(about, *arrays):
     "Hash of what a run depends on."
     h = hashlib.sha256(_digest(about).encode())
-    for a in arrays: h.update(f'{a.dtype} {a.shape}'.encode()); h.update(np.ascontiguousarray(a))
+    for a in arrays:
+        h.update(f"{a.dtype} {a.shape}".encode())
+        h.update(np.ascontiguousarray(a))
     return h.hexdigest()
+
 
 def _stored(path):
     "The accuracy in the file of a run; None where there is none, or a damaged one."
-    try: run, checksum = json.loads(path.read_text()).values()
-    except FileNotFoundError: return None
-    except (ValueError, AttributeError): run, checksum = None, ''
-    if _digest(run) == checksum: return run['accuracy']
+    try:
+        run, checksum = json.loads(path.read_text()).values()
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        run, checksum = None, ""
+    if _digest(run) == checksum:
+        return run["accuracy"]
     warnings.warn(f"{path}: damaged, this run is trained again")
+
 
 def _store(cache, fit):
     "Make the folder; what the runs in it depend on besides their data and seed."
-    if not isinstance(getattr(fit, 'settings', None), dict):
-        raise ValueError(f"cache: fit={fit!r} does not declare what decides its models; give it an attribute `settings`, a dictionary")
-    try: Path(cache).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"cache={str(cache)!r}: not a folder that can be written ({e.strerror})") from None
+    if not isinstance(getattr(fit, "settings", None), dict):
+        raise ValueError(
+            f"cache: fit={fit!r} does not declare what decides its models; give it an attribute `settings`, a dictionary"
+        )
+    try:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"cache={str(cache)!r}: not a folder that can be written ({e.strerror})"
+        ) from None
     return json.loads(json.dumps(dict(fit.settings, version=advinterp.__version__)))
 
 # %% ../nbs/measure/32_roar.ipynb #c56785b6
@@ -151,43 +230,85 @@ def _store(cache, fit):
 def _one_thread():
     "Context in which a run has one thread, so that its sums do not depend on how many run beside it."
     from threadpoolctl import threadpool_limits
-    n = torch.get_num_threads(); torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1): yield
-    finally: torch.set_num_threads(n)
 
-_Data = namedtuple('_Data', 'x y rank x_test y_test rank_test fill')
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(n)
+
+
+_Data = namedtuple("_Data", "x y rank x_test y_test rank_test fill")
+
 
 def _run(data, fit, n, side, seed, about, cache):
     "Train and test one model, or read its accuracy from the store."
-    x, x_test = (_kept(v, r, n, side, data.fill) for v,r in ((data.x, data.rank), (data.x_test, data.rank_test)))
-    path = None if cache is None else Path(cache)/f"{_key([about, seed], x, data.y, x_test, data.y_test)}.json"
-    if path is not None and (old := _stored(path)) is not None: return old
+    x, x_test = (
+        _kept(v, r, n, side, data.fill)
+        for v, r in ((data.x, data.rank), (data.x_test, data.rank_test))
+    )
+    path = (
+        None
+        if cache is None
+        else Path(cache) / f"{_key([about, seed], x, data.y, x_test, data.y_test)}.json"
+    )
+    if path is not None and (old := _stored(path)) is not None:
+        return old
     x, y, x_test, y_test = (torch.from_numpy(np.array(v)) for v in (x, data.y, x_test, data.y_test))
-    with _one_thread(): run = dict(accuracy=accuracy(fit(x, y, seed), x_test, y_test), n=n, side=side, seed=seed, settings=about)
+    with _one_thread():
+        run = dict(
+            accuracy=accuracy(fit(x, y, seed), x_test, y_test),
+            n=n,
+            side=side,
+            seed=seed,
+            settings=about,
+        )
     if path is not None:
-        with atomic_path(path) as f: f.write_text(json.dumps(dict(run=run, sha256=_digest(run)), indent=1))
-    return run['accuracy']
+        with atomic_path(path) as f:
+            f.write_text(json.dumps(dict(run=run, sha256=_digest(run)), indent=1))
+    return run["accuracy"]
 
 # %% ../nbs/measure/32_roar.ipynb #5786c2c4
 def _labels(name, y, n, n_classes=None):
     a = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-    if a.dtype.kind not in 'iu': raise TypeError(f"{name} has dtype {a.dtype}: expected class indices, whole numbers")
-    if a.shape != (n,): raise ValueError(f"{name} has shape {a.shape}: expected ({n},), a label for each input")
-    if a.min() < 0 or n_classes and a.max() >= n_classes: raise ValueError(f"{name} has values from {a.min()} to {a.max()}: expected class indices 0 to {n_classes - 1 if n_classes else 'C-1'}")
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {a.dtype}: expected class indices, whole numbers")
+    if a.shape != (n,):
+        raise ValueError(f"{name} has shape {a.shape}: expected ({n},), a label for each input")
+    if a.min() < 0 or (n_classes and a.max() >= n_classes):
+        raise ValueError(
+            f"{name} has values from {a.min()} to {a.max()}: expected class indices 0 to {n_classes - 1 if n_classes else 'C-1'}"
+        )
     return a.astype(np.int64)
+
 
 def _checked(x, y, maps, x_test, y_test, maps_test, fill):
     "The data of all runs, or the reason why not."
-    x, maps, x_test, maps_test = (_inputs(*o) for o in (('x', x), ('maps', maps), ('x_test', x_test), ('maps_test', maps_test)))
-    check_same_shape(x=x, maps=maps); check_same_shape(x_test=x_test, maps_test=maps_test)
-    if x.shape[1:] != x_test.shape[1:]: raise ValueError(f"x_test has examples of shape {x_test.shape[1:]}: expected {x.shape[1:]}, as in x")
-    y = _labels('y', y, len(x)); y_test = _labels('y_test', y_test, len(x_test), y.max() + 1)
+    x, maps, x_test, maps_test = (
+        _inputs(*o)
+        for o in (("x", x), ("maps", maps), ("x_test", x_test), ("maps_test", maps_test))
+    )
+    check_same_shape(x=x, maps=maps)
+    check_same_shape(x_test=x_test, maps_test=maps_test)
+    if x.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"x_test has examples of shape {x_test.shape[1:]}: expected {x.shape[1:]}, as in x"
+        )
+    y = _labels("y", y, len(x))
+    y_test = _labels("y_test", y_test, len(x_test), y.max() + 1)
     return _Data(x, y, ranks(maps), x_test, y_test, ranks(maps_test, 1), _fill(fill, x))
+
 
 def _check_seeds(seeds):
     seeds = list(seeds)
-    if not seeds or len({*seeds}) < len(seeds) or not all(isinstance(s, (int, np.integer)) and s >= 0 for s in seeds): raise ValueError(f"seeds={seeds}: expected different whole numbers >= 0, at least one")
+    if (
+        not seeds
+        or len({*seeds}) < len(seeds)
+        or not all(isinstance(s, (int, np.integer)) and s >= 0 for s in seeds)
+    ):
+        raise ValueError(f"seeds={seeds}: expected different whole numbers >= 0, at least one")
     return [int(s) for s in seeds]
 
 # %% ../nbs/measure/32_roar.ipynb #b58413b1
@@ -196,67 +317,150 @@ def _retrain(arrays, fit, parts, seeds, fill, n_jobs, cache, progress):
     data, seeds = _checked(*arrays, fill), _check_seeds(seeds)
     parts, about = parts(data.rank.shape[1]), None if cache is None else _store(cache, fit)
     todo = [(*p, s) for p in parts for s in seeds]
-    runs = Parallel(n_jobs, return_as='generator_unordered')(delayed(_numbered)(i, data, fit, n, side, s, about, cache) for i,(_,side,n,s) in enumerate(todo))
-    got = dict(tqdm(runs, total=len(todo), disable=not progress, unit=' runs'))
-    return pd.DataFrame([dict(fraction=f, side=side, kept=n, seed=s, accuracy=got[i]) for i,(f,side,n,s) in enumerate(todo)])
+    runs = Parallel(n_jobs, return_as="generator_unordered")(
+        delayed(_numbered)(i, data, fit, n, side, s, about, cache)
+        for i, (_, side, n, s) in enumerate(todo)
+    )
+    got = dict(tqdm(runs, total=len(todo), disable=not progress, unit=" runs"))
+    return pd.DataFrame(
+        [
+            dict(fraction=f, side=side, kept=n, seed=s, accuracy=got[i])
+            for i, (f, side, n, s) in enumerate(todo)
+        ]
+    )
 
-def _numbered(i, *args): return i, _run(*args)
+
+def _numbered(i, *args):
+    return i, _run(*args)
 
 # %% ../nbs/measure/32_roar.ipynb #ddc3d184
-Retrained = namedtuple('Retrained', 'mean low high score runs')
+Retrained = namedtuple("Retrained", "mean low high score runs")
 Retrained.__doc__ = "Mean over the fractions with its 95 % interval over the seeds; `score`: a row for each fraction; `runs`: a row for each trained model."
+
 
 def _retrained(runs, values, per_seed):
     "The result from the values `(fractions, pairs or seeds)` and the value of each seed `(fractions, seeds)`."
-    rows = [(f, v.mean(), v.std(), *seed_interval(s)) for f,v,s in zip(runs.fraction.unique(), values, per_seed)]
+    rows = [
+        (f, v.mean(), v.std(), *seed_interval(s))
+        for f, v, s in zip(runs.fraction.unique(), values, per_seed)
+    ]
     total = per_seed.mean(0)
-    return Retrained(float(total.mean()), *map(float, seed_interval(total)), pd.DataFrame(rows, columns=['fraction', 'score', 'std', 'low', 'high']), runs)
+    return Retrained(
+        float(total.mean()),
+        *map(float, seed_interval(total)),
+        pd.DataFrame(rows, columns=["fraction", "score", "std", "low", "high"]),
+        runs,
+    )
 
-def _by_seed(runs, side): return runs[runs.side == side].accuracy.to_numpy().reshape(runs.fraction.nunique(), -1)
 
-_tenths = tuple(i/10 for i in range(1, 10))
+def _by_seed(runs, side):
+    return runs[runs.side == side].accuracy.to_numpy().reshape(runs.fraction.nunique(), -1)
+
+
+_tenths = tuple(i / 10 for i in range(1, 10))
 
 # %% ../nbs/measure/32_roar.ipynb #22659394
-@metric('higher', 'Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 3')
+@metric(
+    "higher",
+    "Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 3",
+)
 def diff_roar(
-    x, y, maps,                 # training inputs `(N, ...)`, class indices `(N,)` and attributions like x; arrays or tensors
-    x_test, y_test, maps_test,  # the same for the test part
-    fit,                        # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
-    fractions=_tenths,          # of the entries that are kept
-    seeds=(0, 1, 2),            # a model each
-    fill=None,                  # in place of the rest: a number, or what broadcasts to one input; None: the training mean of each entry
-    n_jobs=1,                   # runs at a time, each in a process of its own; -1: as many as there are cores
-    cache=None,                 # folder in which finished runs are stored and found
-    progress=True,              # show a progress bar
-)->Retrained:                   # (mean, low, high, score, runs)
+    x,
+    y,
+    maps,  # training inputs `(N, ...)`, class indices `(N,)` and attributions like x; arrays or tensors
+    x_test,
+    y_test,
+    maps_test,  # the same for the test part
+    fit,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
+    fractions=_tenths,  # of the entries that are kept
+    seeds=(0, 1, 2),  # a model each
+    fill=None,  # in place of the rest: a number, or what broadcasts to one input; None: the training mean of each entry
+    n_jobs=1,  # runs at a time, each in a process of its own; -1: as many as there are cores
+    cache=None,  # folder in which finished runs are stored and found
+    progress=True,  # show a progress bar
+) -> Retrained:  # (mean, low, high, score, runs)
     "Accuracy of models retrained on the top part of every input minus that on the bottom part (2). Raises ValueError or TypeError for bad input before anything is trained."
-    def _parts(d): return [(f, side, n) for f,n in _sizes(fractions, d) for side in ('top', 'bottom')]
-    runs = _retrain((x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
-    top, bottom = _by_seed(runs, 'top'), _by_seed(runs, 'bottom')
-    return _retrained(runs, top[:,:,None] - bottom[:,None], top - bottom)   # (2)
+
+    def _parts(d):
+        return [(f, side, n) for f, n in _sizes(fractions, d) for side in ("top", "bottom")]
+
+    runs = _retrain(
+        (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress
+    )
+    top, bottom = _by_seed(runs, "top"), _by_seed(runs, "bottom")
+    return _retrained(runs, top[:, :, None] - bottom[:, None], top - bottom)  # (2)
 
 # %% ../nbs/measure/32_roar.ipynb #50e4a7bd
 def _one_side(side, *args):
     "The accuracies themselves, of models retrained on one side."
-    runs = _retrain(*args); values = _by_seed(runs, side)
+    runs = _retrain(*args)
+    values = _by_seed(runs, side)
     return _retrained(runs, values, values)
 
-@metric('lower', 'Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)')
-def roar(
-    x, y, maps, x_test, y_test, maps_test, fit,  # as in `diff_roar`
-    fractions=_tenths,                           # of the entries that are removed
-    seeds=(0, 1, 2), fill=None, n_jobs=1, cache=None, progress=True,  # as in `diff_roar`
-)->Retrained:   # (mean, low, high, score, runs)
-    "Remove and retrain: accuracy of models retrained without the top part of every input (2)."
-    def _parts(d): return [(f, 'bottom', d - n) for f,n in _sizes(fractions, d)]
-    return _one_side('bottom', (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
 
-@metric('higher', 'Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)')
+@metric("lower", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
+def roar(
+    x,
+    y,
+    maps,
+    x_test,
+    y_test,
+    maps_test,
+    fit,  # as in `diff_roar`
+    fractions=_tenths,  # of the entries that are removed
+    seeds=(0, 1, 2),
+    fill=None,
+    n_jobs=1,
+    cache=None,
+    progress=True,  # as in `diff_roar`
+) -> Retrained:  # (mean, low, high, score, runs)
+    "Remove and retrain: accuracy of models retrained without the top part of every input (2)."
+
+    def _parts(d):
+        return [(f, "bottom", d - n) for f, n in _sizes(fractions, d)]
+
+    return _one_side(
+        "bottom",
+        (x, y, maps, x_test, y_test, maps_test),
+        fit,
+        _parts,
+        seeds,
+        fill,
+        n_jobs,
+        cache,
+        progress,
+    )
+
+
+@metric("higher", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
 def kar(
-    x, y, maps, x_test, y_test, maps_test, fit,  # as in `diff_roar`
-    fractions=_tenths,                           # of the entries that are kept
-    seeds=(0, 1, 2), fill=None, n_jobs=1, cache=None, progress=True,  # as in `diff_roar`
-)->Retrained:   # (mean, low, high, score, runs)
+    x,
+    y,
+    maps,
+    x_test,
+    y_test,
+    maps_test,
+    fit,  # as in `diff_roar`
+    fractions=_tenths,  # of the entries that are kept
+    seeds=(0, 1, 2),
+    fill=None,
+    n_jobs=1,
+    cache=None,
+    progress=True,  # as in `diff_roar`
+) -> Retrained:  # (mean, low, high, score, runs)
     "Keep and retrain: accuracy of models retrained on the top part of every input (2)."
-    def _parts(d): return [(f, 'top', n) for f,n in _sizes(fractions, d)]
-    return _one_side('top', (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress)
+
+    def _parts(d):
+        return [(f, "top", n) for f, n in _sizes(fractions, d)]
+
+    return _one_side(
+        "top",
+        (x, y, maps, x_test, y_test, maps_test),
+        fit,
+        _parts,
+        seeds,
+        fill,
+        n_jobs,
+        cache,
+        progress,
+    )

@@ -9,6 +9,7 @@ __all__ = ['EpsBall', 'EpsBall1', 'Softplus', 'HingeLoss', 'Squared', 'Absolute'
 # %% ../nbs/one_layer/12_solver.ipynb #744d1c63
 from copy import copy
 from typing import NamedTuple
+
 import numpy as np
 from scipy import linalg, sparse
 from scipy.optimize import Bounds, brentq, minimize, nnls
@@ -17,326 +18,520 @@ from scipy.special import entr, expit
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
     "Perturbations `e * eta` with the l2 norm of `eta` at most 1 in each group of features; its support function, a maximiser and its gauge."
-    def __init__(self,
-        e,            # `(d,)` strengths per feature, >= 0
+
+    def __init__(
+        self,
+        e,  # `(d,)` strengths per feature, >= 0
         groups=None,  # `(d,)` group index of each feature; None: one group per feature, the l-infinity ball
     ):
-        self.e,self.singles = np.asarray(e, float), groups is None
-        if self.singles: self.groups = np.arange(len(self.e))
-        else: self.groups = np.unique(np.where(self.e > 0, groups, -1-np.arange(len(self.e))), return_inverse=True)[1]
-    mu = 0.           # rounds off the kinks of the support function where solvers ask for it
-    def norms(self, v): return np.sqrt(np.bincount(self.groups, v**2, minlength=1))
-    def radii(self, w): return np.sqrt(self.norms(self.e*w)**2 + self.mu**2)
-    def support(self, w): return (self.radii(w) - self.mu).sum()
+        self.e, self.singles = np.asarray(e, float), groups is None
+        if self.singles:
+            self.groups = np.arange(len(self.e))
+        else:
+            self.groups = np.unique(
+                np.where(self.e > 0, groups, -1 - np.arange(len(self.e))), return_inverse=True
+            )[1]
+
+    mu = 0.0  # rounds off the kinks of the support function where solvers ask for it
+
+    def norms(self, v):
+        return np.sqrt(np.bincount(self.groups, v**2, minlength=1))
+
+    def radii(self, w):
+        return np.sqrt(self.norms(self.e * w) ** 2 + self.mu**2)
+
+    def support(self, w):
+        return (self.radii(w) - self.mu).sum()
+
     def attain(self, w):
         "A perturbation that attains the support function: its gradient where it has one."
         r = self.radii(w)[self.groups]
-        return self.e**2*w/np.where(r > 0, r, 1)
-    def subgrad(self, w, c, r): return self.attain(w)
-    def gauge(self, c): return self.norms(_ratio(c, self.e)).max()
-    def near(self, c, r, w, beta=1.):
+        return self.e**2 * w / np.where(r > 0, r, 1)
+
+    def subgrad(self, w, c, r):
+        return self.attain(w)
+
+    def gauge(self, c):
+        return self.norms(_ratio(c, self.e)).max()
+
+    def near(self, c, r, w, beta=1.0):
         "A point of `r` times the ball close to `c`: radial in each group, or along the attaining perturbation of `w` where that is closer."
         n = self.norms(_ratio(c, self.e))[self.groups]
-        radial,along = np.where(self.e > 0, c*np.minimum(1, r/np.maximum(n, 1e-300)), 0), r*self.attain(w)
-        better = self.norms((c-along)/beta**.5) < self.norms((c-radial)/beta**.5)
+        radial, along = (
+            np.where(self.e > 0, c * np.minimum(1, r / np.maximum(n, 1e-300)), 0),
+            r * self.attain(w),
+        )
+        better = self.norms((c - along) / beta**0.5) < self.norms((c - radial) / beta**0.5)
         return np.where(better[self.groups], along, radial)
 
-def _ratio(c, e): return np.divide(c, e, out=np.where(np.abs(c) > 1e-11, np.inf, 0.), where=e > 0)
+
+def _ratio(c, e):
+    return np.divide(c, e, out=np.where(np.abs(c) > 1e-11, np.inf, 0.0), where=e > 0)
 
 # %% ../nbs/one_layer/12_solver.ipynb #3ae7bbc6
 class EpsBall1(EpsBall):
     "The l1 ball: perturbations `e * eta` with the l1 norm of `eta` at most 1."
-    def __init__(self,
-        e,           # `(d,)` strengths
-        groups=None, # not used: one group of all
-    ): super().__init__(e, np.zeros(len(e), int))
-    def support(self, w): return np.abs(self.e*w).max()
+
+    def __init__(
+        self,
+        e,  # `(d,)` strengths
+        groups=None,  # not used: one group of all
+    ):
+        super().__init__(e, np.zeros(len(e), int))
+
+    def support(self, w):
+        return np.abs(self.e * w).max()
+
     def attain(self, w):
-        u = np.zeros_like(self.e); j = np.abs(self.e*w).argmax(); u[j] = self.e[j]*np.sign(w[j])
+        u = np.zeros_like(self.e)
+        j = np.abs(self.e * w).argmax()
+        u[j] = self.e[j] * np.sign(w[j])
         return u
-    def subgrad(self, w, c, r): return self.near(c, r, w)/max(r, 1e-300)   # weights tie: the dual variable tells how
-    def gauge(self, c): return np.abs(_ratio(c, self.e)).sum()
-    def near(self, c, r, w, beta=1.):
+
+    def subgrad(self, w, c, r):
+        return self.near(c, r, w) / max(r, 1e-300)  # weights tie: the dual variable tells how
+
+    def gauge(self, c):
+        return np.abs(_ratio(c, self.e)).sum()
+
+    def near(self, c, r, w, beta=1.0):
         "The projection of `c` in the metric 1/`beta`: a soft threshold at the level that meets the radius."
-        k,x = self.e > 0, np.zeros_like(c)
-        e,m,cut = self.e[k], np.abs(c[k]), (beta/np.maximum(self.e, 1e-300))[k]
-        if r <= 0 or not len(e): return x
-        def excess(t): return (np.maximum(m - t*cut, 0)/e).sum() - r
-        t = brentq(excess, 0, (m/cut).max(), xtol=1e-16) if excess(0) > 0 else 0
-        x[k] = np.maximum(m - t*cut, 0)
-        return np.sign(c)*x*min(1, r/max(self.gauge(x), 1e-300))
+        k, x = self.e > 0, np.zeros_like(c)
+        e, m, cut = self.e[k], np.abs(c[k]), (beta / np.maximum(self.e, 1e-300))[k]
+        if r <= 0 or not len(e):
+            return x
+
+        def excess(t):
+            return (np.maximum(m - t * cut, 0) / e).sum() - r
+
+        t = brentq(excess, 0, (m / cut).max(), xtol=1e-16) if excess(0) > 0 else 0
+        x[k] = np.maximum(m - t * cut, 0)
+        return np.sign(c) * x * min(1, r / max(self.gauge(x), 1e-300))
 
 # %% ../nbs/one_layer/12_solver.ipynb #c7417b91
 class Softplus:
     "ln(1 + exp(z + shift)): the logistic loss for shift 0, the softplus hinge for shift 1."
-    smooth,signed = True,False
-    def __init__(self,
-        shift=0.,  # added to minus the margin
-    ): self.shift = shift
-    def g(self, z): return np.logaddexp(0, z + self.shift)
-    def dg(self, z): return expit(z + self.shift)
-    def d2g(self, z): return self.dg(z)*self.dg(-z - 2*self.shift)
-    def dual(self, a): return entr(a) + entr(1 - a) + self.shift*a
+
+    smooth, signed = True, False
+
+    def __init__(
+        self,
+        shift=0.0,  # added to minus the margin
+    ):
+        self.shift = shift
+
+    def g(self, z):
+        return np.logaddexp(0, z + self.shift)
+
+    def dg(self, z):
+        return expit(z + self.shift)
+
+    def d2g(self, z):
+        return self.dg(z) * self.dg(-z - 2 * self.shift)
+
+    def dual(self, a):
+        return entr(a) + entr(1 - a) + self.shift * a
+
+
 class HingeLoss:
     "max(0, 1 + z)."
-    smooth,signed = False,False
-    def g(self, z): return np.maximum(0, 1 + z)
-    def dual(self, a): return a
+
+    smooth, signed = False, False
+
+    def g(self, z):
+        return np.maximum(0, 1 + z)
+
+    def dual(self, a):
+        return a
+
+
 class Squared:
     "z^2 / 2 of the worst absolute residual."
-    smooth,signed = False,True
-    def g(self, z): return z**2/2
-    def dual(self, a): return -a**2/2
+
+    smooth, signed = False, True
+
+    def g(self, z):
+        return z**2 / 2
+
+    def dual(self, a):
+        return -(a**2) / 2
+
+
 class Absolute:
     "The worst absolute residual itself."
-    smooth,signed = False,True
-    def g(self, z): return z
-    def dual(self, a): return 0*a
 
-_losses = dict(logistic=Softplus(), softplus_hinge=Softplus(1.), hinge=HingeLoss(), squared=Squared(), absolute=Absolute())
+    smooth, signed = False, True
+
+    def g(self, z):
+        return z
+
+    def dual(self, a):
+        return 0 * a
+
+
+_losses = dict(
+    logistic=Softplus(),
+    softplus_hinge=Softplus(1.0),
+    hinge=HingeLoss(),
+    squared=Squared(),
+    absolute=Absolute(),
+)
 
 # %% ../nbs/one_layer/12_solver.ipynb #26cc3e65
 class RobustProblem:
     "Problem (2) in the coordinates of standardised columns."
-    def __init__(self,
-        X,          # `(n, d)` array, memory map or CSR matrix
-        y,          # `(n,)` labels in {-1, +1}, or targets
-        q,          # `(n,)` weights of the rows, >= 0, summing to 1
-        loss,       # a loss object
-        ball,       # a `EpsBall`, in the units of X
-        l1, l2,     # `(d,)` penalties alpha and beta
+
+    def __init__(
+        self,
+        X,  # `(n, d)` array, memory map or CSR matrix
+        y,  # `(n,)` labels in {-1, +1}, or targets
+        q,  # `(n,)` weights of the rows, >= 0, summing to 1
+        loss,  # a loss object
+        ball,  # a `EpsBall`, in the units of X
+        l1,
+        l2,  # `(d,)` penalties alpha and beta
         fit_intercept,  # is there a b? False: b = 0
-        mean, scale # `(d,)` mu (0 where columns are not centred) and sigma > 0
+        mean,
+        scale,  # `(d,)` mu (0 where columns are not centred) and sigma > 0
     ):
-        self.X,self.y,self.q,self.loss,self.fit_intercept,self.mean,self.scale = X,y,q,loss,fit_intercept,mean,scale
-        self.by_column = isinstance(X, np.ndarray) and X.flags.f_contiguous      # picking columns is cheap
-        self.ball = type(ball)(ball.e/scale, None if ball.singles else ball.groups)
-        self.l1,self.l2 = l1/scale, l2/scale**2
+        self.X, self.y, self.q, self.loss, self.fit_intercept, self.mean, self.scale = (
+            X,
+            y,
+            q,
+            loss,
+            fit_intercept,
+            mean,
+            scale,
+        )
+        self.by_column = (
+            isinstance(X, np.ndarray) and X.flags.f_contiguous
+        )  # picking columns is cheap
+        self.ball = type(ball)(ball.e / scale, None if ball.singles else ball.groups)
+        self.l1, self.l2 = l1 / scale, l2 / scale**2
+
     def scores(self, w, b):
-        ws = w/self.scale
+        ws = w / self.scale
         J = np.flatnonzero(ws) if self.by_column else ()
-        f = self.X[:,J]@ws[J] if self.by_column and 4*len(J) < len(ws) else self.X@ws
-        return f + (b - self.mean@ws)
-    def pull(self, r): return (self.X.T@r - self.mean*r.sum())/self.scale
+        f = self.X[:, J] @ ws[J] if self.by_column and 4 * len(J) < len(ws) else self.X @ ws
+        return f + (b - self.mean @ ws)
+
+    def pull(self, r):
+        return (self.X.T @ r - self.mean * r.sum()) / self.scale
+
     def args(self, w, b):
         f = self.scores(w, b)
-        return self.ball.support(w) + (np.abs(self.y - f) if self.loss.signed else -self.y*f)
-    def value(self, w, b): return self.q@self.loss.g(self.args(w, b)) + self.l1@np.abs(w) + self.l2@w**2/2
+        return self.ball.support(w) + (np.abs(self.y - f) if self.loss.signed else -self.y * f)
+
+    def value(self, w, b):
+        return self.q @ self.loss.g(self.args(w, b)) + self.l1 @ np.abs(w) + self.l2 @ w**2 / 2
 
 # %% ../nbs/one_layer/12_solver.ipynb #c3d26214
-def _gram(prob, J, u, h, block=1<<16):
+def _gram(prob, J, u, h, block=1 << 16):
     "M' diag(h) M for the slopes M of z along the weights `J` and the intercept, over blocks of rows so that memory stays bounded."
-    k,G = len(J), np.zeros((len(J) + 2, len(J) + 2))
+    k, G = len(J), np.zeros((len(J) + 2, len(J) + 2))
     for i in range(0, len(h), block):
         rows = slice(i, i + block)
-        X,B = prob.X[rows][:,J], np.empty((len(h[rows]), k + 2), order='F')          # columns (x_J, y, 1)
-        B[:,:k] = (X.toarray() if sparse.issparse(X) else X) - prob.mean[J]
-        B[:,k],B[:,k+1] = prob.y[rows], 1
-        B *= np.sqrt(h[rows])[:,None]
-        G += B.T@B
-    T = np.zeros((k + 2, k + 1))                                   # dz/dw_j = u_j - y x_j and dz/db = -y, times -y
-    T[:k,:k],T[k,:k],T[k+1,k] = np.diag(1/prob.scale[J]), -u[J], 1
-    H = T.T@G@T
-    return H if prob.fit_intercept else H[:k,:k]
+        X, B = prob.X[rows][:, J], np.empty((len(h[rows]), k + 2), order="F")  # columns (x_J, y, 1)
+        B[:, :k] = (X.toarray() if sparse.issparse(X) else X) - prob.mean[J]
+        B[:, k], B[:, k + 1] = prob.y[rows], 1
+        B *= np.sqrt(h[rows])[:, None]
+        G += B.T @ B
+    T = np.zeros((k + 2, k + 1))  # dz/dw_j = u_j - y x_j and dz/db = -y, times -y
+    T[:k, :k], T[k, :k], T[k + 1, k] = np.diag(1 / prob.scale[J]), -u[J], 1
+    H = T.T @ G @ T
+    return H if prob.fit_intercept else H[:k, :k]
+
 
 def _solve(H, r):
     "H^-1 r for a positive semidefinite H: by Cholesky, or on the range of H where it is singular to rounding."
     try:
         L = linalg.cholesky(H)
-        if np.diag(L).min() > 1e-6*np.diag(L).max(): return linalg.cho_solve((L, False), r)
-    except linalg.LinAlgError: pass
-    val,vec = linalg.eigh(H)
-    keep = val > 1e-12*max(val[-1], 1e-300)
-    return vec[:,keep]@((vec[:,keep].T@r)/val[keep])
+        if np.diag(L).min() > 1e-6 * np.diag(L).max():
+            return linalg.cho_solve((L, False), r)
+    except linalg.LinAlgError:
+        pass
+    val, vec = linalg.eigh(H)
+    keep = val > 1e-12 * max(val[-1], 1e-300)
+    return vec[:, keep] @ ((vec[:, keep].T @ r) / val[keep])
 
 # %% ../nbs/one_layer/12_solver.ipynb #5a537715
 def _correct(prob, w, A, margin=1e-12):
     "Move the masses `A` onto the constraints of the active weights, by the least change."
-    J,s,v = np.flatnonzero(w), np.sign(w), prob.pull(prob.y*A)
+    J, s, v = np.flatnonzero(w), np.sign(w), prob.pull(prob.y * A)
     u = prob.ball.subgrad(w, _soft(v, prob.l1), A.sum())
-    if len(J) + prob.fit_intercept == 0 or len(J) > _max_active or A.sum() < 1e-300: return A
-    for _ in range(3):                                              # the first is exact but for clipping and rounding
-        r = ((1 - margin)*(A.sum()*u + prob.l1*s) - prob.pull(prob.y*A))[J]
-        if prob.fit_intercept: r = np.append(r, -prob.y@A)
-        enough = .1*margin*np.abs(A.sum()*u + prob.l1*s)[J]
-        if (np.abs(r) <= (np.append(enough, 1e-15*A.sum()) if prob.fit_intercept else enough)).all(): break
-        W = A*(1 - A/np.where(prob.q > 0, prob.q, 1))
+    if len(J) + prob.fit_intercept == 0 or len(J) > _max_active or A.sum() < 1e-300:
+        return A
+    for _ in range(3):  # the first is exact but for clipping and rounding
+        r = ((1 - margin) * (A.sum() * u + prob.l1 * s) - prob.pull(prob.y * A))[J]
+        if prob.fit_intercept:
+            r = np.append(r, -prob.y @ A)
+        enough = 0.1 * margin * np.abs(A.sum() * u + prob.l1 * s)[J]
+        if (
+            np.abs(r) <= (np.append(enough, 1e-15 * A.sum()) if prob.fit_intercept else enough)
+        ).all():
+            break
+        W = A * (1 - A / np.where(prob.q > 0, prob.q, 1))
         lam = _solve(_gram(prob, J, u, W), r)
-        dw = np.zeros_like(w); dw[J] = lam[:len(J)]; db = lam[-1] if prob.fit_intercept else 0.
-        A = np.clip(A - W*(u@dw - prob.y*prob.scores(dw, db)), 0, prob.q)
+        dw = np.zeros_like(w)
+        dw[J] = lam[: len(J)]
+        db = lam[-1] if prob.fit_intercept else 0.0
+        A = np.clip(A - W * (u @ dw - prob.y * prob.scores(dw, db)), 0, prob.q)
     return A
 
-_max_active = 3000   # active weights up to which a dense Gram matrix is formed
+
+_max_active = 3000  # active weights up to which a dense Gram matrix is formed
 
 # %% ../nbs/one_layer/12_solver.ipynb #17335d18
 def _balance(prob, A):
     "Scale the heavier class down so that the masses of the two classes agree."
-    if not prob.fit_intercept: return A
+    if not prob.fit_intercept:
+        return A
     pos = prob.y > 0
     m = A[pos].sum(), A[~pos].sum()
-    return A*np.where(pos, min(1, m[1]/max(m[0], 1e-300)), min(1, m[0]/max(m[1], 1e-300)))
+    return A * np.where(pos, min(1, m[1] / max(m[0], 1e-300)), min(1, m[0] / max(m[1], 1e-300)))
+
 
 def _shrink(prob, v, mass):
     "The largest factor in [0, 1] on the dual variables that meets the constraint of (3); `mass(s)` is the total mass at factor `s`."
-    def slack(s): return mass(s)*(1 + 1e-13) - prob.ball.gauge(_soft(s*v, prob.l1))
-    if slack(1.) >= 0: return 1.
-    lo,hi = 0.,1.
+
+    def slack(s):
+        return mass(s) * (1 + 1e-13) - prob.ball.gauge(_soft(s * v, prob.l1))
+
+    if slack(1.0) >= 0:
+        return 1.0
+    lo, hi = 0.0, 1.0
     for _ in range(60):
-        mid = (lo + hi)/2
-        lo,hi = (mid, hi) if slack(mid) >= 0 else (lo, mid)
+        mid = (lo + hi) / 2
+        lo, hi = (mid, hi) if slack(mid) >= 0 else (lo, mid)
     return lo
 
-def _soft(v, t): return np.sign(v)*np.maximum(np.abs(v) - t, 0)
+
+def _soft(v, t):
+    return np.sign(v) * np.maximum(np.abs(v) - t, 0)
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8ad3bcb
 def _feasible(prob, w, A):
     "Masses (A, signed B) that meet the intercept's and the domain's constraints; for classification B = y*A."
     if not prob.loss.signed:
         A = _balance(prob, A) if prob.l2.any() else _correct(prob, w, A)
-        return A, prob.y*A
-    A,B = A
-    if prob.fit_intercept: B = B - prob.q*B.sum()
-    if isinstance(prob.loss, Absolute): return prob.q, B/max(1, (np.abs(B)/np.maximum(prob.q, 1e-300)).max())
+        return A, prob.y * A
+    A, B = A
+    if prob.fit_intercept:
+        B = B - prob.q * B.sum()
+    if isinstance(prob.loss, Absolute):
+        return prob.q, B / max(1, (np.abs(B) / np.maximum(prob.q, 1e-300)).max())
     return np.maximum(A, np.abs(B)), B
 
 # %% ../nbs/one_layer/12_solver.ipynb #ef159e57
 def duality_gap(
-    prob,   # a `RobustProblem`
-    w, b,   # a model, in the problem's coordinates
-    A,      # `(n,)` masses q*a; for regression the pair (A, B)
-)->float:   # a bound on P(w,b) - min P
+    prob,  # a `RobustProblem`
+    w,
+    b,  # a model, in the problem's coordinates
+    A,  # `(n,)` masses q*a; for regression the pair (A, B)
+) -> float:  # a bound on P(w,b) - min P
     "The bound (4). It holds for any model and any masses: good masses make it tight."
-    A,B = _feasible(prob, w, A)
-    v,loss = prob.pull(B), prob.loss
+    A, B = _feasible(prob, w, A)
+    v, loss = prob.pull(B), prob.loss
     if prob.l2.any():
         c = _soft(v, prob.l1)
-        fit = ((c - prob.ball.near(c, A.sum(), w, prob.l2))**2/(2*prob.l2)).sum()
+        fit = ((c - prob.ball.near(c, A.sum(), w, prob.l2)) ** 2 / (2 * prob.l2)).sum()
     else:
-        s,fit = _shrink(prob, v, lambda s: (1 if loss.signed else s)*A.sum()), 0.
-        A,B = A if loss.signed else s*A, s*B
+        s, fit = _shrink(prob, v, lambda s: (1 if loss.signed else s) * A.sum()), 0.0
+        A, B = A if loss.signed else s * A, s * B
     a = np.divide(A, prob.q, out=np.zeros_like(A), where=prob.q > 0)
-    D = prob.q@loss.dual(a) + (B@prob.y if loss.signed else 0) - fit      # (3)
+    D = prob.q @ loss.dual(a) + (B @ prob.y if loss.signed else 0) - fit  # (3)
     P = prob.value(w, b)
-    return max(P - max(D, 0.), np.finfo(float).eps*abs(P))                # (4)
+    return max(P - max(D, 0.0), np.finfo(float).eps * abs(P))  # (4)
 
 # %% ../nbs/one_layer/12_solver.ipynb #6ee80ab2
 def _constant(prob):
     "The intercept of the best constant model (for labels)."
-    if not prob.fit_intercept: return 0.
-    def slope(b): return -prob.q@(prob.y*prob.loss.dg(-prob.y*b))
-    hi = 1.
-    while slope(-hi) > 0 or slope(hi) < 0: hi *= 2
+    if not prob.fit_intercept:
+        return 0.0
+
+    def slope(b):
+        return -prob.q @ (prob.y * prob.loss.dg(-prob.y * b))
+
+    hi = 1.0
+    while slope(-hi) > 0 or slope(hi) < 0:
+        hi *= 2
     return brentq(slope, -hi, hi, xtol=1e-15)
+
 
 def _masses(prob, w, b, z=None):
     "A = q g'(z), and v = sum A y x."
-    A = prob.q*prob.loss.dg(prob.args(w, b) if z is None else z)
-    return A, prob.pull(prob.y*A)
+    A = prob.q * prob.loss.dg(prob.args(w, b) if z is None else z)
+    return A, prob.pull(prob.y * A)
 
-def _penalised(prob): return prob.l1.any() or prob.l2.any()
+
+def _penalised(prob):
+    return prob.l1.any() or prob.l2.any()
+
 
 def _runaway(prob, P):
     "Is the mean loss so small that every row must be on the right side, so that scaling the model up lowers it forever?"
-    return not _penalised(prob) and P < prob.q[prob.q > 0].min()*prob.loss.g(0.)
+    return not _penalised(prob) and prob.q[prob.q > 0].min() * prob.loss.g(0.0) > P
 
-def _kinked(prob): return prob.l1 + (prob.ball.e if prob.ball.singles else 0) > 0
+
+def _kinked(prob):
+    return prob.l1 + (prob.ball.e if prob.ball.singles else 0) > 0
 
 # %% ../nbs/one_layer/12_solver.ipynb #9ea8e037
 def _lbfgs(prob, w, b, tol, max_iter):
     "Minimise (2) over the split weights by L-BFGS-B."
-    d,ball,y,q,g,dg,split = len(w), prob.ball, prob.y, prob.q, prob.loss.g, prob.loss.dg, _kinked(prob)
-    lo = np.concatenate([np.where(split, 0, -np.inf), np.zeros(d), [-np.inf]])    # no kink: p is free and q stays 0
+    d, ball, y, q, g, dg, split = (
+        len(w),
+        prob.ball,
+        prob.y,
+        prob.q,
+        prob.loss.g,
+        prob.loss.dg,
+        _kinked(prob),
+    )
+    lo = np.concatenate(
+        [np.where(split, 0, -np.inf), np.zeros(d), [-np.inf]]
+    )  # no kink: p is free and q stays 0
     hi = np.concatenate([np.full(d, np.inf), np.where(split, np.inf, 0), [np.inf]])
-    if not prob.fit_intercept: lo[-1] = hi[-1] = 0
-    def support(p, m): return (ball.e@(p + m), ball.e, 0) if ball.singles else (ball.support(p - m), 0, ball.attain(p - m))
+    if not prob.fit_intercept:
+        lo[-1] = hi[-1] = 0
+
+    def support(p, m):
+        return (
+            (ball.e @ (p + m), ball.e, 0)
+            if ball.singles
+            else (ball.support(p - m), 0, ball.attain(p - m))
+        )
+
     def fun(t):
-        p,m,b = t[:d], t[d:-1], t[-1]
-        R,even,odd = support(p, m)
+        p, m, b = t[:d], t[d:-1], t[-1]
+        R, even, odd = support(p, m)
         w = p - m
-        z = R - y*prob.scores(w, b)
-        A = q*dg(z); yA,mass = y*A, A.sum()
-        even,odd = mass*even + prob.l1, mass*odd - prob.pull(yA) + prob.l2*w
-        return q@g(z) + prob.l1@(p + m) + prob.l2@w**2/2, np.concatenate([even + odd, even - odd, [-yA.sum()]])
+        z = R - y * prob.scores(w, b)
+        A = q * dg(z)
+        yA, mass = y * A, A.sum()
+        even, odd = mass * even + prob.l1, mass * odd - prob.pull(yA) + prob.l2 * w
+        return q @ g(z) + prob.l1 @ (p + m) + prob.l2 @ w**2 / 2, np.concatenate(
+            [even + odd, even - odd, [-yA.sum()]]
+        )
+
     def stop(intermediate_result):
-        if _runaway(prob, intermediate_result.fun): raise StopIteration
-    start = np.concatenate([np.where(split, np.maximum(w, 0), w), np.where(split, np.maximum(-w, 0), 0), [b]])
-    r = minimize(fun, start, jac=True, method='L-BFGS-B', bounds=Bounds(lo, hi), callback=stop,
-                 options=dict(maxiter=max_iter, maxfun=2*max_iter + 20, maxcor=20, ftol=0, gtol=tol))
+        if _runaway(prob, intermediate_result.fun):
+            raise StopIteration
+
+    start = np.concatenate(
+        [np.where(split, np.maximum(w, 0), w), np.where(split, np.maximum(-w, 0), 0), [b]]
+    )
+    r = minimize(
+        fun,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=Bounds(lo, hi),
+        callback=stop,
+        options=dict(maxiter=max_iter, maxfun=2 * max_iter + 20, maxcor=20, ftol=0, gtol=tol),
+    )
     return r.x[:d] - r.x[d:-1], r.x[-1], r.nit
 
 # %% ../nbs/one_layer/12_solver.ipynb #145cdc29
 def _newton_system(prob, w, b):
     "Signs of the active weights, their indices, and gradient and Hessian of (2) along them and the intercept."
-    ball,l1 = prob.ball, prob.l1
+    ball, l1 = prob.ball, prob.l1
     z = prob.args(w, b)
-    A,v = _masses(prob, w, b, z); mass = A.sum()
+    A, v = _masses(prob, w, b, z)
+    mass = A.sum()
     r = ball.radii(w)[ball.groups]
-    limit = l1 + (mass*ball.e if ball.singles else np.where((r > 0) | (ball.e == 0), 0, np.inf))
-    s = np.where(w != 0, np.sign(w), np.sign(v)*(np.abs(v) > limit*(1 + 1e-9) + 1e-13))
+    limit = l1 + (mass * ball.e if ball.singles else np.where((r > 0) | (ball.e == 0), 0, np.inf))
+    s = np.where(w != 0, np.sign(w), np.sign(v) * (np.abs(v) > limit * (1 + 1e-9) + 1e-13))
     J = np.flatnonzero(s)
-    u = ball.e*s if ball.singles else ball.attain(w)
-    grad = (mass*u - v + l1*s + prob.l2*w)[J]
-    if prob.fit_intercept: grad = np.append(grad, -(prob.y@A))
-    if len(J) > _max_active: return s, J, grad, None
-    H,k = _gram(prob, J, u, prob.q*prob.loss.d2g(z)), len(J)
-    H[:k,:k] += np.diag(prob.l2[J])
+    u = ball.e * s if ball.singles else ball.attain(w)
+    grad = (mass * u - v + l1 * s + prob.l2 * w)[J]
+    if prob.fit_intercept:
+        grad = np.append(grad, -(prob.y @ A))
+    if len(J) > _max_active:
+        return s, J, grad, None
+    H, k = _gram(prob, J, u, prob.q * prob.loss.d2g(z)), len(J)
+    H[:k, :k] += np.diag(prob.l2[J])
     if not ball.singles:
-        rJ,same = np.where(r > 0, r, np.inf)[J], ball.groups[J][:,None] == ball.groups[J]
-        H[:k,:k] += mass*(np.diag(ball.e[J]**2/rJ) - same*np.outer(u[J], u[J])/rJ)
+        rJ, same = np.where(r > 0, r, np.inf)[J], ball.groups[J][:, None] == ball.groups[J]
+        H[:k, :k] += mass * (np.diag(ball.e[J] ** 2 / rJ) - same * np.outer(u[J], u[J]) / rJ)
     return s, J, grad, H
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8927aa8
 def _orthant_step(H, grad, m, free):
     "The step to the minimiser of the quadratic model among magnitudes >= 0; `m` the magnitudes now, `free` those without a bound."
     p = _solve(H, -grad)
-    if (free | (m + p > 0)).all() or len(m) > _max_nnls: return p
-    order = np.argsort(~free, kind='stable'); k = free.sum()               # the free ones first: elimination solves for them
-    R = linalg.cholesky((H + 1e-12*np.diag(H).max()*np.eye(len(H)))[np.ix_(order, order)])
-    target = R@m[order] - linalg.solve_triangular(R, grad[order], trans=1)  # |R t - target|^2 / 2 is the model at t = m + p
+    if (free | (m + p > 0)).all() or len(m) > _max_nnls:
+        return p
+    order = np.argsort(~free, kind="stable")
+    k = free.sum()  # the free ones first: elimination solves for them
+    R = linalg.cholesky((H + 1e-12 * np.diag(H).max() * np.eye(len(H)))[np.ix_(order, order)])
+    target = R @ m[order] - linalg.solve_triangular(
+        R, grad[order], trans=1
+    )  # |R t - target|^2 / 2 is the model at t = m + p
     keep = np.ones(len(m), bool)
-    try: keep[order[k:]] = nnls(R[k:,k:], target[k:])[0] > 0
-    except RuntimeError: return p                                          # SciPy gave up on a degenerate set
+    try:
+        keep[order[k:]] = nnls(R[k:, k:], target[k:])[0] > 0
+    except RuntimeError:
+        return p  # SciPy gave up on a degenerate set
     p = -m
-    p[keep] = _solve(H[np.ix_(keep, keep)], -(grad - H[:,~keep]@m[~keep])[keep])
+    p[keep] = _solve(H[np.ix_(keep, keep)], -(grad - H[:, ~keep] @ m[~keep])[keep])
     return p
 
-_max_nnls = 300   # magnitudes up to which NNLS, which adds them one by one, costs less than the Gram matrix
+
+_max_nnls = (
+    300  # magnitudes up to which NNLS, which adds them one by one, costs less than the Gram matrix
+)
 
 # %% ../nbs/one_layer/12_solver.ipynb #369c80f0
 def _newton(prob, w, b, max_iter):
     "Newton steps on the active weights, in their orthant, while they lower (2)."
-    P,it,kinked = prob.value(w, b), 0, _kinked(prob)
+    P, it, kinked = prob.value(w, b), 0, _kinked(prob)
     for it in range(1, max_iter + 1):
-        s,J,grad,H = _newton_system(prob, w, b)
-        if H is None or not len(grad) or np.abs(grad).max() < 1e-15: break
+        s, J, grad, H = _newton_system(prob, w, b)
+        if H is None or not len(grad) or np.abs(grad).max() < 1e-15:
+            break
         side = np.append(s[J], np.ones(len(grad) - len(J)))
-        step = side*_orthant_step(side[:,None]*H*side, side*grad, side*np.append(w[J], b)[:len(grad)], ~np.append(kinked[J], False)[:len(grad)])
-        dw = np.zeros_like(w); dw[J] = step[:len(J)]; db = step[-1] if prob.fit_intercept else 0.
-        last = -grad@step < 1e-10*abs(P)                       # convergence is quadratic: the next step would be lost in rounding
-        for t in .5**np.arange(30):
-            wt,bt = w + t*dw, b + t*db
-            wt = np.where(kinked & (wt*s <= 0), 0, wt)
+        step = side * _orthant_step(
+            side[:, None] * H * side,
+            side * grad,
+            side * np.append(w[J], b)[: len(grad)],
+            ~np.append(kinked[J], False)[: len(grad)],
+        )
+        dw = np.zeros_like(w)
+        dw[J] = step[: len(J)]
+        db = step[-1] if prob.fit_intercept else 0.0
+        last = -grad @ step < 1e-10 * abs(
+            P
+        )  # convergence is quadratic: the next step would be lost in rounding
+        for t in 0.5 ** np.arange(30):
+            wt, bt = w + t * dw, b + t * db
+            wt = np.where(kinked & (wt * s <= 0), 0, wt)
             Pt = prob.value(wt, bt)
-            if Pt < P or last: break
-        else: break
-        if Pt < P*(1 + 1e-14): w,b,P = wt,bt,Pt
-        if last or _is_separated(prob, w, b): break
+            if Pt < P or last:
+                break
+        else:
+            break
+        if Pt < P * (1 + 1e-14):
+            w, b, P = wt, bt, Pt
+        if last or _is_separated(prob, w, b):
+            break
     return w, b, it
 
 # %% ../nbs/one_layer/12_solver.ipynb #e4e653d3
 def _regroup(prob, w, b):
     "Zero the groups that gain from it, start those that violate their condition at zero; the weights and whether they changed."
-    ball,P,old = prob.ball, prob.value(w, b), w
-    r = ball.norms(ball.e*w)
-    for k in np.flatnonzero((r > 0) & (r < .05*r.max())):
+    ball, P, old = prob.ball, prob.value(w, b), w
+    r = ball.norms(ball.e * w)
+    for k in np.flatnonzero((r > 0) & (r < 0.05 * r.max())):
         z = np.where(ball.groups == k, 0, w)
-        if prob.value(z, b) <= P: w,P = z,prob.value(z, b)
-    A,v = _masses(prob, w, b)
+        if prob.value(z, b) <= P:
+            w, P = z, prob.value(z, b)
+    A, v = _masses(prob, w, b)
     c = _soft(v, prob.l1)
-    over = (ball.norms(ball.e*w) == 0) & (ball.norms(_ratio(c, ball.e)) > A.sum()*(1 + 1e-9))
+    over = (ball.norms(ball.e * w) == 0) & (ball.norms(_ratio(c, ball.e)) > A.sum() * (1 + 1e-9))
     for k in np.flatnonzero(over):
         c_k = np.where(ball.groups == k, c, 0)
-        w = next((w + t*c_k for t in .5**np.arange(60) if prob.value(w + t*c_k, b) < P), w)
+        w = next((w + t * c_k for t in 0.5 ** np.arange(60) if prob.value(w + t * c_k, b) < P), w)
         P = prob.value(w, b)
     return w, (w != old).any()
 
@@ -345,149 +540,238 @@ def _continuation(prob, w, b, tol, max_iter):
     "With groups: follow the minimiser of the rounded problem as the rounding goes to zero, then drop the groups that stay behind."
     ball = prob.ball
     try:
-        ball.mu = .1
-        w,b,n = _lbfgs(prob, w, b, max(tol, 1e-4), min(200, max_iter))
+        ball.mu = 0.1
+        w, b, n = _lbfgs(prob, w, b, max(tol, 1e-4), min(200, max_iter))
         for ball.mu in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
-            w,b,m = _newton(prob, w, b, min(30, max_iter - n)); n += m
-        if len(w) > _max_active: w,b,m = _lbfgs(prob, w, b, tol, max_iter - n); n += m
-    finally: ball.mu = 0.
-    A,v = _masses(prob, w, b)
-    r,g = ball.radii(w), ball.norms(_ratio(_soft(v, prob.l1), ball.e))
-    return np.where(((r < .01) & (g < .999*A.sum()))[ball.groups], 0, w), b, n
+            w, b, m = _newton(prob, w, b, min(30, max_iter - n))
+            n += m
+        if len(w) > _max_active:
+            w, b, m = _lbfgs(prob, w, b, tol, max_iter - n)
+            n += m
+    finally:
+        ball.mu = 0.0
+    A, v = _masses(prob, w, b)
+    r, g = ball.radii(w), ball.norms(_ratio(_soft(v, prob.l1), ball.e))
+    return np.where(((r < 0.01) & (g < 0.999 * A.sum()))[ball.groups], 0, w), b, n
 
 # %% ../nbs/one_layer/12_solver.ipynb #7b71aaad
 def _solve_smooth(prob, w, b, tol, max_iter):
     "L-BFGS-B from a cold start, Newton steps, and for groups their exchange; the masses are those of the solution."
-    zero,b0 = np.zeros_like(w), _constant(prob)
-    A,v = _masses(prob, zero, b0)
-    if prob.ball.gauge(_soft(v, prob.l1)) <= A.sum(): return zero, b0, A, 0          # (3): no model beats the constant
-    n,warm = 0, w.any() and prob.value(w, b) < prob.value(zero, b0)
-    if not warm: w,b = zero,b0
+    zero, b0 = np.zeros_like(w), _constant(prob)
+    A, v = _masses(prob, zero, b0)
+    if prob.ball.gauge(_soft(v, prob.l1)) <= A.sum():
+        return zero, b0, A, 0  # (3): no model beats the constant
+    n, warm = 0, w.any() and prob.value(w, b) < prob.value(zero, b0)
+    if not warm:
+        w, b = zero, b0
     if not warm or np.count_nonzero(w) > _max_active:
-        w,b,n = (_lbfgs if prob.ball.singles else _continuation)(prob, w, b, tol/10, max_iter)
+        w, b, n = (_lbfgs if prob.ball.singles else _continuation)(prob, w, b, tol / 10, max_iter)
     for _ in range(20):
-        w,b,m = _newton(prob, w, b, min(100, max_iter - n)); n += m
-        if prob.ball.singles or n >= max_iter: break
-        w,changed = _regroup(prob, w, b)
-        if not changed: break
+        w, b, m = _newton(prob, w, b, min(100, max_iter - n))
+        n += m
+        if prob.ball.singles or n >= max_iter:
+            break
+        w, changed = _regroup(prob, w, b)
+        if not changed:
+            break
     return w, b, _masses(prob, w, b)[0], n
 
 # %% ../nbs/one_layer/12_solver.ipynb #b831fe0e
 class _Cone:
     "A cone program under construction: named blocks of variables, rows `b - Ax` in a cone."
+
     def __init__(self, **sizes):
         ends = np.cumsum([0, *sizes.values()])
-        self.at = {k: slice(i, j) for k,i,j in zip(sizes, ends, ends[1:])}
-        self.n,self.rows,self.b,self.cones = ends[-1], [], [], []
+        self.at = {k: slice(i, j) for k, i, j in zip(sizes, ends, ends[1:])}
+        self.n, self.rows, self.b, self.cones = ends[-1], [], [], []
+
     def add(self, cone, rhs, **blocks):
         "Rows `rhs + sum(block @ variable)` in `cone`."
         rhs = np.asarray(rhs, float)
-        cols = [sparse.csc_matrix(-1.*blocks[k]) if k in blocks else sparse.csc_matrix((len(rhs), s.stop - s.start)) for k,s in self.at.items()]
-        self.rows.append(sparse.hstack(cols)); self.b.append(rhs); self.cones += cone
+        cols = [
+            sparse.csc_matrix(-1.0 * blocks[k])
+            if k in blocks
+            else sparse.csc_matrix((len(rhs), s.stop - s.start))
+            for k, s in self.at.items()
+        ]
+        self.rows.append(sparse.hstack(cols))
+        self.b.append(rhs)
+        self.cones += cone
         return slice(sum(map(len, self.b)) - len(rhs), sum(map(len, self.b)))
+
     def solve(self, quad, lin, tol, max_iter):
         import clarabel
-        opt = clarabel.DefaultSettings(); opt.verbose,opt.max_iter,opt.max_threads = False,max_iter,1
+
+        opt = clarabel.DefaultSettings()
+        opt.verbose, opt.max_iter, opt.max_threads = False, max_iter, 1
         opt.tol_gap_abs = opt.tol_gap_rel = opt.tol_feas = tol
-        r = clarabel.DefaultSolver(sparse.diags(quad, format='csc'), lin, sparse.vstack(self.rows, format='csc'), np.concatenate(self.b), self.cones, opt).solve()
+        r = clarabel.DefaultSolver(
+            sparse.diags(quad, format="csc"),
+            lin,
+            sparse.vstack(self.rows, format="csc"),
+            np.concatenate(self.b),
+            self.cones,
+            opt,
+        ).solve()
         return np.array(r.x), np.array(r.z), r.iterations
 
 # %% ../nbs/one_layer/12_solver.ipynb #31fa4afa
 def _ball_rows(cone, prob, J):
     "Rows that make m at least the magnitude of w on the features `J`, and t at least R(w)."
     import clarabel as cl
-    ball,d,pos = prob.ball, len(prob.ball.e), cl.NonnegativeConeT
-    pick = sparse.eye(d, format='csr')[J]
-    for s in (1, -1): cone.add([pos(len(J))], np.zeros(len(J)), m=sparse.eye(len(J)), w=s*pick)
+
+    ball, d, pos = prob.ball, len(prob.ball.e), cl.NonnegativeConeT
+    pick = sparse.eye(d, format="csr")[J]
+    for s in (1, -1):
+        cone.add([pos(len(J))], np.zeros(len(J)), m=sparse.eye(len(J)), w=s * pick)
     if isinstance(ball, EpsBall1):
-        for s in (1, -1): cone.add([pos(d)], np.zeros(d), t=np.ones((d, 1)), w=s*sparse.diags(ball.e))
-        return
-    if ball.singles: return cone.add([pos(1)], [0], t=np.ones((1, 1)), m=-ball.e[None,J])
+        for s in (1, -1):
+            cone.add([pos(d)], np.zeros(d), t=np.ones((d, 1)), w=s * sparse.diags(ball.e))
+        return None
+    if ball.singles:
+        return cone.add([pos(1)], [0], t=np.ones((1, 1)), m=-ball.e[None, J])
     G = ball.groups.max() + 1
     cone.add([pos(1)], [0], t=np.ones((1, 1)), r=-np.ones((1, G)))
-    for k in range(G):                                                        # r_G at least the norm of e_G w_G
-        K = np.flatnonzero(ball.groups == k); n = len(K) + 1
-        cone.add([cl.SecondOrderConeT(n)], np.zeros(n), r=sparse.csr_matrix(([1.], ([0], [k])), (n, G)),
-                 w=sparse.csr_matrix((ball.e[K], (np.arange(1, n), K)), (n, d)))
+    for k in range(G):  # r_G at least the norm of e_G w_G
+        K = np.flatnonzero(ball.groups == k)
+        n = len(K) + 1
+        cone.add(
+            [cl.SecondOrderConeT(n)],
+            np.zeros(n),
+            r=sparse.csr_matrix(([1.0], ([0], [k])), (n, G)),
+            w=sparse.csr_matrix((ball.e[K], (np.arange(1, n), K)), (n, d)),
+        )
 
 # %% ../nbs/one_layer/12_solver.ipynb #f7bf7d14
 def _loss_rows(cone, prob, M, one):
     "Rows that make xi at least the loss; returns the slices of the rows whose multipliers are the masses."
     import clarabel as cl
-    n,y,loss,eye = len(prob.y), prob.y, prob.loss, sparse.eye(len(prob.y), format='csc')
-    pos,t,b = [cl.NonnegativeConeT(n)], np.ones((n, 1)), one
-    if loss.signed: return [cone.add(pos, -s*y, xi=eye, t=-t, w=s*M, b=s*b) for s in (1, -1)]
+
+    n, y, loss, eye = len(prob.y), prob.y, prob.loss, sparse.eye(len(prob.y), format="csc")
+    pos, t, b = [cl.NonnegativeConeT(n)], np.ones((n, 1)), one
+    if loss.signed:
+        return [cone.add(pos, -s * y, xi=eye, t=-t, w=s * M, b=s * b) for s in (1, -1)]
     Y = sparse.diags(y)
     if not loss.smooth:
         cone.add(pos, np.zeros(n), xi=eye)
-        return [cone.add(pos, -np.ones(n), xi=eye, t=-t, w=Y@M, b=Y@b)]
-    first,last = (sparse.kron(eye, [[i == k] for i in range(3)], format='csc') for k in (0, 2))   # entry k of each cone
-    cone.add([cl.ExponentialConeT()]*n, np.tile([loss.shift, 1, 0], n), xi=-first, t=first@t, w=-first@(Y@M), b=-first@(Y@b), h1=last)
-    cone.add([cl.ExponentialConeT()]*n, np.tile([0, 1, 0], n), xi=-first, h2=last)
+        return [cone.add(pos, -np.ones(n), xi=eye, t=-t, w=Y @ M, b=Y @ b)]
+    first, last = (
+        sparse.kron(eye, [[i == k] for i in range(3)], format="csc") for k in (0, 2)
+    )  # entry k of each cone
+    cone.add(
+        [cl.ExponentialConeT()] * n,
+        np.tile([loss.shift, 1, 0], n),
+        xi=-first,
+        t=first @ t,
+        w=-first @ (Y @ M),
+        b=-first @ (Y @ b),
+        h1=last,
+    )
+    cone.add([cl.ExponentialConeT()] * n, np.tile([0, 1, 0], n), xi=-first, h2=last)
     cone.add(pos, np.ones(n), h1=-eye, h2=-eye)
     return []
 
 # %% ../nbs/one_layer/12_solver.ipynb #65a8bb3a
 def _solve_conic(prob, w, b, tol, max_iter):
     "Program (5) by Clarabel; tiny weights are set to zero where that costs less than `tol`."
-    n,d = prob.X.shape
-    loss,ball = prob.loss, prob.ball
+    n, d = prob.X.shape
+    loss, ball = prob.loss, prob.ball
     J = np.flatnonzero(prob.l1 + (ball.e if ball.singles else 0))
-    plain = sparse.issparse(prob.X) or np.count_nonzero(prob.X) < .5*n*d              # centring would destroy the zeros
-    M = sparse.csc_matrix(prob.X)@sparse.diags(1/prob.scale) if plain else (prob.X - prob.mean)/prob.scale
+    plain = (
+        sparse.issparse(prob.X) or np.count_nonzero(prob.X) < 0.5 * n * d
+    )  # centring would destroy the zeros
+    M = (
+        sparse.csc_matrix(prob.X) @ sparse.diags(1 / prob.scale)
+        if plain
+        else (prob.X - prob.mean) / prob.scale
+    )
     exp = n if loss.smooth else 0
-    cone = _Cone(w=d, b=int(prob.fit_intercept), t=1, xi=n, m=len(J), r=ball.groups.max() + 1 if not ball.singles else 0, h1=exp, h2=exp)
+    cone = _Cone(
+        w=d,
+        b=int(prob.fit_intercept),
+        t=1,
+        xi=n,
+        m=len(J),
+        r=ball.groups.max() + 1 if not ball.singles else 0,
+        h1=exp,
+        h2=exp,
+    )
     _ball_rows(cone, prob, J)
     rows = _loss_rows(cone, prob, M, np.ones((n, int(prob.fit_intercept))))
-    lin,quad = np.zeros(cone.n), np.zeros(cone.n)
-    lin[cone.at['m']],quad[cone.at['w']] = prob.l1[J], prob.l2
-    (quad if isinstance(loss, Squared) else lin)[cone.at['xi']] = prob.q
-    x,dual,it = cone.solve(quad, lin, min(tol, 1e-11), max_iter)
-    w,b = x[cone.at['w']], x[cone.at['b']].sum()
-    if plain: b = b + (prob.mean/prob.scale)@w
+    lin, quad = np.zeros(cone.n), np.zeros(cone.n)
+    lin[cone.at["m"]], quad[cone.at["w"]] = prob.l1[J], prob.l2
+    (quad if isinstance(loss, Squared) else lin)[cone.at["xi"]] = prob.q
+    x, dual, it = cone.solve(quad, lin, min(tol, 1e-11), max_iter)
+    w, b = x[cone.at["w"]], x[cone.at["b"]].sum()
+    if plain:
+        b = b + (prob.mean / prob.scale) @ w
     w = _snap(prob, w, b, tol)
-    if loss.smooth: return w, b, prob.q*loss.dg(prob.args(w, b)), it
+    if loss.smooth:
+        return w, b, prob.q * loss.dg(prob.args(w, b)), it
     duals = [np.maximum(dual[r], 0) for r in rows]
-    return w, b, ((duals[0] + duals[1], duals[0] - duals[1]) if loss.signed else np.minimum(duals[0], prob.q)), it
+    return (
+        w,
+        b,
+        (
+            (duals[0] + duals[1], duals[0] - duals[1])
+            if loss.signed
+            else np.minimum(duals[0], prob.q)
+        ),
+        it,
+    )
 
 # %% ../nbs/one_layer/12_solver.ipynb #2546230b
 def _snap(prob, w, b, tol):
     "Interior points have no zeros: drop the weights below each of a few cuts while the objective allows it."
     P = prob.value(w, b)
     for cut in (1e-4, 1e-5, 1e-6, 1e-7):
-        z = np.where(np.abs(w) > cut*np.abs(w).max(), w, 0)
-        if prob.value(z, b) <= P + .01*tol*max(P, 1e-3): return z
+        z = np.where(np.abs(w) > cut * np.abs(w).max(), w, 0)
+        if prob.value(z, b) <= P + 0.01 * tol * max(P, 1e-3):
+            return z
     return w
 
 # %% ../nbs/one_layer/12_solver.ipynb #c79c1780
-def _is_separated(prob, w, b): return bool(prob.loss.smooth and not _penalised(prob) and (prob.args(w, b) < 0)[prob.q > 0].all())
+def _is_separated(prob, w, b):
+    return bool(
+        prob.loss.smooth and not _penalised(prob) and (prob.args(w, b) < 0)[prob.q > 0].all()
+    )
+
 
 class Solution(NamedTuple):
     "What `solve` returns."
-    w:np.ndarray    # weights, in the problem's coordinates
-    b:float         # intercept
-    gap:float       # bound (4) on P(w,b) - min P
-    n_iter:int      # iterations of the optimisers
-    separated:bool  # are the rows separable under attack, so that (2) has no minimiser?
+
+    w: np.ndarray  # weights, in the problem's coordinates
+    b: float  # intercept
+    gap: float  # bound (4) on P(w,b) - min P
+    n_iter: int  # iterations of the optimisers
+    separated: bool  # are the rows separable under attack, so that (2) has no minimiser?
+
 
 def solve(
-    prob,            # a `RobustProblem`
-    w=None, b=0.,    # start, in the problem's coordinates; None: zero
-    tol=1e-6,        # stopping tolerance of the optimiser
-    max_iter=1000,   # iterations of the optimiser
-    solver='auto',   # 'lbfgs', 'conic' or 'auto': 'lbfgs' where (2) is smooth but for groups
-)->Solution:         # weights, intercept, gap, iterations, separable?
+    prob,  # a `RobustProblem`
+    w=None,
+    b=0.0,  # start, in the problem's coordinates; None: zero
+    tol=1e-6,  # stopping tolerance of the optimiser
+    max_iter=1000,  # iterations of the optimiser
+    solver="auto",  # 'lbfgs', 'conic' or 'auto': 'lbfgs' where (2) is smooth but for groups
+) -> Solution:  # weights, intercept, gap, iterations, separable?
     "Minimise (2) and bound what is left to gain. Raises ValueError where `solver` does not apply."
     smooth = prob.loss.smooth and not isinstance(prob.ball, EpsBall1)
-    if solver not in ('auto', 'lbfgs', 'conic'): raise ValueError(f"solver={solver!r}: expected 'auto', 'lbfgs' or 'conic'")
-    if solver == 'lbfgs' and not smooth: raise ValueError("solver='lbfgs': needs a logistic loss and a ball other than 1, use 'auto' or 'conic'")
-    w,it = np.zeros(prob.X.shape[1]) if w is None else w, 0
-    run = _solve_smooth if smooth and solver != 'conic' else _solve_conic
-    separated = _is_separated(prob, w, b)                  # a start that separates the rows is proof enough
+    if solver not in ("auto", "lbfgs", "conic"):
+        raise ValueError(f"solver={solver!r}: expected 'auto', 'lbfgs' or 'conic'")
+    if solver == "lbfgs" and not smooth:
+        raise ValueError(
+            "solver='lbfgs': needs a logistic loss and a ball other than 1, use 'auto' or 'conic'"
+        )
+    w, it = np.zeros(prob.X.shape[1]) if w is None else w, 0
+    run = _solve_smooth if smooth and solver != "conic" else _solve_conic
+    separated = _is_separated(prob, w, b)  # a start that separates the rows is proof enough
     if not separated:
-        w,b,A,it = run(prob, w, b, tol, max_iter)
+        w, b, A, it = run(prob, w, b, tol, max_iter)
         separated = _is_separated(prob, w, b)
     if separated:
-        bounded = copy(prob); bounded.l2 = np.full_like(w, tol/100)
-        w,b,A,n = run(bounded, w, b, tol, max_iter); it += n
+        bounded = copy(prob)
+        bounded.l2 = np.full_like(w, tol / 100)
+        w, b, A, n = run(bounded, w, b, tol, max_iter)
+        it += n
     return Solution(w, b, duality_gap(prob, w, b, A), it, separated)

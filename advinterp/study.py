@@ -7,287 +7,522 @@ __all__ = ['Recipe', 'recipe', 'Run', 'StepDecay', 'Tick', 'train', 'explain', '
            'Results', 'impact_figure', 'map_figure', 'plan', 'compare', 'open_study']
 
 # %% ../nbs/studies/44_study.ipynb #41897a03
-import dataclasses, difflib, tempfile
+import dataclasses
+import difflib
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
-from torch import nn
 from fastai.callback.core import Callback, CancelValidException
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
-from .adversary import OneStep, PGD
+from torch import nn
+
+from .adversary import PGD, OneStep
 from .attribution import deep_shap, integrated_gradients
 from .callbacks import AdversarialTraining
 from .core import atomic_path, check_strength, set_seed
 from .data import get_data
 from .duals import LInfBall
-from .jobs import Job, check_out, job_folder, locked, read_job, read_study, run_jobs, status, write_study
-from .evaluate import accuracy, bootstrap_interval, is_correct, robust_accuracy, seed_interval
+from advinterp.evaluate import (
+    accuracy,
+    bootstrap_interval,
+    is_correct,
+    robust_accuracy,
+    seed_interval,
+)
+from advinterp.jobs import (
+    Job,
+    check_out,
+    job_folder,
+    locked,
+    read_job,
+    read_study,
+    run_jobs,
+    status,
+    write_study,
+)
 from .linear import feature_impact, linear_ig
 from .metrics import gini
 from .models import madry_cnn, one_layer, small_conv, wide_resnet
-from .train import FTRL
 from .penalty import WeightNorm
 from .plots import feature_impact_bars, gini_boxplot, saliency_grid
 from .report import Section, interval, percent, with_published, write_report
-from .train import adv_learner
+from .train import FTRL, adv_learner
 
 # %% ../nbs/studies/44_study.ipynb #ef96832f
 @dataclass(frozen=True)
 class Recipe:
     "How one data set is split, modelled, trained, attacked and explained."
-    data:str               # name for `get_data`
-    model:str              # 'one_layer', 'small_conv', 'madry_cnn' or 'wide_resnet'
-    eps:float              # default strength of the adversary, in units of the inputs
-    lam:float              # default strength of the l1 penalty
-    epochs:int             # of natural and l1 training
-    adv_epochs:int         # of adversarial training
-    lr:float               # Adam's learning rate
-    bs:int                 # batch size
-    split:str = None       # 'code' 64/16/20 | 'paper' 70/30; None: the set's own test part, else 'paper'
-    n_train:int = None     # first so many training examples; None: all
-    lam_sum:bool = False   # lambda on the summed (True) or mean (False) loss of a batch
-    lam_bias:bool = False  # penalise biases too
-    clean_epochs:int = 0   # epochs before the adversary starts
-    ramp:float = 0.        # share of training over which eps rises from 0
-    steps:int = 1          # of the training adversary: 1 = one exact signed step, else PGD
-    test_steps:int = 20    # of the PGD that measures robust accuracy
-    bounds:tuple = None    # valid range of the inputs
-    n_explain:int = 1000   # first so many test examples are attributed
-    ig_steps:int = 50      # midpoints of Integrated Gradients; one-layer nets use the closed form
-    shap:bool = False      # explain by DeepSHAP too
-    optimiser:str = 'adam' # or 'ftrl', the public code of paper A for tables; 'sgd' with momentum .9
-    fast:bool = False      # search for adversarial examples in bfloat16 where the hardware has it
-    step_size:float = None # of PGD; None: the default of `PGD`
-    wd:float = 0.          # l2 weight decay
-    drops:tuple = ()       # shares of training after which the learning rate falls to a tenth
-    pad:int = 0            # random crops of images padded by so many pixels, and random flips
+
+    data: str  # name for `get_data`
+    model: str  # 'one_layer', 'small_conv', 'madry_cnn' or 'wide_resnet'
+    eps: float  # default strength of the adversary, in units of the inputs
+    lam: float  # default strength of the l1 penalty
+    epochs: int  # of natural and l1 training
+    adv_epochs: int  # of adversarial training
+    lr: float  # Adam's learning rate
+    bs: int  # batch size
+    split: str = (
+        None  # 'code' 64/16/20 | 'paper' 70/30; None: the set's own test part, else 'paper'
+    )
+    n_train: int = None  # first so many training examples; None: all
+    lam_sum: bool = False  # lambda on the summed (True) or mean (False) loss of a batch
+    lam_bias: bool = False  # penalise biases too
+    clean_epochs: int = 0  # epochs before the adversary starts
+    ramp: float = 0.0  # share of training over which eps rises from 0
+    steps: int = 1  # of the training adversary: 1 = one exact signed step, else PGD
+    test_steps: int = 20  # of the PGD that measures robust accuracy
+    bounds: tuple = None  # valid range of the inputs
+    n_explain: int = 1000  # first so many test examples are attributed
+    ig_steps: int = 50  # midpoints of Integrated Gradients; one-layer nets use the closed form
+    shap: bool = False  # explain by DeepSHAP too
+    optimiser: str = (
+        "adam"  # or 'ftrl', the public code of paper A for tables; 'sgd' with momentum .9
+    )
+    fast: bool = False  # search for adversarial examples in bfloat16 where the hardware has it
+    step_size: float = None  # of PGD; None: the default of `PGD`
+    wd: float = 0.0  # l2 weight decay
+    drops: tuple = ()  # shares of training after which the learning rate falls to a tenth
+    pad: int = 0  # random crops of images padded by so many pixels, and random flips
 
 # %% ../nbs/studies/44_study.ipynb #990a52bf
-_table = dict(model='one_layer', eps=.1, lam=.02, epochs=30, adv_epochs=30, lr=.01, bs=32, clean_epochs=2)
-_image = dict(bounds=(0., 1.), lam_sum=True, lam_bias=True, ramp=.2)
+_table = dict(
+    model="one_layer", eps=0.1, lam=0.02, epochs=30, adv_epochs=30, lr=0.01, bs=32, clean_epochs=2
+)
+_image = dict(bounds=(0.0, 1.0), lam_sum=True, lam_bias=True, ramp=0.2)
 _recipes = [
-    Recipe('digits', 'small_conv', eps=.15, lam=.01, epochs=15, adv_epochs=30, lr=2e-3, bs=50, steps=7, **_image),
-    Recipe('breast_cancer', **_table, split='paper'),
-    Recipe('mushroom', **_table, split='code'),
-    Recipe('spambase', **_table, split='code'),
-    Recipe('mnist', 'madry_cnn', eps=.3, lam=.01, epochs=4, adv_epochs=12, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
-    Recipe('fashion_mnist', 'madry_cnn', eps=.1, lam=.01, epochs=4, adv_epochs=12, lr=1e-3, bs=50, steps=7, n_train=10_000, n_explain=500, **_image),
-    Recipe('cifar10', 'small_conv', eps=1/255, lam=1e-5, epochs=10, adv_epochs=10, lr=1e-3, bs=50, steps=2, n_explain=500, **{**_image, 'lam_sum': False}),
+    Recipe(
+        "digits",
+        "small_conv",
+        eps=0.15,
+        lam=0.01,
+        epochs=15,
+        adv_epochs=30,
+        lr=2e-3,
+        bs=50,
+        steps=7,
+        **_image,
+    ),
+    Recipe("breast_cancer", **_table, split="paper"),
+    Recipe("mushroom", **_table, split="code"),
+    Recipe("spambase", **_table, split="code"),
+    Recipe(
+        "mnist",
+        "madry_cnn",
+        eps=0.3,
+        lam=0.01,
+        epochs=4,
+        adv_epochs=12,
+        lr=1e-3,
+        bs=50,
+        steps=7,
+        n_train=10_000,
+        n_explain=500,
+        **_image,
+    ),
+    Recipe(
+        "fashion_mnist",
+        "madry_cnn",
+        eps=0.1,
+        lam=0.01,
+        epochs=4,
+        adv_epochs=12,
+        lr=1e-3,
+        bs=50,
+        steps=7,
+        n_train=10_000,
+        n_explain=500,
+        **_image,
+    ),
+    Recipe(
+        "cifar10",
+        "small_conv",
+        eps=1 / 255,
+        lam=1e-5,
+        epochs=10,
+        adv_epochs=10,
+        lr=1e-3,
+        bs=50,
+        steps=2,
+        n_explain=500,
+        **{**_image, "lam_sum": False},
+    ),
 ]
-_methods = ('natural', 'l1', 'adversarial')
+_methods = ("natural", "l1", "adversarial")
 
 # %% ../nbs/studies/44_study.ipynb #e3e0e7bc
 def recipe(
-    name:str,       # name of a data set
-    **changes,      # fields to replace
-)->Recipe:
+    name: str,  # name of a data set
+    **changes,  # fields to replace
+) -> Recipe:
     "The recipe for a data set. Raises ValueError for unknown names and fields, naming the nearest."
     known = {r.data: r for r in _recipes}
-    if name not in known: raise ValueError(f"data={name!r}: no recipe for it; known are {', '.join(known)}{_nearest(name, known)}")
-    fields = {f.name for f in dataclasses.fields(Recipe)} - {'data'}
+    if name not in known:
+        raise ValueError(
+            f"data={name!r}: no recipe for it; known are {', '.join(known)}{_nearest(name, known)}"
+        )
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {"data"}
     for k in changes:
-        if k not in fields: raise ValueError(f"{k}={changes[k]!r}: not a field of a recipe{_nearest(k, fields)}")
+        if k not in fields:
+            raise ValueError(f"{k}={changes[k]!r}: not a field of a recipe{_nearest(k, fields)}")
     return dataclasses.replace(known[name], **changes)
+
 
 def _nearest(name, known):
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ''
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 # %% ../nbs/studies/44_study.ipynb #66876566
 @dataclass(frozen=True)
 class Run:
     "One model to train, measure and explain."
-    recipe:Recipe       # everything that decides the result but the next three
-    method:str          # 'natural', 'l1' or 'adversarial'
-    strength:float      # lambda of 'l1', eps of 'adversarial', 0 for 'natural'
-    seed:int            # of split, weights, batches and random starts
-    device:str = 'cpu'  # torch device
+
+    recipe: Recipe  # everything that decides the result but the next three
+    method: str  # 'natural', 'l1' or 'adversarial'
+    strength: float  # lambda of 'l1', eps of 'adversarial', 0 for 'natural'
+    seed: int  # of split, weights, batches and random starts
+    device: str = "cpu"  # torch device
 
     def job(self, n_batches=1):
         "The same as a job of the engine; its cost is the forward and backward passes of its training, of `n_batches` an epoch."
-        cost = n_batches*(self.recipe.adv_epochs*(1 + self.recipe.steps) if self.method == 'adversarial' else self.recipe.epochs)
-        return Job('advinterp.study:run_one', dataclasses.asdict(self), f'{self.recipe.data}-{self.method}-{self.strength:g}-seed{self.seed}', cost)
+        cost = n_batches * (
+            self.recipe.adv_epochs * (1 + self.recipe.steps)
+            if self.method == "adversarial"
+            else self.recipe.epochs
+        )
+        return Job(
+            "advinterp.study:run_one",
+            dataclasses.asdict(self),
+            f"{self.recipe.data}-{self.method}-{self.strength:g}-seed{self.seed}",
+            cost,
+        )
+
     @property
-    def name(self): "Name of its folder."; return self.job().name
+    def name(self):
+        "Name of its folder."
+        return self.job().name
+
 
 def _as_run(settings):
     "The run of a job's settings, which may come from JSON."
-    return Run(**dict(settings, recipe=Recipe(**{k: tuple(v) if isinstance(v, list) else v for k,v in settings['recipe'].items()})))
+    return Run(
+        **dict(
+            settings,
+            recipe=Recipe(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in settings["recipe"].items()}
+            ),
+        )
+    )
 
 # %% ../nbs/studies/44_study.ipynb #2bf52ab5
 def _loaders(run):
     r = run.recipe
-    return get_data(r.data, bs=r.bs, split=r.split, seed=run.seed, n_train=r.n_train, device=run.device)
+    return get_data(
+        r.data, bs=r.bs, split=r.split, seed=run.seed, n_train=r.n_train, device=run.device
+    )
+
 
 def _model(run, dls):
     shape, name = dls.train_ds.x.shape[1:], run.recipe.model
-    if name == 'one_layer': return one_layer(shape[0])
-    if name == 'small_conv': return small_conv(shape[0], dls.c, shape[1], max(16, shape[1]))
-    return wide_resnet(shape[0], dls.c, input_scale=255.) if name == 'wide_resnet' else madry_cnn(n_out=dls.c)
+    if name == "one_layer":
+        return one_layer(shape[0])
+    if name == "small_conv":
+        return small_conv(shape[0], dls.c, shape[1], max(16, shape[1]))
+    return (
+        wide_resnet(shape[0], dls.c, input_scale=255.0)
+        if name == "wide_resnet"
+        else madry_cnn(n_out=dls.c)
+    )
 
 # %% ../nbs/studies/44_study.ipynb #bda205a6
 def _adversary(run):
     "The training adversary: a single exact step for one-layer nets, else PGD."
     r, ball = run.recipe, LInfBall(run.strength)
-    return OneStep(ball, bounds=r.bounds) if r.steps == 1 else PGD(ball, steps=r.steps, step_size=r.step_size, bounds=r.bounds, fast='auto' if r.fast else False)
+    return (
+        OneStep(ball, bounds=r.bounds)
+        if r.steps == 1
+        else PGD(
+            ball,
+            steps=r.steps,
+            step_size=r.step_size,
+            bounds=r.bounds,
+            fast="auto" if r.fast else False,
+        )
+    )
 
-def _ramp(run): "eps as a function of the share of training that is done."; return lambda t: run.strength*min(1., t/run.recipe.ramp)
+
+def _ramp(run):
+    "eps as a function of the share of training that is done."
+    return lambda t: run.strength * min(1.0, t / run.recipe.ramp)
 
 # %% ../nbs/studies/44_study.ipynb #ba966587
 def _optimiser(r):
     "fastai's optimiser for a recipe."
-    kind = dict(adam=torch.optim.Adam, ftrl=FTRL, sgd=partial(torch.optim.SGD, momentum=.9))
-    if r.optimiser not in kind: raise ValueError(f"optimiser={r.optimiser!r}: expected one of {', '.join(kind)}{_nearest(r.optimiser, kind)}")
+    kind = dict(adam=torch.optim.Adam, ftrl=FTRL, sgd=partial(torch.optim.SGD, momentum=0.9))
+    if r.optimiser not in kind:
+        raise ValueError(
+            f"optimiser={r.optimiser!r}: expected one of {', '.join(kind)}{_nearest(r.optimiser, kind)}"
+        )
     opt = kind[r.optimiser]
     return partial(OptimWrapper, opt=partial(opt, weight_decay=r.wd) if r.wd else opt)
 
 # %% ../nbs/studies/44_study.ipynb #0a79ec93
 class _CropFlip(Callback):
     "Random crops of the padded image and random flips, for each image of its own."
+
     order, run_valid = AdversarialTraining.order - 1, False
-    def __init__(self, pad): self.pad = pad
+
+    def __init__(self, pad):
+        self.pad = pad
+
     def before_batch(self):
-        x = torch.where(torch.rand(len(self.x), 1, 1, 1, device=self.x.device) < .5, self.x.flip(3), self.x)
-        n,c,h,w = x.shape
-        i,j = torch.randint(2*self.pad + 1, (2, n, 1, 1, 1), device=x.device)
-        rows, cols = i + torch.arange(h, device=x.device)[:,None], j + torch.arange(w, device=x.device)
-        self.learn.xb = (nn.functional.pad(x, [self.pad]*4)[torch.arange(n)[:,None,None,None], torch.arange(c)[:,None,None], rows, cols],)
+        x = torch.where(
+            torch.rand(len(self.x), 1, 1, 1, device=self.x.device) < 0.5, self.x.flip(3), self.x
+        )
+        n, c, h, w = x.shape
+        i, j = torch.randint(2 * self.pad + 1, (2, n, 1, 1, 1), device=x.device)
+        rows, cols = (
+            i + torch.arange(h, device=x.device)[:, None],
+            j + torch.arange(w, device=x.device),
+        )
+        self.learn.xb = (
+            nn.functional.pad(x, [self.pad] * 4)[
+                torch.arange(n)[:, None, None, None], torch.arange(c)[:, None, None], rows, cols
+            ],
+        )
 
 # %% ../nbs/studies/44_study.ipynb #eecad877
 class StepDecay(Callback):
     "Divide the learning rate by ten after given shares of the training."
-    def __init__(self,
+
+    def __init__(
+        self,
         at,  # shares of the training, in [0, 1]
-    ): self.at = at
-    def before_fit(self): self.lr = self.opt.hypers[-1]['lr']
-    def before_batch(self): self.opt.set_hyper('lr', self.lr*.1**sum(self.learn.pct_train >= s for s in self.at))
+    ):
+        self.at = at
+
+    def before_fit(self):
+        self.lr = self.opt.hypers[-1]["lr"]
+
+    def before_batch(self):
+        self.opt.set_hyper("lr", self.lr * 0.1 ** sum(self.learn.pct_train >= s for s in self.at))
+
 
 class Tick(Callback):
     "Report every training batch to a progress bar, and leave the test set alone until the end."
-    def __init__(self,
+
+    def __init__(
+        self,
         tick,  # called after every training batch
-    ): self.tick = tick
-    def before_validate(self): raise CancelValidException()
+    ):
+        self.tick = tick
+
+    def before_validate(self):
+        raise CancelValidException()
+
     def after_batch(self):
-        if self.training: self.tick()
+        if self.training:
+            self.tick()
+
 
 def train(
-    run:Run,     # what to train
-    dls=None,    # its data; None: loaded as the recipe says
+    run: Run,  # what to train
+    dls=None,  # its data; None: loaded as the recipe says
     tick=lambda: None,  # called after every training batch
-):               # a fitted fastai Learner
+):  # a fitted fastai Learner
     "Train the model of a run. The same run gives the same weights, bit for bit, on the same machine."
     r, dls = run.recipe, dls or _loaders(run)
     set_seed(run.seed)
-    cbs = [Tick(tick), *([_CropFlip(r.pad)] if r.pad else []), *([StepDecay(r.drops)] if r.drops else [])]
+    cbs = [
+        Tick(tick),
+        *([_CropFlip(r.pad)] if r.pad else []),
+        *([StepDecay(r.drops)] if r.drops else []),
+    ]
     learn = adv_learner(dls, _model(run, dls), opt_func=_optimiser(r), cbs=cbs)
-    if run.method == 'l1': learn.penalise(WeightNorm(1, bias=r.lam_bias), run.strength/(r.bs if r.lam_sum else 1))
-    if run.method == 'adversarial': learn.adversarial(_adversary(run), warmup=r.clean_epochs, schedule=_ramp(run) if r.ramp else None)
-    with learn.no_bar(), learn.no_logging(): learn.fit(r.adv_epochs if run.method == 'adversarial' else r.epochs, r.lr)
+    if run.method == "l1":
+        learn.penalise(WeightNorm(1, bias=r.lam_bias), run.strength / (r.bs if r.lam_sum else 1))
+    if run.method == "adversarial":
+        learn.adversarial(
+            _adversary(run), warmup=r.clean_epochs, schedule=_ramp(run) if r.ramp else None
+        )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(r.adv_epochs if run.method == "adversarial" else r.epochs, r.lr)
     return learn
 
 # %% ../nbs/studies/44_study.ipynb #39fb12ae
 def explain(
-    model,      # a trained net
-    x, y,       # inputs and class indices
-    run:Run,    # says how
-)->torch.Tensor: # maps like `x`
+    model,  # a trained net
+    x,
+    y,  # inputs and class indices
+    run: Run,  # says how
+) -> torch.Tensor:  # maps like `x`
     "Attribution maps as in paper A: closed form for one-layer nets, Integrated Gradients of the true-class logit for others."
-    if run.recipe.model == 'one_layer':
+    if run.recipe.model == "one_layer":
         w, b = model.weight[0].detach(), model.bias[0].detach()
         return linear_ig(torch.sigmoid, w, x, torch.zeros_like(x), b)
-    return integrated_gradients(model, x, y, output='logit', n_steps=run.recipe.ig_steps, method='riemann_middle')
+    return integrated_gradients(
+        model, x, y, output="logit", n_steps=run.recipe.ig_steps, method="riemann_middle"
+    )
 
 # %% ../nbs/studies/44_study.ipynb #6dd1d289
 def measure(
-    learn,      # a fitted Learner
-    run:Run,    # says how
-)->tuple:       # (numbers for the table, arrays per example)
+    learn,  # a fitted Learner
+    run: Run,  # says how
+) -> tuple:  # (numbers for the table, arrays per example)
     "Measure a model: accuracy on all test examples, robust accuracy and Gini of |IG|, or of DeepSHAP too, on the first `n_explain`."
     r, test = run.recipe, learn.dls.valid_ds
-    x, y, model = test.x[:r.n_explain], test.y[:r.n_explain], learn.model
+    x, y, model = test.x[: r.n_explain], test.y[: r.n_explain], learn.model
     attack = PGD(LInfBall(r.eps), steps=r.test_steps, bounds=r.bounds)
     maps = explain(model, x, y, run)
     sparse = gini(maps)
-    row = dict(accuracy=accuracy(model, test.x, test.y), robust_accuracy=robust_accuracy(model, x, y, attack), gini=sparse.mean().item(),
-               n_train=len(learn.dls.train_ds), n_test=len(test), n_explained=len(x))
+    row = dict(
+        accuracy=accuracy(model, test.x, test.y),
+        robust_accuracy=robust_accuracy(model, x, y, attack),
+        gini=sparse.mean().item(),
+        n_train=len(learn.dls.train_ds),
+        n_test=len(test),
+        n_explained=len(x),
+    )
     arrays = dict(x=x, y=y, maps=maps, gini=sparse, correct=is_correct(model, x, y))
     if r.shap:
-        arrays['gini_shap'] = gini(deep_shap(model, x, y, output='logit'))
-        row['gini_shap'] = arrays['gini_shap'].mean().item()
-    return row, {k: v.cpu().numpy() for k,v in arrays.items()}
+        arrays["gini_shap"] = gini(deep_shap(model, x, y, output="logit"))
+        row["gini_shap"] = arrays["gini_shap"].mean().item()
+    return row, {k: v.cpu().numpy() for k, v in arrays.items()}
 
 # %% ../nbs/studies/44_study.ipynb #4ecb5fd1
-_shown = 64    # examples whose inputs and maps are kept for pictures; tables keep all
+_shown = 64  # examples whose inputs and maps are kept for pictures; tables keep all
+
 
 def run_one(
-    folder,      # where to write
-    tick,        # called with the work done
+    folder,  # where to write
+    tick,  # called with the work done
     **settings,  # of a `Run`
-)->dict:         # numbers for the table
+) -> dict:  # numbers for the table
     "The job of a run: train, measure, and keep weights (safetensors: no pickle is ever loaded), maps and Gini indices."
     from safetensors.torch import save_file
+
     run = _as_run(settings)
-    step = 1 + run.recipe.steps if run.method == 'adversarial' else 1
-    learn = train(run, tick=lambda: tick(step)); row, arrays = measure(learn, run)
-    if arrays['x'].ndim > 2: arrays.update({k: arrays[k][:_shown] for k in ('x', 'maps')})
-    save_file({k: v.contiguous().cpu() for k,v in learn.model.state_dict().items()}, folder/'model.safetensors')
+    step = 1 + run.recipe.steps if run.method == "adversarial" else 1
+    learn = train(run, tick=lambda: tick(step))
+    row, arrays = measure(learn, run)
+    if arrays["x"].ndim > 2:
+        arrays.update({k: arrays[k][:_shown] for k in ("x", "maps")})
+    save_file(
+        {k: v.contiguous().cpu() for k, v in learn.model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     ds = learn.dls.train_ds
-    np.savez_compressed(folder/'explained.npz', **arrays, names=np.array(ds.feature_names or [], dtype=str), classes=np.array(ds.vocab, dtype=str))
+    np.savez_compressed(
+        folder / "explained.npz",
+        **arrays,
+        names=np.array(ds.feature_names or [], dtype=str),
+        classes=np.array(ds.vocab, dtype=str),
+    )
     return row
 
 # %% ../nbs/studies/44_study.ipynb #81a66e70
 def load_run(
-    run:Run,  # a run that is done
-    out,      # folder of the study
-)->tuple:     # (its numbers, its arrays)
+    run: Run,  # a run that is done
+    out,  # folder of the study
+) -> tuple:  # (its numbers, its arrays)
     "What a run has stored, verified."
     r = read_job(run.job(), out)
-    with np.load(job_folder(run.job(), out)/'explained.npz', allow_pickle=False) as z: arrays = dict(z)
-    return dict(r['row'], seconds=r['seconds']), arrays
+    with np.load(job_folder(run.job(), out) / "explained.npz", allow_pickle=False) as z:
+        arrays = dict(z)
+    return dict(r["row"], seconds=r["seconds"]), arrays
+
 
 def _row(run, base, out):
     (row, a), (brow, b) = load_run(run, out), load_run(base, out)
-    head = dict(data=run.recipe.data, method=run.method, strength=run.strength, seed=run.seed, accuracy_drop=brow['accuracy'] - row['accuracy'])
-    for k in ('', '_shap') if run.recipe.shap else ('',):
-        dG = a[f'gini{k}'].astype(float) - b[f'gini{k}'].astype(float)                   # (1)
-        head.update({f'dG{k}': dG.mean(), **dict(zip((f'dG{k}_low', f'dG{k}_high'), bootstrap_interval(dG)))})
-    return {**row, **head, **dataclasses.asdict(run.recipe), 'device': run.device, 'run': run.name}
+    head = dict(
+        data=run.recipe.data,
+        method=run.method,
+        strength=run.strength,
+        seed=run.seed,
+        accuracy_drop=brow["accuracy"] - row["accuracy"],
+    )
+    for k in ("", "_shap") if run.recipe.shap else ("",):
+        dG = a[f"gini{k}"].astype(float) - b[f"gini{k}"].astype(float)  # (1)
+        head.update(
+            {
+                f"dG{k}": dG.mean(),
+                **dict(zip((f"dG{k}_low", f"dG{k}_high"), bootstrap_interval(dG))),
+            }
+        )
+    return {**row, **head, **dataclasses.asdict(run.recipe), "device": run.device, "run": run.name}
 
 # %% ../nbs/studies/44_study.ipynb #2a5a4392
-_columns = ('data method strength seed accuracy accuracy_drop robust_accuracy gini dG dG_low dG_high dG_seeds dG_seeds_low dG_seeds_high seconds '
-            'n_train n_test n_explained').split()
+_columns = [
+    "data",
+    "method",
+    "strength",
+    "seed",
+    "accuracy",
+    "accuracy_drop",
+    "robust_accuracy",
+    "gini",
+    "dG",
+    "dG_low",
+    "dG_high",
+    "dG_seeds",
+    "dG_seeds_low",
+    "dG_seeds_high",
+    "seconds",
+    "n_train",
+    "n_test",
+    "n_explained",
+]
+
 
 def tabulate(
-    runs,            # list of `Run`
-    out,             # folder of the study
-)->pd.DataFrame:     # `_columns` first, then the fields of the recipes
+    runs,  # list of `Run`
+    out,  # folder of the study
+) -> pd.DataFrame:  # `_columns` first, then the fields of the recipes
     "One row per run that is done, and so is its natural one."
     done = [r for r in runs if job_folder(r.job(), out).exists()]
-    natural = {(r.recipe.data, r.seed): r for r in done if r.method == 'natural'}
-    df = pd.DataFrame([_row(r, natural[r.recipe.data, r.seed], out) for r in done if (r.recipe.data, r.seed) in natural])
-    if df.empty: return df
-    for dG in [c for c in ('dG', 'dG_shap') if c in df]:
-        seeds = df.groupby(['data', 'method', 'strength'])[dG].agg(lambda g: (g.mean(), *seed_interval(g)))
-        mean = pd.DataFrame(seeds.tolist(), index=seeds.index, columns=[f'{dG}_seeds', f'{dG}_seeds_low', f'{dG}_seeds_high'])
-        df = df.merge(mean, left_on=['data', 'method', 'strength'], right_index=True)
+    natural = {(r.recipe.data, r.seed): r for r in done if r.method == "natural"}
+    df = pd.DataFrame(
+        [
+            _row(r, natural[r.recipe.data, r.seed], out)
+            for r in done
+            if (r.recipe.data, r.seed) in natural
+        ]
+    )
+    if df.empty:
+        return df
+    for dG in [c for c in ("dG", "dG_shap") if c in df]:
+        seeds = df.groupby(["data", "method", "strength"])[dG].agg(
+            lambda g: (g.mean(), *seed_interval(g))
+        )
+        mean = pd.DataFrame(
+            seeds.tolist(),
+            index=seeds.index,
+            columns=[f"{dG}_seeds", f"{dG}_seeds_low", f"{dG}_seeds_high"],
+        )
+        df = df.merge(mean, left_on=["data", "method", "strength"], right_index=True)
     return df[_columns + [c for c in df if c not in _columns]]
 
 # %% ../nbs/studies/44_study.ipynb #a6980564
 class Results(pd.DataFrame):
     "A data frame with one row per run, that knows the folder of its study: `.summary()`, `.report(folder)`."
-    _metadata = ['folder', 'runs', '_temporary']
-    @property
-    def _constructor(self): return Results
 
-    def summary(self)->pd.DataFrame: # one row per data set, method and strength
+    _metadata = ["folder", "runs", "_temporary"]
+
+    @property
+    def _constructor(self):
+        return Results
+
+    def summary(self) -> pd.DataFrame:  # one row per data set, method and strength
         "Means over the seeds; the interval of dG is over seeds where there are several, else over examples."
-        g = self.groupby(['data', 'method', 'strength'], sort=False)
-        mean = g[['accuracy', 'accuracy_drop', 'robust_accuracy', 'gini', 'dG', 'seconds']].mean()
-        one = g[['dG_low', 'dG_high']].first(); many = g[['dG_seeds_low', 'dG_seeds_high']].first().set_axis(one.columns, axis=1)
+        g = self.groupby(["data", "method", "strength"], sort=False)
+        mean = g[["accuracy", "accuracy_drop", "robust_accuracy", "gini", "dG", "seconds"]].mean()
+        one = g[["dG_low", "dG_high"]].first()
+        many = g[["dG_seeds_low", "dG_seeds_high"]].first().set_axis(one.columns, axis=1)
         mean = mean.join(many.where(g.size().gt(1), one)).assign(seeds=g.size())
         return with_published(pd.DataFrame(mean.reset_index()))
 
@@ -295,116 +530,231 @@ class Results(pd.DataFrame):
         "Write `report.html` and the figures; into the study's own folder if none is named. Returns the page."
         return _report(self, self.folder if folder is None else folder)
 
-    def show(self)->str:
+    def show(self) -> str:
         "The summary as text, with the published values of paper A beside ours."
         return _readable(self.summary()).to_string(index=False)
 
 # %% ../nbs/studies/44_study.ipynb #e6eef2fd
 def _readable(s):
     "The summary with numbers as people read them."
-    names = dict(data='data', method='method', strength='strength', seeds='seeds', accuracy='accuracy', accuracy_drop='drop', paper_drop="paper's drop",
-                 robust_accuracy='robust acc.', gini='Gini', dG='dG [95 %]', paper_dG="paper's dG", seconds='seconds')
-    s = s.assign(dG=[interval(*v) if m != 'natural' else '' for m,*v in zip(s.method, s.dG, s.dG_low, s.dG_high)], strength=s.strength.map('{:g}'.format))
-    for c in ('accuracy', 'accuracy_drop', 'paper_drop', 'robust_accuracy'): s[c] = s[c].map(percent)
-    s = s.assign(gini=s.gini.map('{:.3f}'.format), paper_dG=s.paper_dG.map(lambda v: '' if pd.isna(v) else f'{v:g}'), seconds=s.seconds.map('{:.0f}'.format))
-    s.loc[s.method == 'natural', ['accuracy_drop', 'strength']] = ''
+    names = dict(
+        data="data",
+        method="method",
+        strength="strength",
+        seeds="seeds",
+        accuracy="accuracy",
+        accuracy_drop="drop",
+        paper_drop="paper's drop",
+        robust_accuracy="robust acc.",
+        gini="Gini",
+        dG="dG [95 %]",
+        paper_dG="paper's dG",
+        seconds="seconds",
+    )
+    s = s.assign(
+        dG=[
+            interval(*v) if m != "natural" else ""
+            for m, *v in zip(s.method, s.dG, s.dG_low, s.dG_high)
+        ],
+        strength=s.strength.map("{:g}".format),
+    )
+    for c in ("accuracy", "accuracy_drop", "paper_drop", "robust_accuracy"):
+        s[c] = s[c].map(percent)
+    s = s.assign(
+        gini=s.gini.map("{:.3f}".format),
+        paper_dG=s.paper_dG.map(lambda v: "" if pd.isna(v) else f"{v:g}"),
+        seconds=s.seconds.map("{:.0f}".format),
+    )
+    s.loc[s.method == "natural", ["accuracy_drop", "strength"]] = ""
     s = s.rename(columns=names)[list(names.values())]
-    return s.drop(columns=[c for c in s if c.startswith('paper') and not s[c].any()])
+    return s.drop(columns=[c for c in s if c.startswith("paper") and not s[c].any()])
 
 # %% ../nbs/studies/44_study.ipynb #88c38dc8
-_title = dict(natural='natural', l1='l1 weights', adversarial='adversarial')
+_title = dict(natural="natural", l1="l1 weights", adversarial="adversarial")
+
 
 def _drawn(runs, name, out):
     "The runs to draw: title of the method -> arrays, of the first seed and the first strength."
     first = {}
     for r in runs:
-        if r.recipe.data == name: first.setdefault(_title[r.method], r)
-    return {k: load_run(r, out)[1] for k,r in first.items()}
+        if r.recipe.data == name:
+            first.setdefault(_title[r.method], r)
+    return {k: load_run(r, out)[1] for k, r in first.items()}
+
 
 def _gain_figure(a):
-    return gini_boxplot({k: v['gini'].astype(float) - a['natural']['gini'] for k,v in a.items() if k != 'natural'})
+    return gini_boxplot(
+        {k: v["gini"].astype(float) - a["natural"]["gini"] for k, v in a.items() if k != "natural"}
+    )
+
 
 def impact_figure(
     a,  # title -> arrays of a run on a table
 ):
     "Feature impacts of the natural and the adversarial model."
-    features = [str(n) for n in a['natural']['names']]
-    names, place = np.unique([n.split('=')[0] for n in features], return_inverse=True)
-    impacts = {k: feature_impact(torch.as_tensor(v['maps']), torch.as_tensor(place)).numpy() for k,v in a.items() if k != _title['l1']}
+    features = [str(n) for n in a["natural"]["names"]]
+    names, place = np.unique([n.split("=")[0] for n in features], return_inverse=True)
+    impacts = {
+        k: feature_impact(torch.as_tensor(v["maps"]), torch.as_tensor(place)).numpy()
+        for k, v in a.items()
+        if k != _title["l1"]
+    }
     return feature_impact_bars(list(names), impacts)
 
+
 def map_figure(
-    a,      # title -> arrays of a run on images
-    rows=4, # examples, of as many classes
-    classes=None, # which; None: the first ones
+    a,  # title -> arrays of a run on images
+    rows=4,  # examples, of as many classes
+    classes=None,  # which; None: the first ones
 ):
     "Maps of the same examples under each model; None where no example is classified correctly by all."
-    first = a['natural']
-    ok = np.logical_and.reduce([v['correct'] for v in a.values()])[:len(first['x'])]
-    y = first['y'][:len(ok)]
-    pick = [np.flatnonzero(ok & (y == c))[0] for c in (np.unique(y[ok]) if classes is None else classes) if (ok & (y == c)).any()][:rows]
-    return saliency_grid(first['x'][pick], {k: v['maps'][pick] for k,v in a.items()}, labels=[str(first['classes'][c]) for c in y[pick]], shared=False) if pick else None
+    first = a["natural"]
+    ok = np.logical_and.reduce([v["correct"] for v in a.values()])[: len(first["x"])]
+    y = first["y"][: len(ok)]
+    pick = [
+        np.flatnonzero(ok & (y == c))[0]
+        for c in (np.unique(y[ok]) if classes is None else classes)
+        if (ok & (y == c)).any()
+    ][:rows]
+    return (
+        saliency_grid(
+            first["x"][pick],
+            {k: v["maps"][pick] for k, v in a.items()},
+            labels=[str(first["classes"][c]) for c in y[pick]],
+            shared=False,
+        )
+        if pick
+        else None
+    )
 
 # %% ../nbs/studies/44_study.ipynb #73a676f5
 def _sections(name, a):
     "The figures of one data set."
-    what = f'{name}: '
-    yield Section(what + 'gain in sparseness, example by example', 'Gini of the attribution map under each model minus that under the natural model, for the same example. '
-                  'Above zero: a conciser explanation.', figures={f'{name}_gain': (_gain_figure(a), f'Box plots of the point-wise gain in Gini on {name}')})
-    if a['natural']['maps'].ndim == 2:
-        if len(a) > 1: yield Section(what + 'feature impact', 'Mean magnitude of the attribution over the test examples; the values of one categorical feature are summed. Sorted by the natural '
-                  'model; features below 5 % of the largest impact are left out.', figures={f'{name}_impact': (impact_figure(a), f'Feature impacts on {name}, natural against adversarial')})
+    what = f"{name}: "
+    yield Section(
+        what + "gain in sparseness, example by example",
+        "Gini of the attribution map under each model minus that under the natural model, for the same example. "
+        "Above zero: a conciser explanation.",
+        figures={
+            f"{name}_gain": (_gain_figure(a), f"Box plots of the point-wise gain in Gini on {name}")
+        },
+    )
+    if a["natural"]["maps"].ndim == 2:
+        if len(a) > 1:
+            yield Section(
+                what + "feature impact",
+                "Mean magnitude of the attribution over the test examples; the values of one categorical feature are summed. Sorted by the natural "
+                "model; features below 5 % of the largest impact are left out.",
+                figures={
+                    f"{name}_impact": (
+                        impact_figure(a),
+                        f"Feature impacts on {name}, natural against adversarial",
+                    )
+                },
+            )
     elif (fig := map_figure(a)) is not None:
-        yield Section(what + 'maps of the same examples', 'Test images that all models classify correctly, and the magnitude of their attribution maps, each on its own scale. Higher Gini: conciser.',
-                  figures={f'{name}_maps': (fig, f'Attribution maps on {name}, one column for each model')})
+        yield Section(
+            what + "maps of the same examples",
+            "Test images that all models classify correctly, and the magnitude of their attribution maps, each on its own scale. Higher Gini: conciser.",
+            figures={
+                f"{name}_maps": (fig, f"Attribution maps on {name}, one column for each model")
+            },
+        )
 
 # %% ../nbs/studies/44_study.ipynb #bcf2989d
-_intro = ('Natural, l1-regularised and adversarially trained models on the same data, and how concise their explanations are. dG is the mean gain in the Gini index of '
-          'the magnitude of Integrated Gradients over the natural model, with a 95 % interval (over seeds where there are several, else bootstrapped over examples). '
-          'Drop is the accuracy lost against the natural model. Robust accuracy is measured by projected gradient descent within the eps of the recipe. '
-          "The paper's values are Table 1 of Chalasani et al. 2020, single runs without intervals.")
+_intro = (
+    "Natural, l1-regularised and adversarially trained models on the same data, and how concise their explanations are. dG is the mean gain in the Gini index of "
+    "the magnitude of Integrated Gradients over the natural model, with a 95 % interval (over seeds where there are several, else bootstrapped over examples). "
+    "Drop is the accuracy lost against the natural model. Robust accuracy is measured by projected gradient descent within the eps of the recipe. "
+    "The paper's values are Table 1 of Chalasani et al. 2020, single runs without intervals."
+)
+
 
 def _report(results, folder):
     runs = [r for r in results.runs if r.recipe.data in set(results.data)]
-    sections = [Section('Results', table=_readable(results.summary()))]
-    for name in dict.fromkeys(r.recipe.data for r in runs): sections += _sections(name, _drawn(runs, name, results.folder))
-    used = pd.DataFrame([dataclasses.asdict(r) for r in {r.recipe.data: r.recipe for r in runs}.values()]).set_index('data').T.reset_index(names='setting')
-    sections.append(Section('Settings', 'Every field of the recipes; results.csv holds them for each run.', used.astype(object).map(lambda v: '' if pd.api.types.is_scalar(v) and pd.isna(v) else str(v))))
-    return write_report(folder, 'How concise are the explanations?', _intro, sections)
+    sections = [Section("Results", table=_readable(results.summary()))]
+    for name in dict.fromkeys(r.recipe.data for r in runs):
+        sections += _sections(name, _drawn(runs, name, results.folder))
+    used = (
+        pd.DataFrame(
+            [dataclasses.asdict(r) for r in {r.recipe.data: r.recipe for r in runs}.values()]
+        )
+        .set_index("data")
+        .T.reset_index(names="setting")
+    )
+    sections.append(
+        Section(
+            "Settings",
+            "Every field of the recipes; results.csv holds them for each run.",
+            used.astype(object).map(
+                lambda v: "" if pd.api.types.is_scalar(v) and pd.isna(v) else str(v)
+            ),
+        )
+    )
+    return write_report(folder, "How concise are the explanations?", _intro, sections)
 
 # %% ../nbs/studies/44_study.ipynb #8aa6ac34
-def _as_list(v): return list(v) if isinstance(v, (list, tuple, np.ndarray, range)) else [v]
+def _as_list(v):
+    return list(v) if isinstance(v, (list, tuple, np.ndarray, range)) else [v]
+
 
 def plan(
-    data,        # names of data sets
-    methods=('l1', 'adversarial'), # besides 'natural'
-    eps=None, lam=None, # strength(s), None: the recipe's
-    seeds=1,     # number of seeds, or the seeds
-    device='cpu', # torch device
-    **changes,   # fields of the recipes to replace
-)->list:         # of `Run`
+    data,  # names of data sets
+    methods=("l1", "adversarial"),  # besides 'natural'
+    eps=None,
+    lam=None,  # strength(s), None: the recipe's
+    seeds=1,  # number of seeds, or the seeds
+    device="cpu",  # torch device
+    **changes,  # fields of the recipes to replace
+) -> list:  # of `Run`
     "All runs of a study, natural models first. Raises ValueError for what `compare` cannot do."
     data, methods = _as_list(data), _as_list(methods)
     for m in methods:
-        if m not in _methods: raise ValueError(f"methods={m!r}: expected one of {', '.join(_methods)}{_nearest(m, _methods)}")
-    eps, lam = ([None if v is None else check_strength(k, v) for v in _as_list(o)] for k,o in (('eps', eps), ('lam', lam)))
+        if m not in _methods:
+            raise ValueError(
+                f"methods={m!r}: expected one of {', '.join(_methods)}{_nearest(m, _methods)}"
+            )
+    eps, lam = (
+        [None if v is None else check_strength(k, v) for v in _as_list(o)]
+        for k, o in (("eps", eps), ("lam", lam))
+    )
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds: raise ValueError("seeds=0: expected at least one seed")
+    if not seeds:
+        raise ValueError("seeds=0: expected at least one seed")
     runs = []
     for name in data:
         r = recipe(name, **changes)
-        r = dataclasses.replace(r, eps=r.eps if eps[0] is None else eps[0], lam=r.lam if lam[0] is None else lam[0])
-        strengths = dict(natural=[0.], l1=[r.lam if v is None else v for v in lam], adversarial=[r.eps if v is None else v for v in eps])
-        runs += [Run(r, m, v, s, device) for s in seeds for m in _methods if m == 'natural' or m in methods for v in strengths[m]]
+        r = dataclasses.replace(
+            r, eps=r.eps if eps[0] is None else eps[0], lam=r.lam if lam[0] is None else lam[0]
+        )
+        strengths = dict(
+            natural=[0.0],
+            l1=[r.lam if v is None else v for v in lam],
+            adversarial=[r.eps if v is None else v for v in eps],
+        )
+        runs += [
+            Run(r, m, v, s, device)
+            for s in seeds
+            for m in _methods
+            if m == "natural" or m in methods
+            for v in strengths[m]
+        ]
     return list(dict.fromkeys(runs))
 
 # %% ../nbs/studies/44_study.ipynb #eaf919db
 def _check_device(device):
     device = str(default_device() if device is None else device)
-    try: torch.empty(0, device=device)
+    try:
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        here = ['cpu', *(['cuda'] if torch.cuda.is_available() else []), *(['mps'] if torch.backends.mps.is_available() else [])]
-        raise ValueError(f"device={device!r}: not available here; there is {', '.join(here)}") from None
+        here = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else []),
+            *(["mps"] if torch.backends.mps.is_available() else []),
+        ]
+        raise ValueError(
+            f"device={device!r}: not available here; there is {', '.join(here)}"
+        ) from None
     return device
 
 # %% ../nbs/studies/44_study.ipynb #8ee9ba94
@@ -413,46 +763,62 @@ def _results(runs, out, temporary=None):
     df.folder, df.runs, df._temporary = Path(out), runs, temporary
     return df
 
+
 def _finish(runs, out, temporary):
     "The results, `results.csv` and the report."
     results = _results(runs, out, temporary)
     if not results.empty:
-        with atomic_path(out/'results.csv') as f: results.to_csv(f, index=False)
+        with atomic_path(out / "results.csv") as f:
+            results.to_csv(f, index=False)
         results.report()
     return results
 
 # %% ../nbs/studies/44_study.ipynb #a0c46684
 def compare(
-    data=('digits', 'breast_cancer'), # names of data sets that have a recipe
-    methods=('l1', 'adversarial'),    # besides 'natural', which is always trained
-    *, eps=None,   # strength(s) of the adversary, in the inputs' units; None: the recipe's. All models are attacked at the first
-    lam=None,      # strength(s) of the l1 penalty; None: the recipe's
-    seeds=1,       # number of seeds (0, 1, ...), or the seeds themselves
-    out=None,      # folder of the study; None: a temporary one that lives as long as the results
-    device=None,   # torch device; None: the accelerator where there is one
+    data=("digits", "breast_cancer"),  # names of data sets that have a recipe
+    methods=("l1", "adversarial"),  # besides 'natural', which is always trained
+    *,
+    eps=None,  # strength(s) of the adversary, in the inputs' units; None: the recipe's. All models are attacked at the first
+    lam=None,  # strength(s) of the l1 penalty; None: the recipe's
+    seeds=1,  # number of seeds (0, 1, ...), or the seeds themselves
+    out=None,  # folder of the study; None: a temporary one that lives as long as the results
+    device=None,  # torch device; None: the accelerator where there is one
     resume=False,  # continue the study in `out`: finished runs are kept
-    n_jobs=1,      # processes; -1: one for each core
-    backend='loky', # joblib's; 'dask' or 'ray' on a cluster
-    progress=True, # show a progress bar
-    **changes,     # fields of the recipes to replace, for instance `epochs=2`
-)->Results:        # one row per data set, method, strength and seed
+    n_jobs=1,  # processes; -1: one for each core
+    backend="loky",  # joblib's; 'dask' or 'ray' on a cluster
+    progress=True,  # show a progress bar
+    **changes,  # fields of the recipes to replace, for instance `epochs=2`
+) -> Results:  # one row per data set, method, strength and seed
     "Train natural, l1 and adversarial models, attribute the same test examples, and write `results.csv`, `report.html` and figures. Bad input raises ValueError before anything is written, RuntimeError says after all others have run that some failed."
     runs = plan(data, methods, eps, lam, seeds, _check_device(device), **changes)
-    n_batches = {r.recipe.data: len(_loaders(r).train) for r in {r.recipe: r for r in runs}.values()}
+    n_batches = {
+        r.recipe.data: len(_loaders(r).train) for r in {r.recipe: r for r in runs}.values()
+    }
     temporary = tempfile.TemporaryDirectory() if out is None else None
     out = check_out(temporary.name if out is None else out, resume)
     jobs = [r.job(n_batches[r.recipe.data]) for r in runs]
     with locked(out):
-        write_study(out, jobs, kind='compare')
-        failed = [n for n,s in run_jobs(jobs, out, n_jobs, backend, progress=progress).items() if s == 'failed']
+        write_study(out, jobs, kind="compare")
+        failed = [
+            n
+            for n, s in run_jobs(jobs, out, n_jobs, backend, progress=progress).items()
+            if s == "failed"
+        ]
         results = _finish(runs, out, temporary)
-    if failed: raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed, the others are kept; `advinterp study status` lists all. The first: {failed[0]}: {status(out).set_index('run').error[failed[0]]}")
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} runs failed, the others are kept; `advinterp study status` lists all. The first: {failed[0]}: {status(out).set_index('run').error[failed[0]]}"
+        )
     return results
 
+
 def open_study(
-    out,        # folder of a study that `compare` began
-)->Results:     # rows of the runs that are done
+    out,  # folder of a study that `compare` began
+) -> Results:  # rows of the runs that are done
     "The results of a study, finished or not."
     s = read_study(out)
-    if s.get('kind') != 'compare': raise ValueError(f"out={str(out)!r}: holds a study of kind {s.get('kind')!r}, expected one by compare")
-    return _results([_as_run(j.settings) for j in s['jobs']], out)
+    if s.get("kind") != "compare":
+        raise ValueError(
+            f"out={str(out)!r}: holds a study of kind {s.get('kind')!r}, expected one by compare"
+        )
+    return _results([_as_run(j.settings) for j in s["jobs"]], out)

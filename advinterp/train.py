@@ -7,115 +7,164 @@ __all__ = ['TaskLoss', 'accuracy', 'default_loss', 'adv_learner', 'FTRL']
 
 # %% ../nbs/train/21_train.ipynb #e650b945
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from fastcore.basics import patch
 from fastai.callback.mixup import reduce_loss
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastcore.basics import patch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from advinterp.callbacks import (
+    AdversarialTraining,
+    FreeAdversarialTraining,
+    GradientPenalty,
+    hits,
+    plain,
+)
 from .core import check_strength, is_binary, task_loss
 from .duals import Dual
-from .callbacks import AdversarialTraining, FreeAdversarialTraining, GradientPenalty, hits, plain
 
 # %% ../nbs/train/21_train.ipynb #53545a8a
 class TaskLoss(nn.Module):
     "Cross-entropy of the class indices, binary where the model has one logit."
-    y_int = True   # MixUp mixes the losses of two class indices, not the indices
+
+    y_int = True  # MixUp mixes the losses of two class indices, not the indices
     per_example = staticmethod(task_loss)
-    def __init__(self,
-        reduction='mean', # 'mean', 'sum' or 'none', as in PyTorch
+
+    def __init__(
+        self,
+        reduction="mean",  # 'mean', 'sum' or 'none', as in PyTorch
     ):
         super().__init__()
         self.reduction = reduction
+
     def forward(self, logits, y):
         loss = reduce_loss(task_loss(plain(logits), plain(y)), self.reduction)
-        return loss if loss.ndim else loss.float()   # fastai's `Recorder` is in single precision; gradients stay in the model's
-    def activation(self, logits): return logits.sigmoid() if is_binary(logits) else logits.softmax(1)
-    def decodes(self, p): return (p.reshape(len(p)) > .5).long() if is_binary(p) else p.argmax(1)
+        return (
+            loss if loss.ndim else loss.float()
+        )  # fastai's `Recorder` is in single precision; gradients stay in the model's
+
+    def activation(self, logits):
+        return logits.sigmoid() if is_binary(logits) else logits.softmax(1)
+
+    def decodes(self, p):
+        return (p.reshape(len(p)) > 0.5).long() if is_binary(p) else p.argmax(1)
+
 
 def accuracy(
-    logits:Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
-    y:Tensor,       # `(B,)` class indices
-)->Tensor:          # share of right answers
+    logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
+    y: Tensor,  # `(B,)` class indices
+) -> Tensor:  # share of right answers
     "Accuracy of any classifier, a metric for a `Learner`."
     return hits(plain(logits), plain(y)).float().mean()
 
 # %% ../nbs/train/21_train.ipynb #8e2f5def
 def default_loss(
     dls,  # `DataLoaders`
-):        # a loss
+):  # a loss
     "The loss of the data where it is a special one, else `TaskLoss`."
-    lf = getattr(dls.train_ds, 'loss_func', None)
-    usual = type(lf) is CrossEntropyLossFlat and lf.axis == -1 and lf.func.weight is None and not lf.func.label_smoothing
+    lf = getattr(dls.train_ds, "loss_func", None)
+    usual = (
+        type(lf) is CrossEntropyLossFlat
+        and lf.axis == -1
+        and lf.func.weight is None
+        and not lf.func.label_smoothing
+    )
     return TaskLoss() if lf is None or usual else lf
 
 # %% ../nbs/train/21_train.ipynb #1a89c3fc
 def _free(adversary, replays, **kwargs):
-    if isinstance(adversary, Dual): return FreeAdversarialTraining(adversary, replays, **kwargs)
-    if not hasattr(adversary, 'dual'): raise TypeError(f"adversary={adversary!r}: free training needs a ball, such as LInfBall(eps), or an adversary that has one")
-    return FreeAdversarialTraining(adversary.dual, replays, **{'bounds': getattr(adversary, 'bounds', None), **kwargs})
+    if isinstance(adversary, Dual):
+        return FreeAdversarialTraining(adversary, replays, **kwargs)
+    if not hasattr(adversary, "dual"):
+        raise TypeError(
+            f"adversary={adversary!r}: free training needs a ball, such as LInfBall(eps), or an adversary that has one"
+        )
+    return FreeAdversarialTraining(
+        adversary.dual, replays, **{"bounds": getattr(adversary, "bounds", None), **kwargs}
+    )
+
 
 @patch
-def adversarial(self:Learner,
-    adversary,          # `OneStep(dual)`, `PGD(dual)`, ...; for free training also the ball itself
+def adversarial(
+    self: Learner,
+    adversary,  # `OneStep(dual)`, `PGD(dual)`, ...; for free training also the ball itself
     free_replays=None,  # m: free adversarial training with so many steps per batch
-    **kwargs,           # to `AdversarialTraining` (alpha, warmup, schedule, which) or `FreeAdversarialTraining` (bounds, which)
-)->Learner:
+    **kwargs,  # to `AdversarialTraining` (alpha, warmup, schedule, which) or `FreeAdversarialTraining` (bounds, which)
+) -> Learner:
     "Train adversarially from now on, in place of an earlier adversary. Strengths are in raw units."
-    cb = AdversarialTraining(adversary, **kwargs) if free_replays is None else _free(adversary, free_replays, **kwargs)
+    cb = (
+        AdversarialTraining(adversary, **kwargs)
+        if free_replays is None
+        else _free(adversary, free_replays, **kwargs)
+    )
     return self.remove_cbs([AdversarialTraining, FreeAdversarialTraining]).add_cb(cb)
 
+
 @patch
-def penalise(self:Learner,
-    penalty,     # `GradNorm(dual)`, `WeightNorm(p)`, ...
-    weight=1.,   # lambda
+def penalise(
+    self: Learner,
+    penalty,  # `GradNorm(dual)`, `WeightNorm(p)`, ...
+    weight=1.0,  # lambda
     which=None,  # index of the input it differentiates; None: the only one with a floating dtype
-)->Learner:
+) -> Learner:
     "Add a penalty to what is minimised, beside those already there."
     return self.add_cb(GradientPenalty(penalty, weight, which))
 
 # %% ../nbs/train/21_train.ipynb #8ff14a07
 def adv_learner(
-    dls,                # `DataLoaders`; targets are class indices
-    model,              # `nn.Module` with logits `(B, C)`, or one logit `(B, 1)` / `(B,)`
-    adversary=None,     # `OneStep(dual)`, `PGD(dual)`, ...; with `free_replays` also a ball; None: natural training
-    penalty=None,       # `GradNorm(dual)`, `WeightNorm(p)`, ...; None: no penalty
-    pen_weight=1.,      # weight of the mean penalty beside the mean loss
+    dls,  # `DataLoaders`; targets are class indices
+    model,  # `nn.Module` with logits `(B, C)`, or one logit `(B, 1)` / `(B,)`
+    adversary=None,  # `OneStep(dual)`, `PGD(dual)`, ...; with `free_replays` also a ball; None: natural training
+    penalty=None,  # `GradNorm(dual)`, `WeightNorm(p)`, ...; None: no penalty
+    pen_weight=1.0,  # weight of the mean penalty beside the mean loss
     free_replays=None,  # m: free adversarial training in the adversary's ball, with so many steps per batch
-    **learner_kwargs,   # to `Learner`: loss_func, opt_func, lr, splitter, cbs, metrics, wd, path ...
-)->Learner:
+    **learner_kwargs,  # to `Learner`: loss_func, opt_func, lr, splitter, cbs, metrics, wd, path ...
+) -> Learner:
     "A `Learner` for adversarial training, penalties, or both. Where none is given the loss is `TaskLoss` and the metric `accuracy`. Raises TypeError for an adversary given as a penalty and the like."
-    check_strength('pen_weight', pen_weight)
-    if adversary is None and free_replays is not None: raise ValueError(f"free_replays={free_replays!r} without an adversary: give the ball, adversary=LInfBall(eps)")
-    kw = {**learner_kwargs, 'loss_func': learner_kwargs.get('loss_func') or default_loss(dls)}
-    if isinstance(kw['loss_func'], TaskLoss): kw.setdefault('metrics', accuracy)
+    check_strength("pen_weight", pen_weight)
+    if adversary is None and free_replays is not None:
+        raise ValueError(
+            f"free_replays={free_replays!r} without an adversary: give the ball, adversary=LInfBall(eps)"
+        )
+    kw = {**learner_kwargs, "loss_func": learner_kwargs.get("loss_func") or default_loss(dls)}
+    if isinstance(kw["loss_func"], TaskLoss):
+        kw.setdefault("metrics", accuracy)
     learn = Learner(dls, model, **kw)
-    if adversary is not None: learn.adversarial(adversary, free_replays)
-    if penalty is not None: learn.penalise(penalty, pen_weight)
+    if adversary is not None:
+        learn.adversarial(adversary, free_replays)
+    if penalty is not None:
+        learn.penalise(penalty, pen_weight)
     return learn
 
 # %% ../nbs/train/21_train.ipynb #ae1fa9bd
 class FTRL(Optimizer):
     "FTRL-proximal (McMahan et al. 2013), equation (1), without penalties of its own."
-    def __init__(self,
-        params,    # parameters to optimise, as for any torch optimiser
-        lr=.01,    # learning rate; Chalasani et al., configuration files
-        n0=.1,     # initial sum of squared gradients, > 0; Keras' default
+
+    def __init__(
+        self,
+        params,  # parameters to optimise, as for any torch optimiser
+        lr=0.01,  # learning rate; Chalasani et al., configuration files
+        n0=0.1,  # initial sum of squared gradients, > 0; Keras' default
     ):
-        if not check_strength('lr', lr) or not check_strength('n0', n0): raise ValueError(f"lr={lr!r}, n0={n0!r}: expected positive numbers")
+        if not check_strength("lr", lr) or not check_strength("n0", n0):
+            raise ValueError(f"lr={lr!r}, n0={n0!r}: expected positive numbers")
         super().__init__(params, dict(lr=lr, n0=n0))
 
     @torch.no_grad()
     def step(self, closure=None):
         "One step (1) for every parameter that has a gradient."
-        with torch.enable_grad(): loss = closure() if closure else None
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
-            for p in group['params']:
-                if p.grad is None: continue
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 s = self.state[p]
-                if not s: s.update(z=torch.zeros_like(p), n=torch.full_like(p, group['n0']))
-                n = s['n'] + p.grad.square()
-                s['z'] += p.grad - (n.sqrt() - s['n'].sqrt())/group['lr']*p
-                s['n'] = n
-                p.copy_(-group['lr']*s['z']/n.sqrt())   # (1)
+                if not s:
+                    s.update(z=torch.zeros_like(p), n=torch.full_like(p, group["n0"]))
+                n = s["n"] + p.grad.square()
+                s["z"] += p.grad - (n.sqrt() - s["n"].sqrt()) / group["lr"] * p
+                s["n"] = n
+                p.copy_(-group["lr"] * s["z"] / n.sqrt())  # (1)
         return loss

@@ -1,334 +1,661 @@
 "Property sweeps, side effects, strength and bad input of `advinterp.adversary`."
-import copy, random
+
+import copy
+import random
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from advinterp.adversary import (Adversary, Harmonise, OneStep, PGD, check_attackable, first_order_gap, has_bf16, joined, margin_loss, mi_fgsm,
-                                 paper_a_cifar, paper_a_mnist, paper_b_cifar, paper_b_mnist, paper_c_iterative)
+
+from advinterp.adversary import (
+    PGD,
+    Adversary,
+    Harmonise,
+    OneStep,
+    check_attackable,
+    first_order_gap,
+    has_bf16,
+    joined,
+    margin_loss,
+    mi_fgsm,
+    paper_a_cifar,
+    paper_a_mnist,
+    paper_b_cifar,
+    paper_b_mnist,
+    paper_c_iterative,
+)
 from advinterp.core import task_loss
 from advinterp.duals import ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall, WeightedL2
 
-BALLS = ['linf', 'l2', 'l1', 'group']
+BALLS = ["linf", "l2", "l1", "group"]
+
 
 def make_ball(name, eps, d):
-    return {'linf': LInfBall, 'l2': L2Ball, 'l1': L1Ball}[name](eps) if name != 'group' else GroupBall(eps, groups=torch.arange(d) // 3)
+    return (
+        {"linf": LInfBall, "l2": L2Ball, "l1": L1Ball}[name](eps)
+        if name != "group"
+        else GroupBall(eps, groups=torch.arange(d) // 3)
+    )
+
 
 def dual_norm(name, w):
-    if name == 'linf': return w.abs().sum()
-    if name == 'l2': return w.norm()
-    if name == 'l1': return w.abs().max()
-    return sum(w[i:i+3].norm() for i in range(0, len(w), 3))
+    if name == "linf":
+        return w.abs().sum()
+    if name == "l2":
+        return w.norm()
+    if name == "l1":
+        return w.abs().max()
+    return sum(w[i : i + 3].norm() for i in range(0, len(w), 3))
+
 
 def mlp(seed=0, d=12, out=3, dtype=torch.float32):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(d, 32), nn.ReLU(), nn.Linear(32, out)).to(dtype)
 
+
 def data(seed=0, n=20, d=12, classes=3, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     return torch.rand(n, d, generator=g, dtype=dtype), torch.randint(0, classes, (n,), generator=g)
 
-def loss_at(model, x, y): return task_loss(model(x), y).detach()
+
+def loss_at(model, x, y):
+    return task_loss(model(x), y).detach()
+
 
 # ---------------------------------------------------------------- closed forms
 
+
 @settings(deadline=None, max_examples=20)
-@given(name=st.sampled_from(BALLS), d=st.integers(1, 40), eps=st.floats(1e-3, 10.), scale=st.floats(.01, 3.), seed=st.integers(0, 1000))
+@given(
+    name=st.sampled_from(BALLS),
+    d=st.integers(1, 40),
+    eps=st.floats(1e-3, 10.0),
+    scale=st.floats(0.01, 3.0),
+    seed=st.integers(0, 1000),
+)
 def test_one_layer_closed_form(name, d, eps, scale, seed):
     torch.manual_seed(seed)
-    net = nn.Linear(d, 1).double(); net.weight.data.normal_(0, scale); w = net.weight.data[0]
-    x, y = data(seed, 5, d, 2, torch.double); s = 2*y.double() - 1
+    net = nn.Linear(d, 1).double()
+    net.weight.data.normal_(0, scale)
+    w = net.weight.data[0]
+    x, y = data(seed, 5, d, 2, torch.double)
+    s = 2 * y.double() - 1
     ball = make_ball(name, eps, d)
-    exact = F.softplus(-s*net(x)[:,0] + eps*dual_norm(name, w)).detach()
-    for adv in (OneStep(ball), PGD(ball, 5, random_start=False), PGD(ball, 25), PGD(ball, 3, warm_start=True)):
+    exact = F.softplus(-s * net(x)[:, 0] + eps * dual_norm(name, w)).detach()
+    for adv in (
+        OneStep(ball),
+        PGD(ball, 5, random_start=False),
+        PGD(ball, 25),
+        PGD(ball, 3, warm_start=True),
+    ):
         x_adv = adv(net, x, y)
         assert torch.allclose(loss_at(net, x_adv, y), exact, rtol=1e-6, atol=1e-6)
         assert (ball.h(x_adv - x) == 0).all()
 
-@pytest.mark.parametrize('name', BALLS)
+
+@pytest.mark.parametrize("name", BALLS)
 def test_default_pgd_reaches_the_closed_form(name):
     torch.manual_seed(0)
-    net = nn.Linear(30, 1).double(); w = net.weight.data[0]
-    x, y = data(0, 50, 30, 2, torch.double); s = 2*y.double() - 1
-    ball = make_ball(name, .3, 30)
-    exact = F.softplus(-s*net(x)[:,0] + .3*dual_norm(name, w)).detach()
+    net = nn.Linear(30, 1).double()
+    w = net.weight.data[0]
+    x, y = data(0, 50, 30, 2, torch.double)
+    s = 2 * y.double() - 1
+    ball = make_ball(name, 0.3, 30)
+    exact = F.softplus(-s * net(x)[:, 0] + 0.3 * dual_norm(name, w)).detach()
     assert (exact - loss_at(net, PGD(ball, 40)(net, x, y), y)).abs().max() < 1e-6
 
-@pytest.mark.parametrize('dual', [ElasticNet(.1, .2), ElasticNet(.01, .01), WeightedL2(.2, 1.5), WeightedL2(.1, torch.rand(12).double() + .1)], ids=['e1', 'e2', 'w1', 'w2'])
+
+@pytest.mark.parametrize(
+    "dual",
+    [
+        ElasticNet(0.1, 0.2),
+        ElasticNet(0.01, 0.01),
+        WeightedL2(0.2, 1.5),
+        WeightedL2(0.1, torch.rand(12).double() + 0.1),
+    ],
+    ids=["e1", "e2", "w1", "w2"],
+)
 def test_penalty_ascent_is_stationary_and_not_below_one_step(dual):
     net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     x, y = data(1, 10, dtype=torch.double)
-    def objective(adv): z = adv(net, x, y); return loss_at(net, z, y) - dual.h(z - x)
+
+    def objective(adv):
+        z = adv(net, x, y)
+        return loss_at(net, z, y) - dual.h(z - x)
+
     one, many = objective(OneStep(dual)), objective(PGD(dual, 60))
     assert (many >= one - 1e-9).all() and (many >= loss_at(net, x, y) - 1e-12).all()
     assert first_order_gap(dual, net, x, y, PGD(dual, 60)(net, x, y)).max() < 1e-8
 
+
 # ---------------------------------------------------------------- feasibility, strength
 
+
 @settings(deadline=None, max_examples=40)
-@given(name=st.sampled_from(BALLS), eps=st.floats(0, 2.), steps=st.integers(1, 4), momentum=st.sampled_from([0., .9]), best=st.booleans(), restarts=st.integers(1, 2),
-       dtype=st.sampled_from([torch.float32, torch.float64]), bounded=st.booleans(), seed=st.integers(0, 100))
-def test_feasible_and_with_best_never_below_clean(name, eps, steps, momentum, best, restarts, dtype, bounded, seed):
+@given(
+    name=st.sampled_from(BALLS),
+    eps=st.floats(0, 2.0),
+    steps=st.integers(1, 4),
+    momentum=st.sampled_from([0.0, 0.9]),
+    best=st.booleans(),
+    restarts=st.integers(1, 2),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    bounded=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_feasible_and_with_best_never_below_clean(
+    name, eps, steps, momentum, best, restarts, dtype, bounded, seed
+):
     net, (x, y) = mlp(seed, dtype=dtype), data(seed, dtype=dtype)
     ball = make_ball(name, eps, 12)
-    x_adv = PGD(ball, steps, momentum=momentum, best=best, restarts=restarts, bounds=(0, 1) if bounded else None)(net, x, y)
-    assert x_adv.shape == x.shape and x_adv.dtype == dtype and not x_adv.requires_grad and x_adv.isfinite().all()
-    assert (ball.norm(x_adv - x) <= eps*(1 + 1e-4) + 1e-5).all()
-    if bounded: assert x_adv.min() >= 0 and x_adv.max() <= 1
-    if best or restarts > 1: assert (loss_at(net, x_adv, y) >= loss_at(net, x, y) - 1e-5).all()
+    x_adv = PGD(
+        ball,
+        steps,
+        momentum=momentum,
+        best=best,
+        restarts=restarts,
+        bounds=(0, 1) if bounded else None,
+    )(net, x, y)
+    assert (
+        x_adv.shape == x.shape
+        and x_adv.dtype == dtype
+        and not x_adv.requires_grad
+        and x_adv.isfinite().all()
+    )
+    assert (ball.norm(x_adv - x) <= eps * (1 + 1e-4) + 1e-5).all()
+    if bounded:
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+    if best or restarts > 1:
+        assert (loss_at(net, x_adv, y) >= loss_at(net, x, y) - 1e-5).all()
+
 
 def test_more_restarts_and_targets():
     net, (x, y) = mlp(dtype=torch.double), data(n=60, dtype=torch.double)
-    runs = [loss_at(net, PGD(LInfBall(.3), 5, restarts=r, best=True)(net, x, y), y) for r in (1, 2, 5)]
-    assert (runs[1] >= runs[0] - 1e-12).all() and (runs[2] >= runs[1] - 1e-12).all() and (runs[2] > runs[0] + 1e-9).any()
+    runs = [
+        loss_at(net, PGD(LInfBall(0.3), 5, restarts=r, best=True)(net, x, y), y) for r in (1, 2, 5)
+    ]
+    assert (
+        (runs[1] >= runs[0] - 1e-12).all()
+        and (runs[2] >= runs[1] - 1e-12).all()
+        and (runs[2] > runs[0] + 1e-9).any()
+    )
     goal = (y + 1) % 3
-    assert (loss_at(net, PGD(LInfBall(.3), best=True, targeted=True)(net, x, goal), goal) <= loss_at(net, x, goal) + 1e-12).all()
+    assert (
+        loss_at(net, PGD(LInfBall(0.3), best=True, targeted=True)(net, x, goal), goal)
+        <= loss_at(net, x, goal) + 1e-12
+    ).all()
+
 
 def test_early_stop_counts_the_same_and_saves_work():
     net, (x, y) = mlp(), data(n=60)
-    y = net(x).argmax(1)                                     # every example right at first
+    y = net(x).argmax(1)  # every example right at first
     n = [0]
-    def counted(z): n[0] += len(z); return net(z)
-    a = PGD(LInfBall(.4), 20, restarts=2)(counted, x, y); full, n[0] = n[0], 0
-    b = PGD(LInfBall(.4), 20, restarts=2, early_stop=True)(counted, x, y)
+
+    def counted(z):
+        n[0] += len(z)
+        return net(z)
+
+    a = PGD(LInfBall(0.4), 20, restarts=2)(counted, x, y)
+    full, n[0] = n[0], 0
+    b = PGD(LInfBall(0.4), 20, restarts=2, early_stop=True)(counted, x, y)
     assert (net(b).argmax(1) == y).sum() <= (net(a).argmax(1) == y).sum() < len(y) and n[0] < full
-    z1 = nn.Linear(12, 1); yb = (z1(x) > 0).long()[:,0]
-    assert ((z1(PGD(LInfBall(.5), 5, early_stop=True)(z1, x, yb)) > 0).long()[:,0] == yb).sum() < len(yb)
+    z1 = nn.Linear(12, 1)
+    yb = (z1(x) > 0).long()[:, 0]
+    assert (
+        (z1(PGD(LInfBall(0.5), 5, early_stop=True)(z1, x, yb)) > 0).long()[:, 0] == yb
+    ).sum() < len(yb)
+
 
 def test_binary_head_shapes_agree():
     lin, (x, y) = nn.Linear(12, 1), data(classes=2)
     two = lambda z: torch.cat([torch.zeros(len(z), 1), lin(z)], 1)
-    for adv in (OneStep(L2Ball(.3)), PGD(L2Ball(.3), 4, random_start=False)):
+    for adv in (OneStep(L2Ball(0.3)), PGD(L2Ball(0.3), 4, random_start=False)):
         ref = adv(lin, x, y)
-        assert torch.allclose(adv(lambda z: lin(z)[:,0], x, y), ref, atol=1e-6) and torch.allclose(adv(two, x, y), ref, atol=1e-6)
+        assert torch.allclose(adv(lambda z: lin(z)[:, 0], x, y), ref, atol=1e-6) and torch.allclose(
+            adv(two, x, y), ref, atol=1e-6
+        )
+
 
 def test_gradient_is_per_example():
     net, (x, y) = mlp(), data()
-    for dual in (ElasticNet(.1, .3), L2Ball(.3)):
+    for dual in (ElasticNet(0.1, 0.3), L2Ball(0.3)):
         whole = PGD(dual, 3, random_start=False)(net, x, y)
-        assert torch.allclose(whole, torch.cat([PGD(dual, 3, random_start=False)(net, x[i:i+1], y[i:i+1]) for i in range(len(x))]), atol=1e-5)
-        assert torch.equal(PGD(dual, 3, random_start=False)(net, x, y, nn.CrossEntropyLoss()), whole)
+        assert torch.allclose(
+            whole,
+            torch.cat(
+                [
+                    PGD(dual, 3, random_start=False)(net, x[i : i + 1], y[i : i + 1])
+                    for i in range(len(x))
+                ]
+            ),
+            atol=1e-5,
+        )
+        assert torch.equal(
+            PGD(dual, 3, random_start=False)(net, x, y, nn.CrossEntropyLoss()), whole
+        )
+
 
 def test_channels_per_feature_bounds_and_tensors():
     net, (x, y) = mlp(), data()
-    lo, hi = torch.zeros(12), torch.ones(12); hi[3] = x[:,3].max(); lo[4] = -torch.inf
-    out = PGD(LInfBall(.3), 4, bounds=(lo, hi))(net, x, y)
+    lo, hi = torch.zeros(12), torch.ones(12)
+    hi[3] = x[:, 3].max()
+    lo[4] = -torch.inf
+    out = PGD(LInfBall(0.3), 4, bounds=(lo, hi))(net, x, y)
     assert (out >= lo).all() and (out <= hi).all()
+
 
 # ---------------------------------------------------------------- no side effects
 
+
 class Stateful(nn.Module):
     "Batch statistics, dropout, a counter that moves even in evaluation mode; fails at a chosen forward pass."
+
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.3), nn.Linear(16, 3))
-        self.register_buffer('calls', torch.zeros(()))
+        self.net = nn.Sequential(
+            nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
+        )
+        self.register_buffer("calls", torch.zeros(()))
         self.left, self.error = None, RuntimeError
+
     def forward(self, x):
         self.calls += 1
         if self.left is not None:
             self.left -= 1
-            if self.left < 0: raise self.error('injected')
+            if self.left < 0:
+                raise self.error("injected")
         return self.net(x)
 
+
 def snapshot(m, opt):
-    return copy.deepcopy(dict(
-        params=[p.detach() for p in m.parameters()], grads=[None if p.grad is None else p.grad.clone() for p in m.parameters()], flags=[p.requires_grad for p in m.parameters()],
-        modes=[k.training for k in m.modules()], buffers=[b for b in m.buffers()], ids=[id(b) for b in m.buffers()], opt=opt.state_dict(), torch=torch.get_rng_state(), numpy=np.random.get_state()[1].copy(), py=random.getstate()))
+    return copy.deepcopy(
+        dict(
+            params=[p.detach() for p in m.parameters()],
+            grads=[None if p.grad is None else p.grad.clone() for p in m.parameters()],
+            flags=[p.requires_grad for p in m.parameters()],
+            modes=[k.training for k in m.modules()],
+            buffers=[b for b in m.buffers()],
+            ids=[id(b) for b in m.buffers()],
+            opt=opt.state_dict(),
+            torch=torch.get_rng_state(),
+            numpy=np.random.get_state()[1].copy(),
+            py=random.getstate(),
+        )
+    )
+
 
 def same(a, b):
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(same(i, j) for i,j in zip(a, b))
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, np.ndarray): return (a == b).all()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(i, j) for i, j in zip(a, b))
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return (a == b).all()
     return a == b
 
+
 @settings(deadline=None, max_examples=50)
-@given(fail=st.one_of(st.none(), st.integers(0, 6)), error=st.sampled_from([RuntimeError, KeyboardInterrupt, MemoryError]), training=st.sampled_from([False, True, None]),
-       kind=st.sampled_from(['one', 'pgd', 'best', 'stop', 'warm', 'elastic', 'harmonise', 'fast']), nan=st.booleans(), seed=st.integers(0, 5))
+@given(
+    fail=st.one_of(st.none(), st.integers(0, 6)),
+    error=st.sampled_from([RuntimeError, KeyboardInterrupt, MemoryError]),
+    training=st.sampled_from([False, True, None]),
+    kind=st.sampled_from(["one", "pgd", "best", "stop", "warm", "elastic", "harmonise", "fast"]),
+    nan=st.booleans(),
+    seed=st.integers(0, 5),
+)
 def test_nothing_leaks(fail, error, training, kind, nan, seed):
-    torch.manual_seed(seed); m = Stateful(); opt = torch.optim.Adam(m.parameters())
+    torch.manual_seed(seed)
+    m = Stateful()
+    opt = torch.optim.Adam(m.parameters())
     x, y = data(seed)
-    task_loss(m(x), y).mean().backward(); opt.step()
-    m.net[0].bias.requires_grad_(False); m.net[1].eval()
-    adv = dict(one=OneStep(LInfBall(.1)), pgd=PGD(L2Ball(.3), 4), best=PGD(L1Ball(.3), 3, restarts=2), stop=PGD(LInfBall(.2), 4, early_stop=True), warm=PGD(LInfBall(.2), 3, warm_start=True),
-               elastic=PGD(ElasticNet(.1, .1), 4), harmonise=Harmonise(.1, torch.rand(12)), fast=PGD(LInfBall(.1), 2, fast=True))[kind]
-    if kind != 'stop': adv.training = training
-    before = snapshot(m, opt); x0 = x.clone()
+    task_loss(m(x), y).mean().backward()
+    opt.step()
+    m.net[0].bias.requires_grad_(False)
+    m.net[1].eval()
+    adv = dict(
+        one=OneStep(LInfBall(0.1)),
+        pgd=PGD(L2Ball(0.3), 4),
+        best=PGD(L1Ball(0.3), 3, restarts=2),
+        stop=PGD(LInfBall(0.2), 4, early_stop=True),
+        warm=PGD(LInfBall(0.2), 3, warm_start=True),
+        elastic=PGD(ElasticNet(0.1, 0.1), 4),
+        harmonise=Harmonise(0.1, torch.rand(12)),
+        fast=PGD(LInfBall(0.1), 2, fast=True),
+    )[kind]
+    if kind != "stop":
+        adv.training = training
+    before = snapshot(m, opt)
+    x0 = x.clone()
     m.left, m.error = fail, error
-    loss = (lambda z, y: task_loss(z, y)*torch.nan) if nan else None
-    try: out = adv(m, x, y, loss)
-    except (RuntimeError, KeyboardInterrupt, MemoryError) as e: assert str(e) == 'injected'; out = None
+    loss = (lambda z, y: task_loss(z, y) * torch.nan) if nan else None
+    try:
+        out = adv(m, x, y, loss)
+    except (RuntimeError, KeyboardInterrupt, MemoryError) as e:
+        assert str(e) == "injected"
+        out = None
     m.left = None
     assert same(snapshot(m, opt), before) and torch.equal(x, x0) and not x.requires_grad
-    if out is not None: assert out.isfinite().all() and out.data_ptr() != x.data_ptr()
-    assert torch.equal(adv(m, x, y), adv(m, x, y))           # still usable, and a pure function of its arguments
+    if out is not None:
+        assert out.isfinite().all() and out.data_ptr() != x.data_ptr()
+    assert torch.equal(
+        adv(m, x, y), adv(m, x, y)
+    )  # still usable, and a pure function of its arguments
+
 
 def test_seed_is_a_function_of_seed_data_and_model():
     net, (x, y) = mlp(), data()
-    a = PGD(LInfBall(.3), 2)
+    a = PGD(LInfBall(0.3), 2)
     assert torch.equal(a(net, x, y), copy.deepcopy(a)(net, x, y))
-    torch.manual_seed(7); one = a(net, x, y); torch.manual_seed(8)
-    assert torch.equal(one, a(net, x, y)) and not torch.equal(one, PGD(LInfBall(.3), 2, seed=1)(net, x, y))
-    with torch.no_grad(): net[2].bias += 1.                  # the logits move alike: the same gradient, another start
+    torch.manual_seed(7)
+    one = a(net, x, y)
+    torch.manual_seed(8)
+    assert torch.equal(one, a(net, x, y)) and not torch.equal(
+        one, PGD(LInfBall(0.3), 2, seed=1)(net, x, y)
+    )
+    with torch.no_grad():
+        net[2].bias += 1.0  # the logits move alike: the same gradient, another start
     assert not torch.equal(one, a(net, x, y))
+
 
 def test_caller_contexts():
     net, (x, y) = mlp(), data()
-    adv = PGD(LInfBall(.3), 3); ref = adv(net, x, y)
-    with torch.no_grad(): assert torch.equal(adv(net, x, y), ref)
-    with torch.inference_mode(): assert torch.equal(adv(net, x.clone(), y.clone()), ref)
-    leaf = x.clone().requires_grad_(); leaf.grad = torch.ones_like(x)
+    adv = PGD(LInfBall(0.3), 3)
+    ref = adv(net, x, y)
+    with torch.no_grad():
+        assert torch.equal(adv(net, x, y), ref)
+    with torch.inference_mode():
+        assert torch.equal(adv(net, x.clone(), y.clone()), ref)
+    leaf = x.clone().requires_grad_()
+    leaf.grad = torch.ones_like(x)
     assert torch.equal(adv(net, leaf, y), ref) and leaf.requires_grad and (leaf.grad == 1).all()
-    loss = task_loss(net(x), y).mean(); adv(net, x, y); loss.backward()   # the caller's graph survives an attack in between
-    bn = Stateful().train(); out = task_loss(bn(x), y).mean(); PGD(LInfBall(.1), 2, training=True)(bn, x, y); out.backward()
+    loss = task_loss(net(x), y).mean()
+    adv(net, x, y)
+    loss.backward()  # the caller's graph survives an attack in between
+    bn = Stateful().train()
+    out = task_loss(bn(x), y).mean()
+    PGD(LInfBall(0.1), 2, training=True)(bn, x, y)
+    out.backward()
+
 
 def test_modes_seen_by_the_model():
     seen = []
+
     class Spy(nn.Linear):
-        def forward(self, x): seen.append(self.training); return super().forward(x)
+        def forward(self, x):
+            seen.append(self.training)
+            return super().forward(x)
+
     net, (x, y) = Spy(12, 3).train(), data()
-    for t,expected in ((False, False), (True, True), (None, True)):
-        seen.clear(); PGD(LInfBall(.1), 3, training=t)(net, x, y); assert seen == [expected]*3
-    net.eval(); seen.clear(); PGD(LInfBall(.1), 2, training=True)(net, x, y); assert seen == [True]*2 and not net.training
+    for t, expected in ((False, False), (True, True), (None, True)):
+        seen.clear()
+        PGD(LInfBall(0.1), 3, training=t)(net, x, y)
+        assert seen == [expected] * 3
+    net.eval()
+    seen.clear()
+    PGD(LInfBall(0.1), 2, training=True)(net, x, y)
+    assert seen == [True] * 2 and not net.training
+
 
 def test_one_forward_and_one_input_gradient_per_step():
     net, (x, y) = mlp(), data()
     calls = []
-    def f(z): calls.append(len(z)); return net(z)
-    PGD(LInfBall(.1), 7)(f, x, y); assert calls == [20]*7
-    calls.clear(); OneStep(LInfBall(.1))(f, x, y); assert calls == [20]
+
+    def f(z):
+        calls.append(len(z))
+        return net(z)
+
+    PGD(LInfBall(0.1), 7)(f, x, y)
+    assert calls == [20] * 7
+    calls.clear()
+    OneStep(LInfBall(0.1))(f, x, y)
+    assert calls == [20]
     assert all(p.grad is None for p in net.parameters())
+
 
 # ---------------------------------------------------------------- several inputs, other models
 
+
 def test_several_inputs():
     net, (x, y) = mlp(), data()
-    model = lambda a, i, b: net(torch.cat([a, b], 1)) + 0.*i[:,None]
-    xs = (x[:,:5], torch.arange(20), x[:,5:])
-    out = OneStep(L2Ball(.3))(model, xs, y)
-    assert torch.allclose(torch.cat([out[0], out[2]], 1), OneStep(L2Ball(.3))(net, x, y), atol=1e-6) and torch.equal(out[1], xs[1])
-    out = PGD(LInfBall(.1), 3, perturb=2, early_stop=True)(model, xs, y)
+    model = lambda a, i, b: net(torch.cat([a, b], 1)) + 0.0 * i[:, None]
+    xs = (x[:, :5], torch.arange(20), x[:, 5:])
+    out = OneStep(L2Ball(0.3))(model, xs, y)
+    assert torch.allclose(
+        torch.cat([out[0], out[2]], 1), OneStep(L2Ball(0.3))(net, x, y), atol=1e-6
+    ) and torch.equal(out[1], xs[1])
+    out = PGD(LInfBall(0.1), 3, perturb=2, early_stop=True)(model, xs, y)
     assert torch.equal(out[0], xs[0]) and not torch.equal(out[2], xs[2])
     for bad in (1, 5, (0, 0), ()):
-        with pytest.raises((ValueError, TypeError)): OneStep(LInfBall(.1), perturb=bad)(model, xs, y)
-    times = lambda a, b: net(torch.cat([a*b, a + b], 1)); a, b = x[:,:6], x[:,6:]; ref = OneStep(LInfBall(.1), perturb=0)(times, (a, b), y)[0]
-    with torch.inference_mode(): assert torch.equal(OneStep(LInfBall(.1), perturb=0)(times, (a.clone(), b.clone()), y.clone())[0], ref)
-    f, z = joined(model, xs); assert torch.equal(f.split(z)[2], xs[2])
+        with pytest.raises((ValueError, TypeError)):
+            OneStep(LInfBall(0.1), perturb=bad)(model, xs, y)
+    times = lambda a, b: net(torch.cat([a * b, a + b], 1))
+    a, b = x[:, :6], x[:, 6:]
+    ref = OneStep(LInfBall(0.1), perturb=0)(times, (a, b), y)[0]
+    with torch.inference_mode():
+        assert torch.equal(
+            OneStep(LInfBall(0.1), perturb=0)(times, (a.clone(), b.clone()), y.clone())[0], ref
+        )
+    f, z = joined(model, xs)
+    assert torch.equal(f.split(z)[2], xs[2])
+
 
 def test_tensor_subclasses_and_half_precision():
     from fastai.torch_core import TensorCategory, TensorImage
+
     net, (x, y) = mlp(), data()
-    for adv in (OneStep(LInfBall(.1)), PGD(L2Ball(.3), 3, bounds=(0, 1)), PGD(LInfBall(.2), 3, early_stop=True)):
+    for adv in (
+        OneStep(LInfBall(0.1)),
+        PGD(L2Ball(0.3), 3, bounds=(0, 1)),
+        PGD(LInfBall(0.2), 3, early_stop=True),
+    ):
         assert torch.equal(adv(net, TensorImage(x), TensorCategory(y)), adv(net, x, y))
     for dtype in (torch.bfloat16, torch.float16):
-        for ball in (LInfBall(.1), L2Ball(.3), L1Ball(.5)):
+        for ball in (LInfBall(0.1), L2Ball(0.3), L1Ball(0.5)):
             out = PGD(ball, 3, best=True, bounds=(0, 1))(mlp(dtype=dtype), x.to(dtype), y)
-            assert out.dtype == dtype and (ball.norm((out - x.to(dtype)).float()) <= 1.05*ball.eps).all()
+            assert (
+                out.dtype == dtype
+                and (ball.norm((out - x.to(dtype)).float()) <= 1.05 * ball.eps).all()
+            )
+
 
 def test_images_groups_and_channels_last():
-    torch.manual_seed(0); net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4) % 3
-    out = PGD(GroupBall(.2, patch=8), 3, bounds=(0, 1))(net, x.contiguous(memory_format=torch.channels_last), y)
+    out = PGD(GroupBall(0.2, patch=8), 3, bounds=(0, 1))(
+        net, x.contiguous(memory_format=torch.channels_last), y
+    )
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert (out - x).reshape(4, 3, 2, 8, 2, 8).norm(dim=(3, 5)).max() <= .2 + 1e-5
+    assert (out - x).reshape(4, 3, 2, 8, 2, 8).norm(dim=(3, 5)).max() <= 0.2 + 1e-5
+
 
 def test_fast_is_as_strong():
-    torch.manual_seed(0); net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8*36, 4))
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4)
+    )
     x, y = torch.rand(64, 1, 8, 8), torch.arange(64) % 4
-    a, b = (loss_at(net.eval(), PGD(LInfBall(.1), 5, bounds=(0, 1), fast=f)(net, x, y), y).mean() for f in (False, True))
-    assert abs(a - b) < .01*a and a > loss_at(net, x, y).mean()
-    auto = PGD(LInfBall(.1), 5, fast='auto')(net, x, y)
-    assert torch.equal(auto, PGD(LInfBall(.1), 5, fast=has_bf16())(net, x, y))
+    a, b = (
+        loss_at(net.eval(), PGD(LInfBall(0.1), 5, bounds=(0, 1), fast=f)(net, x, y), y).mean()
+        for f in (False, True)
+    )
+    assert abs(a - b) < 0.01 * a and a > loss_at(net, x, y).mean()
+    auto = PGD(LInfBall(0.1), 5, fast="auto")(net, x, y)
+    assert torch.equal(auto, PGD(LInfBall(0.1), 5, fast=has_bf16())(net, x, y))
 
-@pytest.mark.parametrize('adv', [paper_a_mnist(.1), paper_a_cifar(2/255), paper_b_mnist(), paper_b_cifar(train=True), paper_c_iterative(LInfBall(.1)), paper_c_iterative(ElasticNet(.1, .1)),
-                                 paper_c_iterative(GroupBall(.1, groups=torch.arange(12)//4), warm_start=True), mi_fgsm(.1)], ids=repr)
+
+@pytest.mark.parametrize(
+    "adv",
+    [
+        paper_a_mnist(0.1),
+        paper_a_cifar(2 / 255),
+        paper_b_mnist(),
+        paper_b_cifar(train=True),
+        paper_c_iterative(LInfBall(0.1)),
+        paper_c_iterative(ElasticNet(0.1, 0.1)),
+        paper_c_iterative(GroupBall(0.1, groups=torch.arange(12) // 4), warm_start=True),
+        mi_fgsm(0.1),
+    ],
+    ids=repr,
+)
 def test_presets_attack(adv):
     net, (x, y) = mlp(), data()
     x_adv = adv(net, x, y)
     assert loss_at(net, x_adv, y).mean() > loss_at(net, x, y).mean()
-    assert isinstance(adv, Adversary) and adv.scaled(.5)(net, x, y).isfinite().all() and torch.equal(adv.scaled(0.)(net, x, y), x)
+    assert (
+        isinstance(adv, Adversary)
+        and adv.scaled(0.5)(net, x, y).isfinite().all()
+        and torch.equal(adv.scaled(0.0)(net, x, y), x)
+    )
+
 
 def test_mi_fgsm_is_the_algorithm():
     net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
     delta, m = torch.zeros_like(x), torch.zeros_like(x)
     for _ in range(5):
-        z = (x + delta).requires_grad_(); g, = torch.autograd.grad(F.cross_entropy(net(z), y, reduction='sum'), z)
-        m = m + g/g.abs().mean(1, keepdim=True); delta = (delta + .02*m.sign()).clamp(-.1, .1)
-    assert torch.allclose(mi_fgsm(.1, 5)(net, x, y), x + delta, atol=1e-12)
+        z = (x + delta).requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(net(z), y, reduction="sum"), z)
+        m = m + g / g.abs().mean(1, keepdim=True)
+        delta = (delta + 0.02 * m.sign()).clamp(-0.1, 0.1)
+    assert torch.allclose(mi_fgsm(0.1, 5)(net, x, y), x + delta, atol=1e-12)
+
 
 def test_paper_c_elastic_is_the_public_rule():
     net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
     delta = torch.zeros_like(x)
     for _ in range(7):
         d = delta.clone().requires_grad_()
-        obj = F.cross_entropy(net(x + d), y, reduction='sum') - (d.abs() - .1).relu().square().sum()/(4*.2)
-        g, = torch.autograd.grad(obj, d); delta = delta + .3*g/g.norm(dim=1, keepdim=True)
-    assert torch.allclose(paper_c_iterative(ElasticNet(.1, .2))(net, x, y), x + delta, atol=1e-10)
+        obj = F.cross_entropy(net(x + d), y, reduction="sum") - (
+            d.abs() - 0.1
+        ).relu().square().sum() / (4 * 0.2)
+        (g,) = torch.autograd.grad(obj, d)
+        delta = delta + 0.3 * g / g.norm(dim=1, keepdim=True)
+    assert torch.allclose(paper_c_iterative(ElasticNet(0.1, 0.2))(net, x, y), x + delta, atol=1e-10)
+
 
 # ---------------------------------------------------------------- harmonisation, guards, bad input
+
 
 def test_harmonise():
     net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
     A = torch.rand(20, 12, dtype=torch.double)
-    out = Harmonise(.2, lambda x, y: A)(net, x, y) - x
-    z = x.clone().requires_grad_(); g, = torch.autograd.grad(F.cross_entropy(net(z), y, reduction='sum'), z)
-    assert torch.allclose(out, .2*(A.amax(1, keepdim=True) - 2*A)*g/g.norm(dim=1, keepdim=True), atol=1e-12)    # paper C, B.8
-    assert torch.equal(Harmonise(.2, A).with_eps(0.)(net, x, y), x) and torch.allclose(Harmonise(.2, A).scaled(.5)(net, x, y) - x, out/2, atol=1e-12)
-    for bad,err in ((-A, ValueError), (.5, TypeError)):
-        with pytest.raises(err): Harmonise(.2, bad)
+    out = Harmonise(0.2, lambda x, y: A)(net, x, y) - x
+    z = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(net(z), y, reduction="sum"), z)
+    assert torch.allclose(
+        out, 0.2 * (A.amax(1, keepdim=True) - 2 * A) * g / g.norm(dim=1, keepdim=True), atol=1e-12
+    )  # paper C, B.8
+    assert torch.equal(Harmonise(0.2, A).with_eps(0.0)(net, x, y), x) and torch.allclose(
+        Harmonise(0.2, A).scaled(0.5)(net, x, y) - x, out / 2, atol=1e-12
+    )
+    for bad, err in ((-A, ValueError), (0.5, TypeError)):
+        with pytest.raises(err):
+            Harmonise(0.2, bad)
+
 
 def test_margin_loss():
     z, y = torch.randn(50, 4), torch.randint(0, 4, (50,))
-    m = margin_loss(z, y); assert ((m > 0) == (z.argmax(1) != y)).all()
-    z, y = torch.randn(50, 1), torch.randint(0, 2, (50,)); assert ((margin_loss(z, y) > 0) == ((z[:,0] > 0).long() != y)).all()
+    m = margin_loss(z, y)
+    assert ((m > 0) == (z.argmax(1) != y)).all()
+    z, y = torch.randn(50, 1), torch.randint(0, 2, (50,))
+    assert ((margin_loss(z, y) > 0) == ((z[:, 0] > 0).long() != y)).all()
+
 
 def test_guards():
     net, (x, y) = mlp(), data()
-    with pytest.warns(UserWarning, match='probabilities'): check_attackable(nn.Sequential(net, nn.Softmax(1)), x, y)
-    with pytest.warns(UserWarning, match='not deterministic'): check_attackable(lambda z: net(z + torch.randn_like(z)), x, y)
-    with pytest.warns(UserWarning, match='margin_loss'): check_attackable(lambda z: 1e4*net(z), x, y)
-    state = torch.get_rng_state(); assert check_attackable(net, x, y) == [] and torch.equal(state, torch.get_rng_state())
+    with pytest.warns(UserWarning, match="probabilities"):
+        check_attackable(nn.Sequential(net, nn.Softmax(1)), x, y)
+    with pytest.warns(UserWarning, match="not deterministic"):
+        check_attackable(lambda z: net(z + torch.randn_like(z)), x, y)
+    with pytest.warns(UserWarning, match="margin_loss"):
+        check_attackable(lambda z: 1e4 * net(z), x, y)
+    state = torch.get_rng_state()
+    assert check_attackable(net, x, y) == [] and torch.equal(state, torch.get_rng_state())
+
 
 def test_bad_input():
     net, (x, y) = mlp(), data()
-    adv = PGD(LInfBall(.1), 2, bounds=(0, 1))
-    for args, err, msg in (((net, 255*x, y), ValueError, 'is x normalised'), ((net, x.long(), y), TypeError, 'x.float()'), ((net, x*torch.nan, y), ValueError, 'NaN'), ((net, x/0, y), ValueError, 'infinite'),
-                           ((lambda z: net(z.detach()), x, y), ValueError, 'does not depend'), ((lambda z: net(z).detach(), x, y), ValueError, 'no gradient reaches'), ((net, x, y[:3]), ValueError, 'expected 20 labels'),
-                           ((net, x, y, F.cross_entropy), ValueError, 'one loss per example'), ((net, 'x', y), TypeError, 'torch.Tensor')):
-        with pytest.raises(err, match=msg.replace('(', r'\(').replace(')', r'\)')): adv(*args)
-    for bounds in ((1, 0), (0, float('nan')), 3, (torch.zeros(5), torch.ones(5)), ('a', 'b')):
-        with pytest.raises(ValueError, match='bounds'): PGD(LInfBall(.1), bounds=bounds)(net, x, y)
-    for kw in (dict(steps=0), dict(steps=2.5), dict(step_size=0.), dict(step_size=-1), dict(step_size=float('nan')), dict(momentum=-1.), dict(restarts=0), dict(restarts=2, random_start=False), dict(fast=2)):
-        with pytest.raises(ValueError): PGD(LInfBall(.1), **kw)
-    for bad in (.1, LInfBall, None):
-        with pytest.raises(TypeError, match='expected a dual'): PGD(bad)
-    with pytest.raises(ValueError, match='training=False'): PGD(LInfBall(.1), early_stop=True, training=True)
+    adv = PGD(LInfBall(0.1), 2, bounds=(0, 1))
+    for args, err, msg in (
+        ((net, 255 * x, y), ValueError, "is x normalised"),
+        ((net, x.long(), y), TypeError, "x.float()"),
+        ((net, x * torch.nan, y), ValueError, "NaN"),
+        ((net, x / 0, y), ValueError, "infinite"),
+        ((lambda z: net(z.detach()), x, y), ValueError, "does not depend"),
+        ((lambda z: net(z).detach(), x, y), ValueError, "no gradient reaches"),
+        ((net, x, y[:3]), ValueError, "expected 20 labels"),
+        ((net, x, y, F.cross_entropy), ValueError, "one loss per example"),
+        ((net, "x", y), TypeError, "torch.Tensor"),
+    ):
+        with pytest.raises(err, match=msg.replace("(", r"\(").replace(")", r"\)")):
+            adv(*args)
+    for bounds in ((1, 0), (0, float("nan")), 3, (torch.zeros(5), torch.ones(5)), ("a", "b")):
+        with pytest.raises(ValueError, match="bounds"):
+            PGD(LInfBall(0.1), bounds=bounds)(net, x, y)
+    for kw in (
+        dict(steps=0),
+        dict(steps=2.5),
+        dict(step_size=0.0),
+        dict(step_size=-1),
+        dict(step_size=float("nan")),
+        dict(momentum=-1.0),
+        dict(restarts=0),
+        dict(restarts=2, random_start=False),
+        dict(fast=2),
+    ):
+        with pytest.raises(ValueError):
+            PGD(LInfBall(0.1), **kw)
+    for bad in (0.1, LInfBall, None):
+        with pytest.raises(TypeError, match="expected a dual"):
+            PGD(bad)
+    with pytest.raises(ValueError, match="training=False"):
+        PGD(LInfBall(0.1), early_stop=True, training=True)
     assert adv(net, x[:0], y[:0]).shape == (0, 12)
-    assert torch.equal(adv(net, x.clone().fill_(1 + 1e-7), y).clamp(0, 1), adv(net, x.clone().fill_(1 + 1e-7), y))      # rounding beyond the bound is clipped, not refused
+    assert torch.equal(
+        adv(net, x.clone().fill_(1 + 1e-7), y).clamp(0, 1), adv(net, x.clone().fill_(1 + 1e-7), y)
+    )  # rounding beyond the bound is clipped, not refused
+
 
 # ---------------------------------------------------------------- peers
 
-@pytest.mark.parametrize('peer', ['torchattacks', 'foolbox'])
+
+@pytest.mark.parametrize("peer", ["torchattacks", "foolbox"])
 def test_as_strong_as_a_peer(peer):
     lib = pytest.importorskip(peer)
-    torch.manual_seed(0); net = nn.Sequential(nn.Flatten(), mlp(3, 64)).eval()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), mlp(3, 64)).eval()
     x, y = torch.rand(200, 1, 8, 8), torch.randint(0, 3, (200,))
     y = net(x).argmax(1)
-    if peer == 'torchattacks': theirs = lib.PGD(net, eps=.1, alpha=.01, steps=20, random_start=True)(x, y)
-    else: theirs = lib.attacks.LinfPGD(abs_stepsize=.01, steps=20)(lib.PyTorchModel(net, bounds=(0, 1)), x, y, epsilons=.1)[1]
-    ours = PGD(LInfBall(.1), 20, bounds=(0, 1), restarts=2)(net, x, y)
+    if peer == "torchattacks":
+        theirs = lib.PGD(net, eps=0.1, alpha=0.01, steps=20, random_start=True)(x, y)
+    else:
+        theirs = lib.attacks.LinfPGD(abs_stepsize=0.01, steps=20)(
+            lib.PyTorchModel(net, bounds=(0, 1)), x, y, epsilons=0.1
+        )[1]
+    ours = PGD(LInfBall(0.1), 20, bounds=(0, 1), restarts=2)(net, x, y)
     assert (net(ours).argmax(1) == y).sum() <= (net(theirs).argmax(1) == y).sum()
     assert loss_at(net, ours, y).mean() >= loss_at(net, theirs, y).mean() - 1e-3
 
+
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_cuda():
-    net, (x, y) = mlp().cuda(), data(); x, y = x.cuda(), y.cuda()
+    net, (x, y) = mlp().cuda(), data()
+    x, y = x.cuda(), y.cuda()
     state = torch.cuda.get_rng_state()
-    for fast in (False, True, 'auto'):
-        out = PGD(LInfBall(.1), 4, bounds=(0, 1), fast=fast, training=True)(net, x, y)
-        assert out.is_cuda and (out - x).abs().max() <= .1 + 1e-6
+    for fast in (False, True, "auto"):
+        out = PGD(LInfBall(0.1), 4, bounds=(0, 1), fast=fast, training=True)(net, x, y)
+        assert out.is_cuda and (out - x).abs().max() <= 0.1 + 1e-6
     assert torch.equal(state, torch.cuda.get_rng_state())

@@ -1,347 +1,589 @@
 "Property sweeps over the duals: Fenchel-Young, closed forms against autograd and solvers, projections, bad input."
-import math, pickle
+
+import math
+import pickle
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize
-from advinterp.duals import (Dual, Ball, LInfBall, L1Ball, L2Ball, GroupBall, ElasticNet, WeightedL2, ScaledDual, SumDual,
-                             L1, L2, LInf, GroupL21)
+
+from advinterp.duals import (
+    L1,
+    L2,
+    Ball,
+    Dual,
+    ElasticNet,
+    GroupBall,
+    GroupL21,
+    L1Ball,
+    L2Ball,
+    LInf,
+    LInfBall,
+    ScaledDual,
+    SumDual,
+    WeightedL2,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-TOL = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}   # relative; a few roundings of the dtype
+TOL = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}  # relative; a few roundings of the dtype
 sweep = settings(deadline=None, max_examples=15)
-shapes = st.one_of(st.tuples(st.integers(1, 4096)), st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
-                   st.tuples(st.integers(1, 30), st.integers(1, 30)), st.just(()))
-strengths = st.sampled_from([0., 1e-6, 8/255, .5, 1., 40.])
+shapes = st.one_of(
+    st.tuples(st.integers(1, 4096)),
+    st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.just(()),
+)
+strengths = st.sampled_from([0.0, 1e-6, 8 / 255, 0.5, 1.0, 40.0])
 
-def partition(shape, seed, n=5): return torch.randint(n, shape, generator=torch.Generator().manual_seed(seed))
+
+def partition(shape, seed, n=5):
+    return torch.randint(n, shape, generator=torch.Generator().manual_seed(seed))
+
 
 def make(kind, shape, eps, seed=0):
     "A dual of this kind for inputs of this trailing shape"
-    if kind == 'patch': return GroupBall(eps, patch=1 + seed % 7) if len(shape) > 1 else GroupBall(eps, groups=partition(shape, seed))
-    if kind == 'across': return GroupBall(eps, patch=4, across_channels=True) if len(shape) > 1 else L2Ball(eps)
-    if kind == 'groups': return GroupBall(eps, groups=partition(shape, seed))
-    if kind == 'elastic': return ElasticNet(eps, .3*eps)
-    if kind == 'weighted': return WeightedL2(eps, torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double) + .1)
-    return {'linf': LInfBall, 'l1': L1Ball, 'l2': L2Ball}[kind](eps)
+    if kind == "patch":
+        return (
+            GroupBall(eps, patch=1 + seed % 7)
+            if len(shape) > 1
+            else GroupBall(eps, groups=partition(shape, seed))
+        )
+    if kind == "across":
+        return GroupBall(eps, patch=4, across_channels=True) if len(shape) > 1 else L2Ball(eps)
+    if kind == "groups":
+        return GroupBall(eps, groups=partition(shape, seed))
+    if kind == "elastic":
+        return ElasticNet(eps, 0.3 * eps)
+    if kind == "weighted":
+        return WeightedL2(
+            eps,
+            torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+            + 0.1,
+        )
+    return {"linf": LInfBall, "l1": L1Ball, "l2": L2Ball}[kind](eps)
 
-BALLS = ['linf', 'l1', 'l2', 'patch', 'across', 'groups']
-KINDS = BALLS + ['elastic', 'weighted']
 
-def batch(shape, seed, B=3, dtype=torch.float64, scale=1., rough=False):
+BALLS = ["linf", "l1", "l2", "patch", "across", "groups"]
+KINDS = BALLS + ["elastic", "weighted"]
+
+
+def batch(shape, seed, B=3, dtype=torch.float64, scale=1.0, rough=False):
     "Normal entries; `rough`: with zeros and many ties"
     g = torch.randn(B, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-    if rough: g = g.round()
-    return (scale*g).to(dtype)
+    if rough:
+        g = g.round()
+    return (scale * g).to(dtype)
 
-def inner(a, b): return (a.double()*b.double()).reshape(len(a), -1).sum(1)
+
+def inner(a, b):
+    return (a.double() * b.double()).reshape(len(a), -1).sum(1)
+
 
 # --- Fenchel-Young ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 @sweep
 @given(shapes, strengths, st.integers(0, 99), st.booleans(), st.sampled_from(DTYPES))
 def test_equality_at_delta_star(kind, shape, eps, seed, rough, dtype):
-    d,g = make(kind, shape, eps, seed),batch(shape, seed, dtype=dtype, rough=rough)
+    d, g = make(kind, shape, eps, seed), batch(shape, seed, dtype=dtype, rough=rough)
     delta = d.delta_star(g)
     assert delta.shape == g.shape and delta.dtype == g.dtype and delta.isfinite().all()
     assert d.h_star(g).shape == (3,) and d.h_star(g).dtype == g.dtype
-    star,price = d.h_star(g).double(),d.h(delta).double()
-    grain = torch.finfo(dtype).tiny*torch.finfo(dtype).eps*(1 + inner(g.abs(), torch.ones_like(g)))     # moves finer than the dtype
-    assert ((star + price - inner(g, delta)).abs() <= TOL[dtype]*(star + price) + grain).all()
-    assert (delta[g == 0] == 0).all()                      # what does not matter is not moved
+    star, price = d.h_star(g).double(), d.h(delta).double()
+    grain = (
+        torch.finfo(dtype).tiny * torch.finfo(dtype).eps * (1 + inner(g.abs(), torch.ones_like(g)))
+    )  # moves finer than the dtype
+    assert ((star + price - inner(g, delta)).abs() <= TOL[dtype] * (star + price) + grain).all()
+    assert (delta[g == 0] == 0).all()  # what does not matter is not moved
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 @sweep
-@given(shapes, strengths, st.integers(0, 99), st.floats(.01, 3))
+@given(shapes, strengths, st.integers(0, 99), st.floats(0.01, 3))
 def test_inequality_everywhere(kind, shape, eps, seed, factor):
-    d,g = make(kind, shape, eps, seed),batch(shape, seed)
-    other = factor*d.delta_star(batch(shape, seed + 1, rough=True))
+    d, g = make(kind, shape, eps, seed), batch(shape, seed)
+    other = factor * d.delta_star(batch(shape, seed + 1, rough=True))
     gap = d.gap(g, other)
-    assert (gap >= -1e-7*(1 + d.h_star(g))).all()          # h calls inside what exceeds the radius by 1.5e-8
+    assert (
+        gap >= -1e-7 * (1 + d.h_star(g))
+    ).all()  # h calls inside what exceeds the radius by 1.5e-8
     if isinstance(d, Ball):
-        assert (d.gap(g, d.random_point(g)) >= -1e-12*(1 + d.h_star(g))).all()
-        assert (d.gap(g, d.project(other)) >= -1e-12*(1 + d.h_star(g))).all()
+        assert (d.gap(g, d.random_point(g)) >= -1e-12 * (1 + d.h_star(g))).all()
+        assert (d.gap(g, d.project(other)) >= -1e-12 * (1 + d.h_star(g))).all()
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 @sweep
 @given(shapes, strengths, st.integers(0, 99))
 def test_closed_form_is_autograd(kind, shape, eps, seed):
-    d,g = make(kind, shape, eps, seed),batch(shape, seed)
+    d, g = make(kind, shape, eps, seed), batch(shape, seed)
     torch.testing.assert_close(d.delta_star(g), Dual.delta_star(d, g), rtol=1e-9, atol=1e-12)
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 @sweep
-@given(shapes, st.sampled_from([torch.float64, torch.float32]), st.sampled_from([-44, -38, -25, 0, 25, 36]), st.integers(0, 99))
+@given(
+    shapes,
+    st.sampled_from([torch.float64, torch.float32]),
+    st.sampled_from([-44, -38, -25, 0, 25, 36]),
+    st.integers(0, 99),
+)
 def test_scales(kind, shape, dtype, power, seed):
-    d,g = make(kind, shape, .1, seed),batch(shape, seed, dtype=torch.float64, rough=True)
-    small = (10.**power*g).to(dtype)
+    d, g = make(kind, shape, 0.1, seed), batch(shape, seed, dtype=torch.float64, rough=True)
+    small = (10.0**power * g).to(dtype)
     delta = d.delta_star(small)
     assert not delta.isnan().any() and not d.h_star(small).isnan().any()
-    if isinstance(d, Ball) and power > -44:                # the best move in a ball does not know the scale; -44 is subnormal, rounded to a few bits
+    if (
+        isinstance(d, Ball) and power > -44
+    ):  # the best move in a ball does not know the scale; -44 is subnormal, rounded to a few bits
         torch.testing.assert_close(delta, d.delta_star(g.to(dtype)), rtol=1e-4, atol=1e-6)
         assert (d.h(d.project(small)) == 0).all()
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dtype', DTYPES)
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_gradient(kind, dtype):
-    d,g = make(kind, (2, 9, 9), .1),torch.zeros(2, 2, 9, 9, dtype=dtype)
+    d, g = make(kind, (2, 9, 9), 0.1), torch.zeros(2, 2, 9, 9, dtype=dtype)
     assert (d.delta_star(g) == 0).all() and (Dual.delta_star(d, g) == 0).all()
     assert (d.h_star(g) == 0).all() and (d.h(g) == 0).all()
 
+
 def test_group_scales_within_one_example():
     "Groups 30 orders of magnitude apart each get their own full move"
-    g = torch.tensor([[1e-44, 0., 3e-20, 4e-20, 3e20, 4e20, 0., 0.]])
-    delta = GroupBall(1., groups=torch.arange(8)//2).delta_star(g)
-    torch.testing.assert_close(delta, torch.tensor([[1., 0., .6, .8, .6, .8, 0., 0.]]))
+    g = torch.tensor([[1e-44, 0.0, 3e-20, 4e-20, 3e20, 4e20, 0.0, 0.0]])
+    delta = GroupBall(1.0, groups=torch.arange(8) // 2).delta_star(g)
+    torch.testing.assert_close(delta, torch.tensor([[1.0, 0.0, 0.6, 0.8, 0.6, 0.8, 0.0, 0.0]]))
+
 
 def test_ties():
-    g = torch.tensor([[2., -2., 1., 2.]])
-    torch.testing.assert_close(L1Ball(.3).delta_star(g), torch.tensor([[.1, -.1, 0., .1]]))
+    g = torch.tensor([[2.0, -2.0, 1.0, 2.0]])
+    torch.testing.assert_close(L1Ball(0.3).delta_star(g), torch.tensor([[0.1, -0.1, 0.0, 0.1]]))
     perm = torch.tensor([3, 0, 2, 1])
-    torch.testing.assert_close(L1Ball(.3).delta_star(g[:, perm]), L1Ball(.3).delta_star(g)[:, perm])
-    assert L1Ball(.3).delta_star(torch.ones(1, 5000, dtype=torch.bfloat16)).float().sum().item() == pytest.approx(.3, rel=.01)   # more ties than bfloat16 can count
+    torch.testing.assert_close(
+        L1Ball(0.3).delta_star(g[:, perm]), L1Ball(0.3).delta_star(g)[:, perm]
+    )
+    assert L1Ball(0.3).delta_star(
+        torch.ones(1, 5000, dtype=torch.bfloat16)
+    ).float().sum().item() == pytest.approx(0.3, rel=0.01)  # more ties than bfloat16 can count
+
 
 # --- independent values ------------------------------------------------------------------------------------------------
+
 
 @sweep
 @given(shapes, st.integers(0, 99))
 def test_penalties_against_numpy(shape, seed):
-    g = batch(shape, seed); n = g.reshape(3, -1).numpy()
-    for d,ref in ((L1(.3), np.abs(n).sum(1)), (L2(.3), np.linalg.norm(n, axis=1)), (LInf(.3), np.abs(n).max(1))):
-        np.testing.assert_allclose(d.h_star(g).numpy(), .3*ref, rtol=1e-12)
+    g = batch(shape, seed)
+    n = g.reshape(3, -1).numpy()
+    for d, ref in (
+        (L1(0.3), np.abs(n).sum(1)),
+        (L2(0.3), np.linalg.norm(n, axis=1)),
+        (LInf(0.3), np.abs(n).max(1)),
+    ):
+        np.testing.assert_allclose(d.h_star(g).numpy(), 0.3 * ref, rtol=1e-12)
     labels = partition(shape, seed).reshape(-1).numpy()
     ref = sum(np.linalg.norm(n[:, labels == k], axis=1) for k in range(5))
-    np.testing.assert_allclose(GroupL21(.3, groups=partition(shape, seed)).h_star(g).numpy(), .3*ref, rtol=1e-12)
+    np.testing.assert_allclose(
+        GroupL21(0.3, groups=partition(shape, seed)).h_star(g).numpy(), 0.3 * ref, rtol=1e-12
+    )
+
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 31), st.integers(1, 31), st.integers(2, 16), st.booleans())
 def test_patches_against_slices(c, H, W, p, across):
     g = batch((c, H, W), H)
-    blocks = [g[:, k, i:i+p, j:j+p] for k in ([slice(None)] if across else range(c)) for i in range(0, H, p) for j in range(0, W, p)]
-    d = GroupBall(.2, patch=p, across_channels=across)
-    torch.testing.assert_close(d.h_star(g), .2*sum(b.reshape(3, -1).norm(dim=1) for b in blocks))
-    delta,proj = d.delta_star(g),d.project(g)
-    for k in ([slice(None)] if across else range(c)):
+    blocks = [
+        g[:, k, i : i + p, j : j + p]
+        for k in ([slice(None)] if across else range(c))
+        for i in range(0, H, p)
+        for j in range(0, W, p)
+    ]
+    d = GroupBall(0.2, patch=p, across_channels=across)
+    torch.testing.assert_close(d.h_star(g), 0.2 * sum(b.reshape(3, -1).norm(dim=1) for b in blocks))
+    delta, proj = d.delta_star(g), d.project(g)
+    for k in [slice(None)] if across else range(c):
         for i in range(0, H, p):
             for j in range(0, W, p):
-                cut = lambda t: t[:, k, i:i+p, j:j+p].reshape(3, -1)
-                b = cut(g); n = b.norm(dim=1, keepdim=True)
-                torch.testing.assert_close(cut(delta), .2*b/n)
-                torch.testing.assert_close(cut(proj), b*(.2/n).clamp(max=1))
+                cut = lambda t: t[:, k, i : i + p, j : j + p].reshape(3, -1)
+                b = cut(g)
+                n = b.norm(dim=1, keepdim=True)
+                torch.testing.assert_close(cut(delta), 0.2 * b / n)
+                torch.testing.assert_close(cut(proj), b * (0.2 / n).clamp(max=1))
 
-@pytest.mark.parametrize('kind', BALLS)
+
+@pytest.mark.parametrize("kind", BALLS)
 @settings(deadline=None, max_examples=6)
 @given(st.integers(2, 3), st.integers(0, 99))
 def test_no_direction_gains_more(kind, n, seed):
     "The gain of 20,000 directions, each followed to the surface of the ball: none exceeds h_star, the best comes close"
-    d,g = make(kind, (n,), .5, seed),batch((n,), seed, B=1)
+    d, g = make(kind, (n,), 0.5, seed), batch((n,), seed, B=1)
     z = batch((n,), 1000, B=20000)
-    best = (.5*(z @ g[0])/d.norm(z)).max()
-    assert .9*d.h_star(g) < best <= d.h_star(g) + 1e-12
+    best = (0.5 * (z @ g[0]) / d.norm(z)).max()
+    assert 0.9 * d.h_star(g) < best <= d.h_star(g) + 1e-12
+
 
 @settings(deadline=None, max_examples=60)
-@given(st.floats(.05, 2), st.floats(.05, 2), st.floats(-5, 5))
+@given(st.floats(0.05, 2), st.floats(0.05, 2), st.floats(-5, 5))
 def test_elastic_conjugate(eps1, eps2, delta):
-    res = optimize.minimize_scalar(lambda z: eps1*abs(z) + eps2*z*z - delta*z, bounds=(-100, 100), method='bounded', options=dict(xatol=1e-10))
-    assert ElasticNet(eps1, eps2).h(torch.tensor([[delta]], dtype=torch.double)).item() == pytest.approx(-res.fun, abs=1e-7)
+    res = optimize.minimize_scalar(
+        lambda z: eps1 * abs(z) + eps2 * z * z - delta * z,
+        bounds=(-100, 100),
+        method="bounded",
+        options=dict(xatol=1e-10),
+    )
+    assert ElasticNet(eps1, eps2).h(
+        torch.tensor([[delta]], dtype=torch.double)
+    ).item() == pytest.approx(-res.fun, abs=1e-7)
+
 
 # --- projection, random points -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('kind', BALLS)
+
+@pytest.mark.parametrize("kind", BALLS)
 @sweep
-@given(shapes, strengths, st.integers(0, 99), st.sampled_from([1e-3, 1., 1e4, 1e12]), st.sampled_from(DTYPES[:3]))
+@given(
+    shapes,
+    strengths,
+    st.integers(0, 99),
+    st.sampled_from([1e-3, 1.0, 1e4, 1e12]),
+    st.sampled_from(DTYPES[:3]),
+)
 def test_projection(kind, shape, eps, seed, scale, dtype):
-    d,v = make(kind, shape, eps, seed),batch(shape, seed, dtype=dtype, scale=scale)
-    before = v.clone(); w = d.project(v)
+    d, v = make(kind, shape, eps, seed), batch(shape, seed, dtype=dtype, scale=scale)
+    before = v.clone()
+    w = d.project(v)
     assert torch.equal(v, before) and w.dtype == dtype and w.shape == v.shape
-    assert (d.h(w) == 0).all()                                                    # feasible
-    torch.testing.assert_close(d.project(w), w, rtol=TOL[dtype], atol=TOL[dtype]*max(eps, 1e-9))   # idempotent
-    if dtype == torch.float64:      # optimal: v - w makes no acute angle with any way into the ball
+    assert (d.h(w) == 0).all()  # feasible
+    torch.testing.assert_close(
+        d.project(w), w, rtol=TOL[dtype], atol=TOL[dtype] * max(eps, 1e-9)
+    )  # idempotent
+    if dtype == torch.float64:  # optimal: v - w makes no acute angle with any way into the ball
         r = v - w
         for p in (d.random_point(v), d.delta_star(r), -w, torch.zeros_like(w)):
-            assert (inner(r, p - w) <= 1e-9*(1e-30 + r.reshape(3, -1).norm(dim=1)*(eps + w.reshape(3, -1).norm(dim=1)))).all()
-    ins = d.random_point(v)*.5
-    assert torch.equal(d.project(ins), ins)                                       # inside nothing moves
+            assert (
+                inner(r, p - w)
+                <= 1e-9
+                * (1e-30 + r.reshape(3, -1).norm(dim=1) * (eps + w.reshape(3, -1).norm(dim=1)))
+            ).all()
+    ins = d.random_point(v) * 0.5
+    assert torch.equal(d.project(ins), ins)  # inside nothing moves
 
-@pytest.mark.parametrize('kind', BALLS)
+
+@pytest.mark.parametrize("kind", BALLS)
 @sweep
 @given(shapes, st.integers(0, 99))
-@pytest.mark.parametrize('c', [1e-200, 1e-6, 1e6, 1e200])
+@pytest.mark.parametrize("c", [1e-200, 1e-6, 1e6, 1e200])
 def test_units_do_not_matter(kind, c, shape, seed):
-    d,v = make(kind, shape, .5, seed),batch(shape, seed)
-    torch.testing.assert_close(d.with_eps(.5*c).project(c*v)/c, d.project(v), rtol=1e-9, atol=1e-12)
+    d, v = make(kind, shape, 0.5, seed), batch(shape, seed)
+    torch.testing.assert_close(
+        d.with_eps(0.5 * c).project(c * v) / c, d.project(v), rtol=1e-9, atol=1e-12
+    )
 
-def water_level(a, eps): return optimize.brentq(lambda t: np.maximum(a - t, 0).sum() - eps, 0, a.max(), xtol=1e-15, rtol=8.9e-16, maxiter=500)
+
+def water_level(a, eps):
+    return optimize.brentq(
+        lambda t: np.maximum(a - t, 0).sum() - eps,
+        0,
+        a.max(),
+        xtol=1e-15,
+        rtol=8.9e-16,
+        maxiter=500,
+    )
+
 
 @sweep
-@given(st.integers(1, 4096), st.sampled_from([.01, 1., 30., 1e3]), st.integers(0, 99), st.sampled_from(['normal', 'ties', 'geometric', 'sparse']))
+@given(
+    st.integers(1, 4096),
+    st.sampled_from([0.01, 1.0, 30.0, 1e3]),
+    st.integers(0, 99),
+    st.sampled_from(["normal", "ties", "geometric", "sparse"]),
+)
 def test_l1_projection_against_scipy(n, eps, seed, kind):
-    v = batch((n,), seed, B=2, rough=kind == 'ties')
-    if kind == 'geometric': v = v.sign()*.99**torch.arange(n, dtype=torch.double)*100
-    if kind == 'sparse': v = v*(torch.rand(2, n, generator=torch.Generator().manual_seed(seed)) < .01)
+    v = batch((n,), seed, B=2, rough=kind == "ties")
+    if kind == "geometric":
+        v = v.sign() * 0.99 ** torch.arange(n, dtype=torch.double) * 100
+    if kind == "sparse":
+        v = v * (torch.rand(2, n, generator=torch.Generator().manual_seed(seed)) < 0.01)
     w = L1Ball(eps).project(v).numpy()
-    for a,b in zip(v.numpy(), w):
-        ref = a if np.abs(a).sum() <= eps else np.sign(a)*np.maximum(np.abs(a) - water_level(np.abs(a), eps), 0)
+    for a, b in zip(v.numpy(), w):
+        ref = (
+            a
+            if np.abs(a).sum() <= eps
+            else np.sign(a) * np.maximum(np.abs(a) - water_level(np.abs(a), eps), 0)
+        )
         np.testing.assert_allclose(b, ref, atol=1e-10)
+
 
 def test_l1_projection_qp():
     "256 x 3072 against the optimality conditions of the quadratic program, and a small case against SLSQP"
-    v = batch((3072,), 0, B=256); w = L1Ball(10.).project(v); r = v - w
+    v = batch((3072,), 0, B=256)
+    w = L1Ball(10.0).project(v)
+    r = v - w
     assert (w.abs().sum(1) - 10).abs().max() < 1e-10
     tau = r.abs().amax(1, keepdim=True)
     on = w != 0
-    assert ((r - tau*w.sign())[on].abs() < 1e-10).all() and (r.abs() <= tau + 1e-10).all()
-    z = v[0, :8].numpy(); fun = lambda pq: .5*((pq[:8] - pq[8:] - z)**2).sum()
-    res = optimize.minimize(fun, np.full(16, .01), bounds=[(0, None)]*16, method='SLSQP', options=dict(ftol=1e-16, maxiter=1000),
-                            constraints=dict(type='ineq', fun=lambda pq: 1 - pq.sum()))
-    np.testing.assert_allclose(L1Ball(1.).project(v[:1, :8])[0].numpy(), res.x[:8] - res.x[8:], atol=1e-5)
+    assert ((r - tau * w.sign())[on].abs() < 1e-10).all() and (r.abs() <= tau + 1e-10).all()
+    z = v[0, :8].numpy()
+    fun = lambda pq: 0.5 * ((pq[:8] - pq[8:] - z) ** 2).sum()
+    res = optimize.minimize(
+        fun,
+        np.full(16, 0.01),
+        bounds=[(0, None)] * 16,
+        method="SLSQP",
+        options=dict(ftol=1e-16, maxiter=1000),
+        constraints=dict(type="ineq", fun=lambda pq: 1 - pq.sum()),
+    )
+    np.testing.assert_allclose(
+        L1Ball(1.0).project(v[:1, :8])[0].numpy(), res.x[:8] - res.x[8:], atol=1e-5
+    )
 
-@pytest.mark.parametrize('kind', BALLS)
+
+@pytest.mark.parametrize("kind", BALLS)
 def test_projection_and_delta_star_are_differentiable(kind):
-    d = make(kind, (2, 3, 4), .7); v = batch((2, 3, 4), 1, B=2).requires_grad_()
+    d = make(kind, (2, 3, 4), 0.7)
+    v = batch((2, 3, 4), 1, B=2).requires_grad_()
     assert torch.autograd.gradcheck(d.project, v)
-    assert torch.autograd.gradcheck(d.project, (.01*v).detach().requires_grad_())
-    assert torch.autograd.gradcheck(d.delta_star, v) or kind == 'linf'
+    assert torch.autograd.gradcheck(d.project, (0.01 * v).detach().requires_grad_())
+    assert torch.autograd.gradcheck(d.delta_star, v) or kind == "linf"
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_penalty_is_differentiable(kind):
-    d = make(kind, (2, 3, 4), .7); g = batch((2, 3, 4), 1, B=2)
+    d = make(kind, (2, 3, 4), 0.7)
+    g = batch((2, 3, 4), 1, B=2)
     assert torch.autograd.gradcheck(d.h_star, g.clone().requires_grad_())
-    g[0] = 0; g[1, 0] = 0; g.requires_grad_()              # kinks: a finite slope, 0
+    g[0] = 0
+    g[1, 0] = 0
+    g.requires_grad_()  # kinks: a finite slope, 0
     (slope,) = torch.autograd.grad(d.h_star(g).sum(), g)
     assert slope.isfinite().all() and (slope[0] == 0).all()
 
-@pytest.mark.parametrize('kind', BALLS)
+
+@pytest.mark.parametrize("kind", BALLS)
 def test_random_points(kind):
-    d,x = make(kind, (2, 3, 4), .7, seed=2),torch.zeros(4000, 2, 3, 4)
+    d, x = make(kind, (2, 3, 4), 0.7, seed=2), torch.zeros(4000, 2, 3, 4)
     state = torch.get_rng_state()
     a = d.random_point(x, generator=torch.Generator().manual_seed(1))
     b = d.random_point(x, generator=torch.Generator().manual_seed(1))
     assert torch.equal(a, b) and torch.equal(state, torch.get_rng_state()) and (d.h(a) == 0).all()
-    se = a.std(0)/4000**.5
-    assert (a.mean(0).abs() < 5*se).all()
+    se = a.std(0) / 4000**0.5
+    assert (a.mean(0).abs() < 5 * se).all()
     assert not torch.equal(d.random_point(x), d.random_point(x))
-    assert d.random_point(x[:2].bfloat16()).dtype == torch.bfloat16 and (d.h(d.random_point(x.bfloat16())) == 0).all()
+    assert (
+        d.random_point(x[:2].bfloat16()).dtype == torch.bfloat16
+        and (d.h(d.random_point(x.bfloat16())) == 0).all()
+    )
 
-@pytest.mark.parametrize('kind,dim', [('linf', 24), ('l1', 24), ('l2', 24)])
+
+@pytest.mark.parametrize("kind,dim", [("linf", 24), ("l1", 24), ("l2", 24)])
 def test_radius_is_that_of_the_volume(kind, dim):
     "P(norm <= q eps) = q^d"
-    d = make(kind, (2, 3, 4), .7)
+    d = make(kind, (2, 3, 4), 0.7)
     pt = d.random_point(torch.zeros(20000, 2, 3, 4), generator=torch.Generator().manual_seed(3))
-    u = (d.norm(pt)/.7)**dim
-    assert abs(u.mean() - .5) < .01 and abs(u.std() - 12**-.5) < .01
+    u = (d.norm(pt) / 0.7) ** dim
+    assert abs(u.mean() - 0.5) < 0.01 and abs(u.std() - 12**-0.5) < 0.01
+
 
 # --- algebra -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 @sweep
 @given(st.floats(0, 5), st.integers(0, 99))
 def test_scaling_scales_the_penalty(kind, c, seed):
-    d,g = make(kind, (3, 5), .4, seed),batch((3, 5), seed)
-    s = c*d
+    d, g = make(kind, (3, 5), 0.4, seed), batch((3, 5), seed)
+    s = c * d
     assert type(s) is type(d)
-    torch.testing.assert_close(s.h_star(g), c*d.h_star(g)); torch.testing.assert_close((d*c).delta_star(g), c*d.delta_star(g))
-    if c > .01: torch.testing.assert_close(s.h(.3*g), c*d.h(.3*g/c))
+    torch.testing.assert_close(s.h_star(g), c * d.h_star(g))
+    torch.testing.assert_close((d * c).delta_star(g), c * d.delta_star(g))
+    if c > 0.01:
+        torch.testing.assert_close(s.h(0.3 * g), c * d.h(0.3 * g / c))
     if isinstance(d, Ball):
-        assert s.eps == pytest.approx(.4*c) and d.eps == .4
-        torch.testing.assert_close(.4*d.steepest(g), d.delta_star(g))
-        assert d.with_eps(.2).eps == .2 and type(d.with_eps(.2)) is type(d) and d.eps == .4
+        assert s.eps == pytest.approx(0.4 * c) and d.eps == 0.4
+        torch.testing.assert_close(0.4 * d.steepest(g), d.delta_star(g))
+        assert d.with_eps(0.2).eps == 0.2 and type(d.with_eps(0.2)) is type(d) and d.eps == 0.4
+
 
 class SqrtNorm(Dual):
     "A user's dual: the l2 norm, written with a NaN slope at 0"
-    def h_star(self, g): return g.flatten(1).square().sum(1).sqrt()
+
+    def h_star(self, g):
+        return g.flatten(1).square().sum(1).sqrt()
+
 
 def test_user_defined():
-    g = batch((3, 4), 0); g[0] = 0
-    torch.testing.assert_close(SqrtNorm().delta_star(g), L2Ball(1.).delta_star(g))
+    g = batch((3, 4), 0)
+    g[0] = 0
+    torch.testing.assert_close(SqrtNorm().delta_star(g), L2Ball(1.0).delta_star(g))
     assert (SqrtNorm().delta_star(torch.zeros(2, 3)) == 0).all()
-    s = 3*SqrtNorm() + L1(.1)
-    assert isinstance(3*SqrtNorm(), ScaledDual) and isinstance(s, SumDual)
-    torch.testing.assert_close(s.delta_star(g), L2Ball(3.).delta_star(g) + L1(.1).delta_star(g))
-    with torch.no_grad(): SqrtNorm().delta_star(g)
+    s = 3 * SqrtNorm() + L1(0.1)
+    assert isinstance(3 * SqrtNorm(), ScaledDual) and isinstance(s, SumDual)
+    torch.testing.assert_close(s.delta_star(g), L2Ball(3.0).delta_star(g) + L1(0.1).delta_star(g))
+    with torch.no_grad():
+        SqrtNorm().delta_star(g)
     for call in (lambda: SqrtNorm().h(g), lambda: s.h(g), lambda: Dual().h_star(g)):
-        with pytest.raises(NotImplementedError): call()
-    class Mean(Dual):
-        def h_star(self, g): return g.abs().mean()
-    with pytest.raises(ValueError, match='one number per example'): Mean().delta_star(g)
+        with pytest.raises(NotImplementedError):
+            call()
 
-@pytest.mark.parametrize('pair', [('linf', k) for k in KINDS] + [('l1', 'l2'), ('l2', 'groups'), ('patch', 'l2'), ('l2', 'l2')])
+    class Mean(Dual):
+        def h_star(self, g):
+            return g.abs().mean()
+
+    with pytest.raises(ValueError, match="one number per example"):
+        Mean().delta_star(g)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [("linf", k) for k in KINDS] + [("l1", "l2"), ("l2", "groups"), ("patch", "l2"), ("l2", "l2")],
+)
 @settings(deadline=None, max_examples=5)
 @given(st.integers(0, 99))
 def test_infimal_convolution(pair, seed):
     "h of a sum is below every split, and Fenchel-Young is an equality at delta_star"
-    a,b = (make(k, (3, 4), e, seed) for k,e in zip(pair, (.3, .5)))
-    s,g = a + b,batch((3, 4), seed)
-    torch.testing.assert_close(s.gap(g, s.delta_star(g)), torch.zeros(3, dtype=torch.double), atol=1e-9, rtol=0)
-    u,v = a.random_point(g),.4*batch((3, 4), seed + 1)
+    a, b = (make(k, (3, 4), e, seed) for k, e in zip(pair, (0.3, 0.5)))
+    s, g = a + b, batch((3, 4), seed)
+    torch.testing.assert_close(
+        s.gap(g, s.delta_star(g)), torch.zeros(3, dtype=torch.double), atol=1e-9, rtol=0
+    )
+    u, v = a.random_point(g), 0.4 * batch((3, 4), seed + 1)
     assert (s.h(u + v) <= a.h(u) + b.h(v) + 1e-9).all()
     assert (s.gap(g, u + v) >= -1e-7).all()
-    torch.testing.assert_close((3*s).h(u + v), (3*a + 3*b).h(u + v))         # scaling before or after adding
+    torch.testing.assert_close(
+        (3 * s).h(u + v), (3 * a + 3 * b).h(u + v)
+    )  # scaling before or after adding
+
 
 def test_names():
     assert (L1, L2, LInf, GroupL21) == (LInfBall, L2Ball, L1Ball, GroupBall)
-    assert repr(L1(8/255)) == 'LInfBall(eps=0.0314) <-> L1: h* = eps*||g||_1'
+    assert repr(L1(8 / 255)) == "LInfBall(eps=0.0314) <-> L1: h* = eps*||g||_1"
     for k in KINDS:
-        d = make(k, (3, 5), .4); g = batch((3, 5), 0)
-        assert torch.equal(pickle.loads(pickle.dumps(d)).delta_star(g), d.delta_star(g)) and '<->' in repr(d)
+        d = make(k, (3, 5), 0.4)
+        g = batch((3, 5), 0)
+        assert torch.equal(
+            pickle.loads(pickle.dumps(d)).delta_star(g), d.delta_star(g)
+        ) and "<->" in repr(d)
+
 
 # --- bad input -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('bad', [-.1, math.nan, math.inf, -math.inf])
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf, -math.inf])
 def test_bad_strengths(bad):
-    for build in (L1, L2, LInf, GroupL21, lambda e: ElasticNet(e, .1), lambda e: ElasticNet(.1, e), lambda e: WeightedL2(e, 1.), lambda e: e*L1(.1), L1(.1).with_eps):
-        with pytest.raises(ValueError, match='finite number >= 0'): build(bad)
+    for build in (
+        L1,
+        L2,
+        LInf,
+        GroupL21,
+        lambda e: ElasticNet(e, 0.1),
+        lambda e: ElasticNet(0.1, e),
+        lambda e: WeightedL2(e, 1.0),
+        lambda e: e * L1(0.1),
+        L1(0.1).with_eps,
+    ):
+        with pytest.raises(ValueError, match="finite number >= 0"):
+            build(bad)
 
-@pytest.mark.parametrize('bad', ['.1', None, torch.tensor(.1), True, [.1]])
+
+@pytest.mark.parametrize("bad", [".1", None, torch.tensor(0.1), True, [0.1]])
 def test_strengths_of_the_wrong_kind(bad):
-    with pytest.raises(TypeError, match='expected a number'): L1(bad)
+    with pytest.raises(TypeError, match="expected a number"):
+        L1(bad)
 
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bad_tensors(kind):
-    d = make(kind, (2, 4, 4), .1)
-    calls = [d.h, d.h_star, d.delta_star] + ([d.project, d.random_point, d.norm, d.steepest] if isinstance(d, Ball) else [])
+    d = make(kind, (2, 4, 4), 0.1)
+    calls = [d.h, d.h_star, d.delta_star] + (
+        [d.project, d.random_point, d.norm, d.steepest] if isinstance(d, Ball) else []
+    )
     for f in calls:
-        with pytest.raises(TypeError, match='floating dtype'): f(torch.ones(2, 2, 4, 4, dtype=torch.long))
-        with pytest.raises(TypeError, match='torch.Tensor'): f([[1., 2.]])
-        out = f(torch.ones(0, 2, 4, 4)); assert len(out) == 0                                   # an empty batch
+        with pytest.raises(TypeError, match="floating dtype"):
+            f(torch.ones(2, 2, 4, 4, dtype=torch.long))
+        with pytest.raises(TypeError, match="torch.Tensor"):
+            f([[1.0, 2.0]])
+        out = f(torch.ones(0, 2, 4, 4))
+        assert len(out) == 0  # an empty batch
         assert out.shape in ((0,), (0, 2, 4, 4))
-    with pytest.raises(ValueError, match='one shape'): d.gap(torch.ones(2, 2, 4, 4), torch.ones(1, 2, 4, 4))
-    with pytest.raises(ValueError, match='at least one feature'): d.h_star(torch.ones(2, 0))
-    with pytest.raises(ValueError, match='scalar'): d.h_star(torch.tensor(1.))
+    with pytest.raises(ValueError, match="one shape"):
+        d.gap(torch.ones(2, 2, 4, 4), torch.ones(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="at least one feature"):
+        d.h_star(torch.ones(2, 0))
+    with pytest.raises(ValueError, match="scalar"):
+        d.h_star(torch.tensor(1.0))
 
-@pytest.mark.parametrize('patch', [0, -1, 1.5, '14', True])
+
+@pytest.mark.parametrize("patch", [0, -1, 1.5, "14", True])
 def test_bad_patch(patch):
-    with pytest.raises(ValueError, match='patch='): GroupBall(.1, patch=patch)
+    with pytest.raises(ValueError, match="patch="):
+        GroupBall(0.1, patch=patch)
 
-@pytest.mark.parametrize('groups,exc,match', [
-    (torch.tensor([0, 1, -1]), ValueError, 'index -1'), (torch.rand(3), TypeError, 'integer tensor'), (torch.tensor([True, False]), TypeError, 'integer tensor'),
-    ([0, 1], TypeError, 'integer tensor'), (torch.ones(0, dtype=torch.long), ValueError, 'at least one feature')])
+
+@pytest.mark.parametrize(
+    "groups,exc,match",
+    [
+        (torch.tensor([0, 1, -1]), ValueError, "index -1"),
+        (torch.rand(3), TypeError, "integer tensor"),
+        (torch.tensor([True, False]), TypeError, "integer tensor"),
+        ([0, 1], TypeError, "integer tensor"),
+        (torch.ones(0, dtype=torch.long), ValueError, "at least one feature"),
+    ],
+)
 def test_groups_that_do_not_partition(groups, exc, match):
-    with pytest.raises(exc, match=match): GroupBall(.1, groups=groups)
+    with pytest.raises(exc, match=match):
+        GroupBall(0.1, groups=groups)
+
 
 def test_groups_of_another_shape():
-    d = GroupBall(.1, groups=torch.zeros(3, 4, dtype=torch.long))
+    d = GroupBall(0.1, groups=torch.zeros(3, 4, dtype=torch.long))
     for x in (torch.ones(2, 12), torch.ones(2, 4, 3), torch.ones(3, 4)):
         for f in (d.h_star, d.delta_star, d.project, d.random_point):
-            with pytest.raises(ValueError, match='one index for every feature'): f(x)
-    with pytest.raises(ValueError, match='give groups='): GroupBall(.1).delta_star(torch.ones(2, 12))
-    with pytest.raises(ValueError, match='across_channels'): GroupBall(.1, groups=torch.zeros(3).long(), across_channels=True)
+            with pytest.raises(ValueError, match="one index for every feature"):
+                f(x)
+    with pytest.raises(ValueError, match="give groups="):
+        GroupBall(0.1).delta_star(torch.ones(2, 12))
+    with pytest.raises(ValueError, match="across_channels"):
+        GroupBall(0.1, groups=torch.zeros(3).long(), across_channels=True)
 
-@pytest.mark.parametrize('weight,exc', [(torch.tensor([1., 0.]), ValueError), (torch.tensor([1., -1.]), ValueError), (torch.tensor([1., math.nan]), ValueError),
-                                        (torch.tensor([1., math.inf]), ValueError), (0., ValueError), (-1., ValueError), (torch.tensor([1, 2]), TypeError), ('1', TypeError)])
+
+@pytest.mark.parametrize(
+    "weight,exc",
+    [
+        (torch.tensor([1.0, 0.0]), ValueError),
+        (torch.tensor([1.0, -1.0]), ValueError),
+        (torch.tensor([1.0, math.nan]), ValueError),
+        (torch.tensor([1.0, math.inf]), ValueError),
+        (0.0, ValueError),
+        (-1.0, ValueError),
+        (torch.tensor([1, 2]), TypeError),
+        ("1", TypeError),
+    ],
+)
 def test_bad_weights(weight, exc):
-    with pytest.raises(exc, match='weight'): WeightedL2(.1, weight)
+    with pytest.raises(exc, match="weight"):
+        WeightedL2(0.1, weight)
+
 
 def test_weights_of_another_shape():
     for w in (torch.ones(5), torch.ones(2, 2, 3, 4), torch.ones(1, 1, 3, 4)[None]):
-        with pytest.raises(ValueError, match='weight has shape'): WeightedL2(.1, w).h_star(torch.ones(1, 2, 3, 4))
+        with pytest.raises(ValueError, match="weight has shape"):
+            WeightedL2(0.1, w).h_star(torch.ones(1, 2, 3, 4))
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-@pytest.mark.parametrize('kind', KINDS)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
 def test_gpu_agrees(kind):
-    d,g = make(kind, (3, 17, 18), .1),batch((3, 17, 18), 0, dtype=torch.float32)
+    d, g = make(kind, (3, 17, 18), 0.1), batch((3, 17, 18), 0, dtype=torch.float32)
     for f in [d.h_star, d.delta_star, d.h] + ([d.project] if isinstance(d, Ball) else []):
         torch.testing.assert_close(f(g.cuda()).cpu(), f(g), rtol=1e-5, atol=1e-6)
-    if isinstance(d, Ball): assert (d.h(d.random_point(g.cuda())) == 0).all()
+    if isinstance(d, Ball):
+        assert (d.h(d.random_point(g.cuda())) == 0).all()

@@ -1,7 +1,7 @@
 """How readable is the code at first sight? This package beside three that are known for it.
 
-    python tools/readability.py             the table
-    python tools/readability.py --modules   one row for each module of this package
+python tools/readability.py             the table
+python tools/readability.py --modules   one row for each module of this package
 """
 
 import argparse
@@ -22,9 +22,7 @@ def code_lines(source: str) -> list[str]:
             if isinstance(node.value.value, str):
                 skip |= set(range(node.lineno, node.end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
-    return [
-        line for n, line in lines if n not in skip and line.strip() and line.lstrip()[0] != "#"
-    ]
+    return [line for n, line in lines if n not in skip and line.strip() and line.lstrip()[0] != "#"]
 
 
 def semicolons(source: str) -> int:

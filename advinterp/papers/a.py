@@ -8,209 +8,533 @@ __all__ = ['runs_a', 'effects', 'claim', 'score', 'items_a']
 # %% ../../nbs/papers/52_a.ipynb #ac2d5872
 import json
 from functools import partial
+
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+
 from ..adversary import PGD
 from ..attribution import deep_shap
 from ..data import get_data
 from ..duals import LInfBall
-from ..jobs import Job, job_folder, read_job
 from ..evaluate import seed_interval
-from .common import Item, verdict
+from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn
+from .common import Item, verdict
+from .scorecard import scorecard
 from ..plots import gini_boxplot, tradeoff
 from ..report import Section, interval, percent, signed, with_published
-from .scorecard import scorecard
-from ..study import impact_figure, load_run, map_figure, plan, tabulate, train, _title
+from ..study import _title, impact_figure, load_run, map_figure, plan, tabulate, train
 
 # %% ../../nbs/papers/52_a.ipynb #b8fb0af4
-_ftrl, _image = dict(optimiser='ftrl'), dict(shap=True, fast=True)
-_long = dict(n_train=None, epochs=21, adv_epochs=84, lr=1e-4, step_size=.01, ramp=0., n_explain=10_000, ig_steps=100, shap=True)
-_wide = dict(model='wide_resnet', n_train=None, epochs=180, adv_epochs=180, bs=128, lr=.1, optimiser='sgd', wd=2e-4, drops=(.57, .86), pad=2, ramp=0., step_size=1/255, n_explain=10_000, ig_steps=100)
+_ftrl, _image = dict(optimiser="ftrl"), dict(shap=True, fast=True)
+_long = dict(
+    n_train=None,
+    epochs=21,
+    adv_epochs=84,
+    lr=1e-4,
+    step_size=0.01,
+    ramp=0.0,
+    n_explain=10_000,
+    ig_steps=100,
+    shap=True,
+)
+_wide = dict(
+    model="wide_resnet",
+    n_train=None,
+    epochs=180,
+    adv_epochs=180,
+    bs=128,
+    lr=0.1,
+    optimiser="sgd",
+    wd=2e-4,
+    drops=(0.57, 0.86),
+    pad=2,
+    ramp=0.0,
+    step_size=1 / 255,
+    n_explain=10_000,
+    ig_steps=100,
+)
 
 _settings = dict(
-    quick=[('mushroom', _ftrl, 5), ('spambase', _ftrl, 5), ('mushroom', {}, 5), ('spambase', {}, 5), ('mnist', _image, 3), ('fashion_mnist', _image, 3), ('cifar10', _image, 3)],
-    paper=[('mushroom', _ftrl, 5), ('spambase', _ftrl, 5), ('mnist', dict(_long, steps=40), 3), ('fashion_mnist', dict(_long, steps=20), 3), ('cifar10', _wide, 3)])
+    quick=[
+        ("mushroom", _ftrl, 5),
+        ("spambase", _ftrl, 5),
+        ("mushroom", {}, 5),
+        ("spambase", {}, 5),
+        ("mnist", _image, 3),
+        ("fashion_mnist", _image, 3),
+        ("cifar10", _image, 3),
+    ],
+    paper=[
+        ("mushroom", _ftrl, 5),
+        ("spambase", _ftrl, 5),
+        ("mnist", dict(_long, steps=40), 3),
+        ("fashion_mnist", dict(_long, steps=20), 3),
+        ("cifar10", _wide, 3),
+    ],
+)
 
-_grid = dict(   # the published strength first: every model is attacked at it
-    mushroom=([.1, .05, .15, .2, .3], [.02, .01, .04, .06, .1]), spambase=([.1, .03, .07, .15, .2], [.02, .005, .01, .03, .05]),
-    mnist=([.3, .1, .2], [.01, .003, .03]), fashion_mnist=([.1, .05, .2], [.01, .003, .03]), cifar10=([1/255, .5/255, 2/255], [1e-5, 1e-6, 1e-4]))
+_grid = dict(  # the published strength first: every model is attacked at it
+    mushroom=([0.1, 0.05, 0.15, 0.2, 0.3], [0.02, 0.01, 0.04, 0.06, 0.1]),
+    spambase=([0.1, 0.03, 0.07, 0.15, 0.2], [0.02, 0.005, 0.01, 0.03, 0.05]),
+    mnist=([0.3, 0.1, 0.2], [0.01, 0.003, 0.03]),
+    fashion_mnist=([0.1, 0.05, 0.2], [0.01, 0.003, 0.03]),
+    cifar10=([1 / 255, 0.5 / 255, 2 / 255], [1e-5, 1e-6, 1e-4]),
+)
 
 # %% ../../nbs/papers/52_a.ipynb #56dbf310
 def runs_a(
-    preset='quick',  # 'quick' or 'paper'
-    device='cpu',    # torch device
-    data=None,       # names of data sets; None: all five
-    grid=False,      # also the other strengths of figure 3: of seed 0 for images, of three seeds and FTRL for tables
-)->list:             # of `Run`
+    preset="quick",  # 'quick' or 'paper'
+    device="cpu",  # torch device
+    data=None,  # names of data sets; None: all five
+    grid=False,  # also the other strengths of figure 3: of seed 0 for images, of three seeds and FTRL for tables
+) -> list:  # of `Run`
     "The runs of paper A."
     runs = []
-    for name,changes,seeds in _settings[preset]:
-        if data and name not in data: continue
+    for name, changes, seeds in _settings[preset]:
+        if data and name not in data:
+            continue
         runs += plan(name, seeds=seeds, device=device, **changes)
-        table = name in ('mushroom', 'spambase')
-        if grid and (changes is _ftrl or not table): runs += plan(name, eps=_grid[name][0], lam=_grid[name][1], seeds=3 if table else 1, device=device, **changes)
+        table = name in ("mushroom", "spambase")
+        if grid and (changes is _ftrl or not table):
+            runs += plan(
+                name,
+                eps=_grid[name][0],
+                lam=_grid[name][1],
+                seeds=3 if table else 1,
+                device=device,
+                **changes,
+            )
     return list(dict.fromkeys(runs))
 
 # %% ../../nbs/papers/52_a.ipynb #b5c55f84
-_attributions = dict(ig='', deep_shap='_shap')
+_attributions = dict(ig="", deep_shap="_shap")
+
 
 def _means(df, k):
-    g = df[df.method != 'natural'].dropna(subset=[f'dG{k}']).groupby(['data', 'method', 'strength'], sort=False)
-    return g.agg(dG=(f'dG{k}', 'mean'), low=(f'dG{k}_seeds_low', 'first'), high=(f'dG{k}_seeds_high', 'first'), gini=(f'gini{k}', 'mean'), accuracy=('accuracy', 'mean'),
-                 drop=('accuracy_drop', 'mean'), robust=('robust_accuracy', 'mean'), seeds=('seed', 'nunique')).reset_index()
+    g = (
+        df[df.method != "natural"]
+        .dropna(subset=[f"dG{k}"])
+        .groupby(["data", "method", "strength"], sort=False)
+    )
+    return g.agg(
+        dG=(f"dG{k}", "mean"),
+        low=(f"dG{k}_seeds_low", "first"),
+        high=(f"dG{k}_seeds_high", "first"),
+        gini=(f"gini{k}", "mean"),
+        accuracy=("accuracy", "mean"),
+        drop=("accuracy_drop", "mean"),
+        robust=("robust_accuracy", "mean"),
+        seeds=("seed", "nunique"),
+    ).reset_index()
+
 
 def effects(
-    runs,            # list of `Run` that may be done
-    out,             # folder of the study
-)->pd.DataFrame:     # data, method, strength, attribution, optimiser; dG, low, high, drop, gini, ...; paper_dG, paper_drop, verdict
+    runs,  # list of `Run` that may be done
+    out,  # folder of the study
+) -> pd.DataFrame:  # data, method, strength, attribution, optimiser; dG, low, high, drop, gini, ...; paper_dG, paper_drop, verdict
     "Mean effects over the seeds, with the published ones."
     parts = []
     for opt in dict.fromkeys(r.recipe.optimiser for r in runs):
         df = tabulate([r for r in runs if r.recipe.optimiser == opt], out)
-        parts += [with_published(_means(df, k), a).assign(optimiser=opt, attribution=a) for a,k in _attributions.items() if f'dG{k}' in df]
+        parts += [
+            with_published(_means(df, k), a).assign(optimiser=opt, attribution=a)
+            for a, k in _attributions.items()
+            if f"dG{k}" in df
+        ]
     e = pd.concat(parts, ignore_index=True)
     return e.assign(verdict=[verdict(*v) for v in zip(e.paper_dG, e.low, e.high)])
 
 # %% ../../nbs/papers/52_a.ipynb #e22ce7a6
 def claim(
-    runs,            # list of `Run` that may be done
-    out,             # folder of the study
-)->pd.DataFrame:     # data, attribution, optimiser, gain, low, high, paper, verdict
+    runs,  # list of `Run` that may be done
+    out,  # folder of the study
+) -> pd.DataFrame:  # data, attribution, optimiser, gain, low, high, paper, verdict
     "How much further the adversary gets than the l1 penalty, at the published strengths: dG(a) - dG(l), seed by seed."
     rows = []
     for opt in dict.fromkeys(r.recipe.optimiser for r in runs):
-        df = tabulate([r for r in runs if r.recipe.optimiser == opt and r.strength in (r.recipe.eps, r.recipe.lam, 0.)], out)
-        for a,k in _attributions.items():
-            for name,d in df.groupby('data', sort=False) if f'dG{k}' in df else ():
-                by = d.dropna(subset=[f'dG{k}']).pivot_table(index='seed', columns='method', values=[f'dG{k}', 'accuracy'])
-                if not len(by) or not {'l1', 'adversarial'} <= set(d.method): continue
-                diff, acc = (by[c].adversarial - by[c].l1 for c in (f'dG{k}', 'accuracy'))
-                rows.append(dict(data=name, attribution=a, optimiser=opt, gain=diff.mean(), **dict(zip(('low', 'high'), seed_interval(diff.dropna()))), accuracy=acc.mean(), seeds=diff.notna().sum()))
+        df = tabulate(
+            [
+                r
+                for r in runs
+                if r.recipe.optimiser == opt and r.strength in (r.recipe.eps, r.recipe.lam, 0.0)
+            ],
+            out,
+        )
+        for a, k in _attributions.items():
+            for name, d in df.groupby("data", sort=False) if f"dG{k}" in df else ():
+                by = d.dropna(subset=[f"dG{k}"]).pivot_table(
+                    index="seed", columns="method", values=[f"dG{k}", "accuracy"]
+                )
+                if not len(by) or not {"l1", "adversarial"} <= set(d.method):
+                    continue
+                diff, acc = (by[c].adversarial - by[c].l1 for c in (f"dG{k}", "accuracy"))
+                rows.append(
+                    dict(
+                        data=name,
+                        attribution=a,
+                        optimiser=opt,
+                        gain=diff.mean(),
+                        **dict(zip(("low", "high"), seed_interval(diff.dropna()))),
+                        accuracy=acc.mean(),
+                        seeds=diff.notna().sum(),
+                    )
+                )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/52_a.ipynb #60d66f26
 def _table1(runs, out):
     e, c = effects(runs, out), claim(runs, out)
-    e = e[e.paper_dG.notna()].sort_values('data', kind='stable')
-    t = pd.DataFrame(dict(data=e.data, attribution=e.attribution, model=e.method.map(_title), strength=e.strength.map('{:.3g}'.format), optimiser=e.optimiser, seeds=e.seeds, **{
-        'dG [95 %]': [interval(*v) for v in zip(e.dG, e.low, e.high)], "paper's dG": e.paper_dG.map(signed), 'difference': (e.dG - e.paper_dG).map(signed), 'verdict': e.verdict,
-        'drop': e['drop'].map(percent), "paper's drop": e.paper_drop.map(percent), 'robust accuracy': e.robust.map(percent)}))
-    yield Section('Table 1: gain in Gini over the natural model', 'Means over the seeds with 95 % t intervals. Drop: accuracy lost against the natural model. Robust accuracy: under PGD-20 within the published eps.', t)
-    c = pd.DataFrame(dict(data=c.data, attribution=c.attribution, optimiser=c.optimiser, seeds=c.seeds, **{
-        'dG(a) - dG(l) [95 %]': [interval(*v) for v in zip(c.gain, c.low, c.high)], 'accuracy(a) - accuracy(l)': c.accuracy.map(lambda v: f'{100*v:+.1f} %'),
-        'claim': [{True: 'confirmed', False: 'not confirmed'}[bool(l > 0)] if l == l else 'no interval' for l in c.low]}))
-    yield Section("The claim: the adversary gains more than the l1 penalty", 'Difference of the two gains, seed by seed, with a 95 % t interval; confirmed where the interval lies above zero.', c)
+    e = e[e.paper_dG.notna()].sort_values("data", kind="stable")
+    t = pd.DataFrame(
+        dict(
+            data=e.data,
+            attribution=e.attribution,
+            model=e.method.map(_title),
+            strength=e.strength.map("{:.3g}".format),
+            optimiser=e.optimiser,
+            seeds=e.seeds,
+            **{
+                "dG [95 %]": [interval(*v) for v in zip(e.dG, e.low, e.high)],
+                "paper's dG": e.paper_dG.map(signed),
+                "difference": (e.dG - e.paper_dG).map(signed),
+                "verdict": e.verdict,
+                "drop": e["drop"].map(percent),
+                "paper's drop": e.paper_drop.map(percent),
+                "robust accuracy": e.robust.map(percent),
+            },
+        )
+    )
+    yield Section(
+        "Table 1: gain in Gini over the natural model",
+        "Means over the seeds with 95 % t intervals. Drop: accuracy lost against the natural model. Robust accuracy: under PGD-20 within the published eps.",
+        t,
+    )
+    c = pd.DataFrame(
+        dict(
+            data=c.data,
+            attribution=c.attribution,
+            optimiser=c.optimiser,
+            seeds=c.seeds,
+            **{
+                "dG(a) - dG(l) [95 %]": [interval(*v) for v in zip(c.gain, c.low, c.high)],
+                "accuracy(a) - accuracy(l)": c.accuracy.map(lambda v: f"{100 * v:+.1f} %"),
+                "claim": [
+                    {True: "confirmed", False: "not confirmed"}[bool(l > 0)]
+                    if l == l
+                    else "no interval"
+                    for l in c.low
+                ],
+            },
+        )
+    )
+    yield Section(
+        "The claim: the adversary gains more than the l1 penalty",
+        "Difference of the two gains, seed by seed, with a 95 % t interval; confirmed where the interval lies above zero.",
+        c,
+    )
 
 # %% ../../nbs/papers/52_a.ipynb #fae6d392
 def _gains(runs, out, seed=0):
     "Point-wise dG of the first seed: `{data [attribution]: {model: (n,)}}`."
     panels = {}
     for r in runs:
-        if r.seed != seed or r.method == 'natural' or r.strength not in (r.recipe.eps, r.recipe.lam): continue
-        base = next(b for b in runs if b.recipe == r.recipe and b.method == 'natural' and b.seed == seed)
-        (_,a), (_,b) = load_run(r, out), load_run(base, out)
-        for name,k in _attributions.items():
-            if f'gini{k}' in a: panels.setdefault(f'{r.recipe.data} [{name}]' + (' (Adam)' if r.recipe.optimiser == 'adam' and r.recipe.model == 'one_layer' else ''), {})[_title[r.method]] = a[f'gini{k}'].astype(float) - b[f'gini{k}']
+        if (
+            r.seed != seed
+            or r.method == "natural"
+            or r.strength not in (r.recipe.eps, r.recipe.lam)
+        ):
+            continue
+        base = next(
+            b for b in runs if b.recipe == r.recipe and b.method == "natural" and b.seed == seed
+        )
+        (_, a), (_, b) = load_run(r, out), load_run(base, out)
+        for name, k in _attributions.items():
+            if f"gini{k}" in a:
+                panels.setdefault(
+                    f"{r.recipe.data} [{name}]"
+                    + (
+                        " (Adam)"
+                        if r.recipe.optimiser == "adam" and r.recipe.model == "one_layer"
+                        else ""
+                    ),
+                    {},
+                )[_title[r.method]] = a[f"gini{k}"].astype(float) - b[f"gini{k}"]
     return panels
 
+
 def _fig2(runs, out):
-    g = _gains(runs, out); names = list(g)
-    figs = {f'A_fig2_{i//4 + 1}': (gini_boxplot({n: g[n] for n in names[i:i+4]}), 'Box plots of the point-wise gain in Gini: ' + ', '.join(names[i:i+4])) for i in range(0, len(names), 4)}
-    yield Section('Figure 2: gain in Gini, example by example', 'Gini of the attribution under each model minus that under the natural model, for the same example; first seed. Diamonds: means.', figures=figs)
+    g = _gains(runs, out)
+    names = list(g)
+    figs = {
+        f"A_fig2_{i // 4 + 1}": (
+            gini_boxplot({n: g[n] for n in names[i : i + 4]}),
+            "Box plots of the point-wise gain in Gini: " + ", ".join(names[i : i + 4]),
+        )
+        for i in range(0, len(names), 4)
+    }
+    yield Section(
+        "Figure 2: gain in Gini, example by example",
+        "Gini of the attribution under each model minus that under the natural model, for the same example; first seed. Diamonds: means.",
+        figures=figs,
+    )
 
 # %% ../../nbs/papers/52_a.ipynb #dbd47d14
 def _fig3(runs, out):
-    optimiser, figs = {r.recipe.data: r.recipe.optimiser for r in reversed(runs)}, {}     # the first one of each data set
-    done = [r for r in runs if r.method != 'natural' and r.recipe.optimiser == optimiser[r.recipe.data] and job_folder(r.job(), out).exists()]
-    df = pd.DataFrame([dict(read_job(r.job(), out)['row'], data=r.recipe.data, method=r.method, strength=r.strength) for r in done])
-    for name,d in df.groupby('data', sort=False):
-        parts = {f'{_title[m]} [{a}]': x.dropna(subset=[f'gini{k}']).groupby('strength')[[f'gini{k}', 'accuracy']].mean() for m,x in d.groupby('method', sort=False) for a,k in _attributions.items() if f'gini{k}' in x}
-        curves = {k: (*m.to_numpy().T, [f'{s:.3g}' for s in m.index]) for k,m in parts.items() if len(m)}
-        figs[f'A_fig3_{name}'] = tradeoff(curves), f'Accuracy against mean Gini on {name}: ' + ', '.join(curves)
-    yield Section('Figure 3: accuracy against sparseness', 'One line for each way of training and attribution method, one point for each strength (written beside it): upper right is better.', figures=figs)
-
+    optimiser, figs = (
+        {r.recipe.data: r.recipe.optimiser for r in reversed(runs)},
+        {},
+    )  # the first one of each data set
+    done = [
+        r
+        for r in runs
+        if r.method != "natural"
+        and r.recipe.optimiser == optimiser[r.recipe.data]
+        and job_folder(r.job(), out).exists()
+    ]
+    df = pd.DataFrame(
+        [
+            dict(
+                read_job(r.job(), out)["row"],
+                data=r.recipe.data,
+                method=r.method,
+                strength=r.strength,
+            )
+            for r in done
+        ]
+    )
+    for name, d in df.groupby("data", sort=False):
+        parts = {
+            f"{_title[m]} [{a}]": x.dropna(subset=[f"gini{k}"])
+            .groupby("strength")[[f"gini{k}", "accuracy"]]
+            .mean()
+            for m, x in d.groupby("method", sort=False)
+            for a, k in _attributions.items()
+            if f"gini{k}" in x
+        }
+        curves = {
+            k: (*m.to_numpy().T, [f"{s:.3g}" for s in m.index]) for k, m in parts.items() if len(m)
+        }
+        figs[f"A_fig3_{name}"] = (
+            tradeoff(curves),
+            f"Accuracy against mean Gini on {name}: " + ", ".join(curves),
+        )
+    yield Section(
+        "Figure 3: accuracy against sparseness",
+        "One line for each way of training and attribution method, one point for each strength (written beside it): upper right is better.",
+        figures=figs,
+    )
 
 # %% ../../nbs/papers/52_a.ipynb #b1226fc4
 def _first(runs, data):
     "First seed and published strength of each method, FTRL for tables: title -> run."
-    ok = [r for r in runs if r.recipe.data == data and r.seed == 0 and r.strength in (0., r.recipe.eps, r.recipe.lam)]
+    ok = [
+        r
+        for r in runs
+        if r.recipe.data == data and r.seed == 0 and r.strength in (0.0, r.recipe.eps, r.recipe.lam)
+    ]
     return {_title[r.method]: r for r in ok if r.recipe.optimiser == ok[0].recipe.optimiser}
 
+
 def _impacts(data, item, runs, out):
-    fig = impact_figure({k: load_run(r, out)[1] for k,r in _first(runs, data).items()})
-    yield Section(f'Figure {item}: feature impact on {data}', 'Mean magnitude of the attribution over the test examples, the values of one categorical feature summed, sorted by the natural model.',
-                  figures={f'A_fig{item.replace(".", "")}': (fig, f'Feature impacts on {data}, natural against adversarial')})
+    fig = impact_figure({k: load_run(r, out)[1] for k, r in _first(runs, data).items()})
+    yield Section(
+        f"Figure {item}: feature impact on {data}",
+        "Mean magnitude of the attribution over the test examples, the values of one categorical feature summed, sorted by the natural model.",
+        figures={
+            f"A_fig{item.replace('.', '')}": (
+                fig,
+                f"Feature impacts on {data}, natural against adversarial",
+            )
+        },
+    )
+
 
 def _shap_maps(run, a, out):
     "DeepSHAP of the stored examples, from the stored weights."
-    model = madry_cnn(); model.load_state_dict(load_file(job_folder(run.job(), out)/'model.safetensors'))
-    x = torch.as_tensor(a['x'])
-    return dict(a, maps=deep_shap(model, x, torch.as_tensor(a['y'][:len(x)])).numpy())
+    model = madry_cnn()
+    model.load_state_dict(load_file(job_folder(run.job(), out) / "model.safetensors"))
+    x = torch.as_tensor(a["x"])
+    return dict(a, maps=deep_shap(model, x, torch.as_tensor(a["y"][: len(x)])).numpy())
+
 
 def _maps(data, item, shap, runs, out, classes=None):
-    a = {k: (_shap_maps(r, load_run(r, out)[1], out) if shap else load_run(r, out)[1]) for k,r in _first(runs, data).items()}
-    name = 'DeepSHAP' if shap else 'Integrated Gradients'
-    yield Section(f'Figure {item}: {name} on {data}', 'Test images that all models classify correctly and the magnitude of their maps, each on its own scale, with the Gini index.',
-                  figures={f'A_fig{item.replace(".", "")}': (map_figure(a, classes=classes) or map_figure(a, rows=1), f'{name} maps on {data}, one column for each model')})
+    a = {
+        k: (_shap_maps(r, load_run(r, out)[1], out) if shap else load_run(r, out)[1])
+        for k, r in _first(runs, data).items()
+    }
+    name = "DeepSHAP" if shap else "Integrated Gradients"
+    yield Section(
+        f"Figure {item}: {name} on {data}",
+        "Test images that all models classify correctly and the magnitude of their maps, each on its own scale, with the Gini index.",
+        figures={
+            f"A_fig{item.replace('.', '')}": (
+                map_figure(a, classes=classes) or map_figure(a, rows=1),
+                f"{name} maps on {data}, one column for each model",
+            )
+        },
+    )
 
 # %% ../../nbs/papers/52_a.ipynb #08259f6c
 def _trained(run, folder):
     "The model of a run: loaded where the study has it, else trained."
-    stored = folder.parent/run.job().name/'model.safetensors'
-    if not stored.exists(): return train(run).model
-    model = madry_cnn(); model.load_state_dict(load_file(stored))
+    stored = folder.parent / run.job().name / "model.safetensors"
+    if not stored.exists():
+        return train(run).model
+    model = madry_cnn()
+    model.load_state_dict(load_file(stored))
     return model.to(run.device).eval()
 
+
 def score(
-    folder, tick,  # where to write, called with the work done
-    data, preset, device, n, radius, patch, steps, # data set, preset of its runs, examples, of the interpretation attack, of AOPC, of PGD
-)->dict:           # rows of the scorecard, under `card`
+    folder,
+    tick,  # where to write, called with the work done
+    data,
+    preset,
+    device,
+    n,
+    radius,
+    patch,
+    steps,  # data set, preset of its runs, examples, of the interpretation attack, of AOPC, of PGD
+) -> dict:  # rows of the scorecard, under `card`
     "The job of a scorecard: natural against adversarial models, paired by seed."
-    runs = [r for r in runs_a(preset, device, data=[data]) if r.method != 'l1']
-    kinds = {k: [_trained(r, folder) for r in runs if r.method == k] for k in ('natural', 'adversarial')}
-    r = runs[0].recipe; d = get_data(data, bs=r.bs, n_train=r.n_train, device=device).valid_ds
-    card = scorecard(kinds, d.x[:n], d.y[:n], PGD(LInfBall(r.eps), steps, bounds=r.bounds), radius, patch=patch)
+    runs = [r for r in runs_a(preset, device, data=[data]) if r.method != "l1"]
+    kinds = {
+        k: [_trained(r, folder) for r in runs if r.method == k] for k in ("natural", "adversarial")
+    }
+    r = runs[0].recipe
+    d = get_data(data, bs=r.bs, n_train=r.n_train, device=device).valid_ds
+    card = scorecard(
+        kinds, d.x[:n], d.y[:n], PGD(LInfBall(r.eps), steps, bounds=r.bounds), radius, patch=patch
+    )
     tick(1)
-    return dict(card=json.loads(card.to_json(orient='records')))
+    return dict(card=json.loads(card.to_json(orient="records")))
 
-def _score_job(preset='quick', device='cpu'):
-    s = dict(data='mnist', preset=preset, device=device, n=300 if preset == 'quick' else 2_000, radius=1., patch=4, steps=40)
-    return Job('advinterp.papers.a:score', s, f'{s["data"]}-scorecard', 5_000.)
 
-def _card(out, preset='quick', device='cpu'):
+def _score_job(preset="quick", device="cpu"):
+    s = dict(
+        data="mnist",
+        preset=preset,
+        device=device,
+        n=300 if preset == "quick" else 2_000,
+        radius=1.0,
+        patch=4,
+        steps=40,
+    )
+    return Job("advinterp.papers.a:score", s, f"{s['data']}-scorecard", 5_000.0)
+
+
+def _card(out, preset="quick", device="cpu"):
     job = _score_job(preset, device)
-    if not job_folder(job, out).exists(): return []
-    c = pd.DataFrame(read_job(job, out)['row']['card'])
-    t = pd.DataFrame({'metric': c.metric, 'claimed better': c.better, **{k: c[k].map('{:.3f}'.format) for k in ('natural', 'adversarial')},
-                      'difference [95 %]': [interval(*v) for v in zip(c.difference, c.low, c.high)], 'claim': c.verdict})
-    n = job.settings['n']
-    return [Section('Natural against adversarial models on every metric', f'MNIST, first {n} test images, means over three seeds with 95 % t intervals of the difference. Robust accuracy: PGD-40 within eps .3; interpretation attack: l2 radius 1; AOPC: regions of 4 pixels; '
-                    'top entries: 10 %. Stability between seeds is bootstrapped over the images.', t)]
+    if not job_folder(job, out).exists():
+        return []
+    c = pd.DataFrame(read_job(job, out)["row"]["card"])
+    t = pd.DataFrame(
+        {
+            "metric": c.metric,
+            "claimed better": c.better,
+            **{k: c[k].map("{:.3f}".format) for k in ("natural", "adversarial")},
+            "difference [95 %]": [interval(*v) for v in zip(c.difference, c.low, c.high)],
+            "claim": c.verdict,
+        }
+    )
+    n = job.settings["n"]
+    return [
+        Section(
+            "Natural against adversarial models on every metric",
+            f"MNIST, first {n} test images, means over three seeds with 95 % t intervals of the difference. Robust accuracy: PGD-40 within eps .3; interpretation attack: l2 radius 1; AOPC: regions of 4 pixels; "
+            "top entries: 10 %. Stability between seeds is bootstrapped over the images.",
+            t,
+        )
+    ]
 
 # %% ../../nbs/papers/52_a.ipynb #8af9e0c4
-def _item(name, title, draw, scaled, minutes, gpu='1', **which):
-    jobs = lambda preset, device='cpu': [r.job() for r in runs_a(preset, device, **which)]
-    def _sections(out, preset='quick', device='cpu'):
+def _item(name, title, draw, scaled, minutes, gpu="1", **which):
+    jobs = lambda preset, device="cpu": [r.job() for r in runs_a(preset, device, **which)]
+
+    def _sections(out, preset="quick", device="cpu"):
         runs = [r for r in runs_a(preset, device, **which) if job_folder(r.job(), out).exists()]
         return list(draw(runs, out)) if runs else []
-    return Item(f'A.{name}', title, jobs, _sections, scaled, minutes, gpu)
 
-_images = '10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: a small net, 15,000 images'
+    return Item(f"A.{name}", title, jobs, _sections, scaled, minutes, gpu)
 
-def _score_jobs(preset, device='cpu'): return [*(r.job() for r in runs_a(preset, device, data=['mnist']) if r.method != 'l1'), _score_job(preset, device)]
 
-def items_a()->list: # of `Item`
-    "The tables and figures of paper A."
-    maps = (6, 'mnist', False, 24), (7, 'fashion_mnist', False, 16), (8, 'cifar10', False, 24), (9, 'mnist', True, 24), (10, 'fashion_mnist', True, 16)   # the last: minutes
+_images = "10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: a small net, 15,000 images"
+
+
+def _score_jobs(preset, device="cpu"):
     return [
-        _item('table1', 'gain in Gini on five data sets', _table1, _images, 68, '40'),
-        _item('fig1', 'one image (a bird in the paper) under each model', partial(_maps, 'cifar10', '1', False, classes=[2]), 'a small net, 15,000 images', 24, '30', data=['cifar10']),
-        _item('fig2', 'point-wise gain in Gini', _fig2, _images, 68, '40'),
-        _item('fig3', 'accuracy against sparseness', _fig3, _images + '; other strengths with one seed', 105, '100', grid=True),
-        _item('figJ4', 'feature impact on Mushroom', partial(_impacts, 'mushroom', 'J.4'), 'nothing', 3, data=['mushroom']),
-        _item('figJ5', 'feature impact on Spambase', partial(_impacts, 'spambase', 'J.5'), 'nothing', 1, data=['spambase']),
-        *[_item(f'figJ{i}', f'{"DeepSHAP" if shap else "Integrated Gradients"} on {d}', partial(_maps, d, f'J.{i}', shap), '10,000 training images' if d != 'cifar10' else 'a small net, 15,000 images', m, '8', data=[d])
-          for i,d,shap,m in maps],
-        Item('A.scorecard', 'every metric of the papers on MNIST', _score_jobs, _card, '10,000 training images, 300 test images', 26, '10')]
+        *(r.job() for r in runs_a(preset, device, data=["mnist"]) if r.method != "l1"),
+        _score_job(preset, device),
+    ]
+
+
+def items_a() -> list:  # of `Item`
+    "The tables and figures of paper A."
+    maps = (
+        (6, "mnist", False, 24),
+        (7, "fashion_mnist", False, 16),
+        (8, "cifar10", False, 24),
+        (9, "mnist", True, 24),
+        (10, "fashion_mnist", True, 16),
+    )  # the last: minutes
+    return [
+        _item("table1", "gain in Gini on five data sets", _table1, _images, 68, "40"),
+        _item(
+            "fig1",
+            "one image (a bird in the paper) under each model",
+            partial(_maps, "cifar10", "1", False, classes=[2]),
+            "a small net, 15,000 images",
+            24,
+            "30",
+            data=["cifar10"],
+        ),
+        _item("fig2", "point-wise gain in Gini", _fig2, _images, 68, "40"),
+        _item(
+            "fig3",
+            "accuracy against sparseness",
+            _fig3,
+            _images + "; other strengths with one seed",
+            105,
+            "100",
+            grid=True,
+        ),
+        _item(
+            "figJ4",
+            "feature impact on Mushroom",
+            partial(_impacts, "mushroom", "J.4"),
+            "nothing",
+            3,
+            data=["mushroom"],
+        ),
+        _item(
+            "figJ5",
+            "feature impact on Spambase",
+            partial(_impacts, "spambase", "J.5"),
+            "nothing",
+            1,
+            data=["spambase"],
+        ),
+        *[
+            _item(
+                f"figJ{i}",
+                f"{'DeepSHAP' if shap else 'Integrated Gradients'} on {d}",
+                partial(_maps, d, f"J.{i}", shap),
+                "10,000 training images" if d != "cifar10" else "a small net, 15,000 images",
+                m,
+                "8",
+                data=[d],
+            )
+            for i, d, shap, m in maps
+        ],
+        Item(
+            "A.scorecard",
+            "every metric of the papers on MNIST",
+            _score_jobs,
+            _card,
+            "10,000 training images, 300 test images",
+            26,
+            "10",
+        ),
+    ]

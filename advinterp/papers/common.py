@@ -8,55 +8,105 @@ __all__ = ['Item', 'verdict', 'markdown_table', 'latex_table']
 # %% ../../nbs/papers/50_common.ipynb #dbe22dbe
 import re
 from dataclasses import dataclass
+
 import pandas as pd
 
 # %% ../../nbs/papers/50_common.ipynb #e6e32319
 @dataclass(frozen=True)
 class Item:
     "One table or figure of a paper."
-    name:str             # paper and item: 'A.table1'
-    title:str            # what it shows
-    jobs:object          # callable: preset and device -> list of `Job`
-    sections:object      # callable: folder of the study, preset, device -> list of `Section` of what is done
-    scaled:str           # what the quick preset scales down
-    minutes:int = None   # the quick preset on two cores: half the sum of its runs' times, on a machine that was shared; None: not measured
-    gpu_hours:str = None # the paper preset, estimated; it was not run here. None: there is none
+
+    name: str  # paper and item: 'A.table1'
+    title: str  # what it shows
+    jobs: object  # callable: preset and device -> list of `Job`
+    sections: (
+        object  # callable: folder of the study, preset, device -> list of `Section` of what is done
+    )
+    scaled: str  # what the quick preset scales down
+    minutes: int = None  # the quick preset on two cores: half the sum of its runs' times, on a machine that was shared; None: not measured
+    gpu_hours: str = None  # the paper preset, estimated; it was not run here. None: there is none
 
     @property
     def cost(self):
         "What the two presets take, and whether they were run, in a line."
-        quick = 'not run yet' if self.minutes is None else f'{self.minutes} min on 2 cores, run to the end'
-        return f'quick: {quick}; paper: ' + ('no such preset' if self.gpu_hours is None else f'about {self.gpu_hours} GPU hours, not run here')
+        quick = (
+            "not run yet"
+            if self.minutes is None
+            else f"{self.minutes} min on 2 cores, run to the end"
+        )
+        return f"quick: {quick}; paper: " + (
+            "no such preset"
+            if self.gpu_hours is None
+            else f"about {self.gpu_hours} GPU hours, not run here"
+        )
 
 # %% ../../nbs/papers/50_common.ipynb #2f6621b5
 def verdict(
-    published,   # the paper's number; NaN: none
-    low, high,   # interval of ours; NaN: none
-)->str:
+    published,  # the paper's number; NaN: none
+    low,
+    high,  # interval of ours; NaN: none
+) -> str:
     "How a published effect compares with the interval of ours."
-    if pd.isna(published): return ''
-    if pd.isna(low) or pd.isna(high): return 'no interval'
-    if low > high: raise ValueError(f"low={low!r}, high={high!r}: expected low <= high")
-    if low <= published <= high: return 'within the interval'
-    return 'direction confirmed' if (low > 0) == (published > 0) and low*high > 0 else 'not confirmed'
+    if pd.isna(published):
+        return ""
+    if pd.isna(low) or pd.isna(high):
+        return "no interval"
+    if low > high:
+        raise ValueError(f"low={low!r}, high={high!r}: expected low <= high")
+    if low <= published <= high:
+        return "within the interval"
+    return (
+        "direction confirmed"
+        if (low > 0) == (published > 0) and low * high > 0
+        else "not confirmed"
+    )
 
 # %% ../../nbs/papers/50_common.ipynb #ba08663f
-_whole = re.compile(r' (?=±)|(?<=±) |(?<=,) (?=[-+.\d]+\])')    # spaces within '.5 ± .1' and '[.4, .6]'
-def _cells(df): return [[('' if not isinstance(v, str) and pd.isna(v) else str(v)) for v in r] for r in df.itertuples(index=False)]
+_whole = re.compile(
+    r" (?=±)|(?<=±) |(?<=,) (?=[-+.\d]+\])"
+)  # spaces within '.5 ± .1' and '[.4, .6]'
+
+
+def _cells(df):
+    return [
+        [("" if not isinstance(v, str) and pd.isna(v) else str(v)) for v in r]
+        for r in df.itertuples(index=False)
+    ]
+
 
 def markdown_table(
-    df:pd.DataFrame,  # cells are shown with `str`
-)->str:
+    df: pd.DataFrame,  # cells are shown with `str`
+) -> str:
     "A data frame as a Markdown table; a number stays on one line with its interval."
-    rows = [list(map(str, df)), ['---']*df.shape[1], *([_whole.sub('\u00a0', c.replace('|', '\\|')) for c in r] for r in _cells(df))]
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
+    rows = [
+        list(map(str, df)),
+        ["---"] * df.shape[1],
+        *([_whole.sub("\u00a0", c.replace("|", "\\|")) for c in r] for r in _cells(df)),
+    ]
+    return "\n".join("| " + " | ".join(r) + " |" for r in rows)
 
-_tex = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+
+_tex = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
 
 def latex_table(
-    df:pd.DataFrame,  # cells are shown with `str`
-)->str:
+    df: pd.DataFrame,  # cells are shown with `str`
+) -> str:
     "A data frame as a LaTeX table for the package booktabs."
-    def _row(r): return ' & '.join(''.join(_tex.get(c, c) for c in v) for v in r) + r' \\'
-    body = '\n'.join(map(_row, _cells(df)))
-    return f"\\begin{{tabular}}{{{'l'*df.shape[1]}}}\n\\toprule\n{_row(map(str, df))}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}"
+
+    def _row(r):
+        return " & ".join("".join(_tex.get(c, c) for c in v) for v in r) + r" \\"
+
+    body = "\n".join(map(_row, _cells(df)))
+    return f"\\begin{{tabular}}{{{'l' * df.shape[1]}}}\n\\toprule\n{_row(map(str, df))}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}"

@@ -9,21 +9,24 @@ __all__ = ['weight_decay_optimum', 'Corners', 'signal_numbers', 'run_one', 'rows
 # %% ../../nbs/papers/55_d.ipynb #77de68da
 import warnings
 from functools import partial
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from ..adversary import Adversary, PGD, margin_loss
+
+from ..adversary import PGD, Adversary, margin_loss
 from ..attribution import saliency
 from ..core import input_grad, set_seed, task_loss
 from ..data import TakeMaps, get_data, load
 from ..duals import L1, L2, LInf, LInfBall
-from ..jobs import Job, job_folder, read_job
 from ..evaluate import accuracy, robust_accuracy, robustness_curve, seed_interval
 from ..generators import block_toy_exact
-from .common import Item
+from ..jobs import Job, job_folder, read_job
 from ..metrics import leakage, pointing_game
 from ..models import one_hidden
+from .common import Item
 from ..penalty import GradNorm, WeightNorm
 from ..plots import gradient_heatmap, robustness_curves, saliency_grid
 from ..report import Section, interval
@@ -34,367 +37,932 @@ from ..train import adv_learner
 # %% ../../nbs/papers/55_d.ipynb #c1dfd96e
 def _points(s):
     "The points and where their signal is, and which of them each training and test row is."
-    (x,y,truth),_ = block_toy_exact(n_signal=s['n_signal'])
-    rows = load(s['data'], n_signal=s['n_signal'])
-    kind = lambda r: torch.from_numpy((r[:,None] == x).all(2).argmax(1))
-    return *(torch.from_numpy(v).to(s['device']) for v in (x, y, truth)), kind(rows.x).to(s['device']), kind(rows.x_test)
+    (x, y, truth), _ = block_toy_exact(n_signal=s["n_signal"])
+    rows = load(s["data"], n_signal=s["n_signal"])
+    kind = lambda r: torch.from_numpy((r[:, None] == x).all(2).argmax(1))
+    return (
+        *(torch.from_numpy(v).to(s["device"]) for v in (x, y, truth)),
+        kind(rows.x).to(s["device"]),
+        kind(rows.x_test),
+    )
 
-def _shares(kind, n): return kind.bincount(minlength=n)/len(kind)    # (1)
+
+def _shares(kind, n):
+    return kind.bincount(minlength=n) / len(kind)  # (1)
 
 # %% ../../nbs/papers/55_d.ipynb #b1d57811
 def weight_decay_optimum(
-    strength,   # of `WeightNorm(2, squared=True)`, > 0
-    d=10,       # coordinates of the toy data (Boette and Pfeiffer: 10)
-)->tuple:       # (least objective, margin of every point there)
+    strength,  # of `WeightNorm(2, squared=True)`, > 0
+    d=10,  # coordinates of the toy data (Boette and Pfeiffer: 10)
+) -> tuple:  # (least objective, margin of every point there)
     "The least mean cross-entropy with squared l2 weight penalty (2) of a network with one hidden layer, without biases, on the toy points."
-    if not strength > 0: raise ValueError(f"strength={strength!r}: expected a number > 0")
-    c = 2*(2*d)**.5*strength
-    z = np.log((1 - c)/c) if c < .5 else 0.
-    return float(np.log1p(np.exp(-z)) + c*z), float(z)    # (2)
+    if not strength > 0:
+        raise ValueError(f"strength={strength!r}: expected a number > 0")
+    c = 2 * (2 * d) ** 0.5 * strength
+    z = np.log((1 - c) / c) if c < 0.5 else 0.0
+    return float(np.log1p(np.exp(-z)) + c * z), float(z)  # (2)
 
 # %% ../../nbs/papers/55_d.ipynb #f1abd670
-_norms, _orders = dict(l1=L1, l2=L2, linf=LInf), dict(l1=1, l2=2, linf='inf')
-_strength = dict(gradient=dict(l1=1., l2=.1, linf=3.), weights=dict(l1=.01, l2=.1, linf=100.))   # chosen by the quick sweep
+_norms, _orders = dict(l1=L1, l2=L2, linf=LInf), dict(l1=1, l2=2, linf="inf")
+_strength = dict(
+    gradient=dict(l1=1.0, l2=0.1, linf=3.0), weights=dict(l1=0.01, l2=0.1, linf=100.0)
+)  # chosen by the quick sweep
 _grid = dict(
-    weights=dict(l1=[.001, .003, .01, .03], l2=[.003, .01, .03, .1], linf=[.1, 1., 10., 100.]),
-    loss=dict(l1=[.1, .3, 1., 3.], l2=[.03, .1, .3, 1.], linf=[.3, 1., 3., 10.]),
-    logit=dict(l1=[.03, .1, .3], l2=[.03, .1, .3], linf=[.1, .3, 1.]))
-_scale = dict(quick=dict(width=2_500, epochs=500, bs=5_000, lr=.3), paper=dict(width=25_000, epochs=4_000, bs=250, lr=.1))
-_toy = dict(data='block_toy', n_signal=None, eps=.45, steps=8, output='loss', squared=['l2'], bias=True)
-_pairs = [(None, None), *((None, w) for w in _norms), *((g, None) for g in _norms), *((g, w) for g in _norms for w in ('l1', 'l2'))]
-_alone = _pairs[:7]    # the standard model and those with one penalty
+    weights=dict(
+        l1=[0.001, 0.003, 0.01, 0.03], l2=[0.003, 0.01, 0.03, 0.1], linf=[0.1, 1.0, 10.0, 100.0]
+    ),
+    loss=dict(l1=[0.1, 0.3, 1.0, 3.0], l2=[0.03, 0.1, 0.3, 1.0], linf=[0.3, 1.0, 3.0, 10.0]),
+    logit=dict(l1=[0.03, 0.1, 0.3], l2=[0.03, 0.1, 0.3], linf=[0.1, 0.3, 1.0]),
+)
+_scale = dict(
+    quick=dict(width=2_500, epochs=500, bs=5_000, lr=0.3),
+    paper=dict(width=25_000, epochs=4_000, bs=250, lr=0.1),
+)
+_toy = dict(
+    data="block_toy", n_signal=None, eps=0.45, steps=8, output="loss", squared=["l2"], bias=True
+)
+_pairs = [
+    (None, None),
+    *((None, w) for w in _norms),
+    *((g, None) for g in _norms),
+    *((g, w) for g in _norms for w in ("l1", "l2")),
+]
+_alone = _pairs[:7]  # the standard model and those with one penalty
 
 # %% ../../nbs/papers/55_d.ipynb #1574bddb
 def _model(gradient, weights, adversarial=False):
     "What a model is called."
-    return ', '.join([*(['adversarial'] if adversarial else []), *([f'{gradient} gradient'] if gradient else []), *([f'{weights} weights'] if weights else [])]) or 'standard'
+    return (
+        ", ".join(
+            [
+                *(["adversarial"] if adversarial else []),
+                *([f"{gradient} gradient"] if gradient else []),
+                *([f"{weights} weights"] if weights else []),
+            ]
+        )
+        or "standard"
+    )
 
-def _job(gradient=None, weights=None, adversarial=False, seed=0, preset='quick', device='cpu', **changes):
-    strengths = [_strength['gradient'].get(gradient, 0.), _strength['weights'].get(weights, 0.)]
-    s = _toy | _scale[preset] | dict(gradient=gradient, weights=weights, adversarial=adversarial, seed=seed, device=device, strengths=strengths) | changes
-    cost = (1 + (weights is not None) + 2*(gradient is not None) + 6*adversarial)*s['epochs']*s['width']
-    return Job('advinterp.papers.d:run_one', s, f"{_model(gradient, weights, adversarial).replace(', ', '+').replace(' ', '-')}-seed{seed}", cost)
+
+def _job(
+    gradient=None, weights=None, adversarial=False, seed=0, preset="quick", device="cpu", **changes
+):
+    strengths = [_strength["gradient"].get(gradient, 0.0), _strength["weights"].get(weights, 0.0)]
+    s = (
+        _toy
+        | _scale[preset]
+        | dict(
+            gradient=gradient,
+            weights=weights,
+            adversarial=adversarial,
+            seed=seed,
+            device=device,
+            strengths=strengths,
+        )
+        | changes
+    )
+    cost = (
+        (1 + (weights is not None) + 2 * (gradient is not None) + 6 * adversarial)
+        * s["epochs"]
+        * s["width"]
+    )
+    return Job(
+        "advinterp.papers.d:run_one",
+        s,
+        f"{_model(gradient, weights, adversarial).replace(', ', '+').replace(' ', '-')}-seed{seed}",
+        cost,
+    )
 
 # %% ../../nbs/papers/55_d.ipynb #0716d970
-def _attack(s, eps=None): eps = s['eps'] if eps is None else eps; return PGD(LInfBall(eps), s['steps'], 2*eps/s['steps'], random_start=False, bounds=(-1., 1.))
+def _attack(s, eps=None):
+    eps = s["eps"] if eps is None else eps
+    return PGD(
+        LInfBall(eps), s["steps"], 2 * eps / s["steps"], random_start=False, bounds=(-1.0, 1.0)
+    )
+
 
 def _penalties(s):
     "Pairs of a penalty and its strength."
-    if s['gradient']: yield GradNorm(_norms[s['gradient']](1.), s['output'], s['gradient'] in s['squared']), s['strengths'][0]
-    if s['weights']: yield WeightNorm(_orders[s['weights']], s['bias'], s['weights'] in s['squared']), s['strengths'][1]
+    if s["gradient"]:
+        yield (
+            GradNorm(_norms[s["gradient"]](1.0), s["output"], s["gradient"] in s["squared"]),
+            s["strengths"][0],
+        )
+    if s["weights"]:
+        yield (
+            WeightNorm(_orders[s["weights"]], s["bias"], s["weights"] in s["squared"]),
+            s["strengths"][1],
+        )
 
-def _rate(s, e): "Learning rate of epoch e."; return s['lr']*max(.01, .75**(e//50))
+
+def _rate(s, e):
+    "Learning rate of epoch e."
+    return s["lr"] * max(0.01, 0.75 ** (e // 50))
 
 # %% ../../nbs/papers/55_d.ipynb #9e6a55b6
 def _train(s, tick=lambda n: None):
     "A fitted network; where training diverges, the network at that point."
-    x,y,_,kind,_ = _points(s)
-    set_seed(s['seed']); net = one_hidden(x.shape[1], s['width']).to(s['device'])
-    opt, pens, attack = torch.optim.SGD(net.parameters(), s['lr']), list(_penalties(s)), _attack(s) if s['adversarial'] else None
-    for e in range(s['epochs']):
-        opt.param_groups[0]['lr'] = _rate(s, e)
-        for i in torch.randperm(len(kind)).to(kind.device).split(s['bs']):
+    x, y, _, kind, _ = _points(s)
+    set_seed(s["seed"])
+    net = one_hidden(x.shape[1], s["width"]).to(s["device"])
+    opt, pens, attack = (
+        torch.optim.SGD(net.parameters(), s["lr"]),
+        list(_penalties(s)),
+        _attack(s) if s["adversarial"] else None,
+    )
+    for e in range(s["epochs"]):
+        opt.param_groups[0]["lr"] = _rate(s, e)
+        for i in torch.randperm(len(kind)).to(kind.device).split(s["bs"]):
             z = attack(net, x, y) if attack else x
-            loss = (_shares(kind[i], len(x))*(task_loss(net(z), y) + sum(w*p(net, z, y) for p,w in pens))).sum()    # (1)
-            opt.zero_grad(); loss.backward(); opt.step()
-        if not loss.isfinite(): break
-        tick(1/s['epochs'])
+            loss = (
+                _shares(kind[i], len(x))
+                * (task_loss(net(z), y) + sum(w * p(net, z, y) for p, w in pens))
+            ).sum()  # (1)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        if not loss.isfinite():
+            break
+        tick(1 / s["epochs"])
     return net
 
 # %% ../../nbs/papers/55_d.ipynb #91032ad7
 class Corners(Adversary):
     "The corner of the l-infinity ball, cut to the bounds, that has the largest margin loss of all `2^d`."
+
     compares = True
+
     def search(self, p, gen):
         d = p.x[0].numel()
-        if d > 16: raise ValueError(f"x has {d} entries: expected at most 16, all 2^d corners are tried")
-        signs = torch.cartesian_prod(*[p.x.new_tensor([-1., 1.])]*d).reshape(-1, *p.x.shape[1:])
+        if d > 16:
+            raise ValueError(f"x has {d} entries: expected at most 16, all 2^d corners are tried")
+        signs = torch.cartesian_prod(*[p.x.new_tensor([-1.0, 1.0])] * d).reshape(-1, *p.x.shape[1:])
         best = torch.empty_like(p.x)
         for i in range(len(p.x)):
-            delta = self.dual.eps*signs if p.lo is None else (self.dual.eps*signs).clamp(p.down[i], p.up[i])
-            with torch.no_grad(): best[i] = delta[margin_loss(p.forward(p.x[i] + delta), p.y[i:i+1].expand(len(delta))).argmax()]
+            delta = (
+                self.dual.eps * signs
+                if p.lo is None
+                else (self.dual.eps * signs).clamp(p.down[i], p.up[i])
+            )
+            with torch.no_grad():
+                best[i] = delta[
+                    margin_loss(
+                        p.forward(p.x[i] + delta), p.y[i : i + 1].expand(len(delta))
+                    ).argmax()
+                ]
         return best
 
 # %% ../../nbs/papers/55_d.ipynb #4d134bc0
-_radii = [round(.05*k, 2) for k in range(11)]
+_radii = [round(0.05 * k, 2) for k in range(11)]
+
 
 def signal_numbers(
-    maps,    # `(B, d)` magnitudes of gradients
-    truth,   # `(B, d)` bool: where the signal is
-)->dict:     # largest, smallest, share, even
+    maps,  # `(B, d)` magnitudes of gradients
+    truth,  # `(B, d)` bool: where the signal is
+) -> dict:  # largest, smallest, share, even
     "How a map marks the signal, in the mean over the examples."
     top = maps.amax(1, keepdim=True)
-    even = (maps/top.clamp(min=torch.finfo(maps.dtype).tiny)).mean(1)
-    out = dict(largest=pointing_game(maps, truth), smallest=pointing_game(top - maps, truth), share=1 - leakage(maps, ~truth), even=even)
-    return {k: v.double().mean().item() for k,v in out.items()}
+    even = (maps / top.clamp(min=torch.finfo(maps.dtype).tiny)).mean(1)
+    out = dict(
+        largest=pointing_game(maps, truth),
+        smallest=pointing_game(top - maps, truth),
+        share=1 - leakage(maps, ~truth),
+        even=even,
+    )
+    return {k: v.double().mean().item() for k, v in out.items()}
 
 # %% ../../nbs/papers/55_d.ipynb #f6e1126c
 def _robustness(s, net, x, y):
     "The curves of figure 6."
-    attack, clean = _attack(s, .05), accuracy(net, x, y)
+    attack, clean = _attack(s, 0.05), accuracy(net, x, y)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')    # models whose loss has no gradient are what the corners are for
-        pgd, worst = ([clean, *robustness_curve(net, x, y, _radii[1:], a).accuracy.tolist()] for a in (attack, [attack, Corners(LInfBall(.05), bounds=(-1., 1.))]))
-    area = lambda curve: float(np.trapezoid(curve, _radii)/_radii[-1])
-    return dict(pgd=pgd, worst=worst, auc_pgd=area(pgd), auc=area(worst), radius=max([r for r,a in zip(_radii, worst) if a == 1], default=0.), at=worst[_radii.index(.45)])
+        warnings.simplefilter(
+            "ignore"
+        )  # models whose loss has no gradient are what the corners are for
+        pgd, worst = (
+            [clean, *robustness_curve(net, x, y, _radii[1:], a).accuracy.tolist()]
+            for a in (attack, [attack, Corners(LInfBall(0.05), bounds=(-1.0, 1.0))])
+        )
+    area = lambda curve: float(np.trapezoid(curve, _radii) / _radii[-1])
+    return dict(
+        pgd=pgd,
+        worst=worst,
+        auc_pgd=area(pgd),
+        auc=area(worst),
+        radius=max([r for r, a in zip(_radii, worst) if a == 1], default=0.0),
+        at=worst[_radii.index(0.45)],
+    )
 
 # %% ../../nbs/papers/55_d.ipynb #887309d0
 def run_one(
-    folder,    # where to write
-    tick,      # called with the work done
-    **s,       # settings, see `_job`
-)->dict:       # accuracy, `signal_numbers`, curves and their areas; accuracy 0 and nothing else where training diverged
+    folder,  # where to write
+    tick,  # called with the work done
+    **s,  # settings, see `_job`
+) -> dict:  # accuracy, `signal_numbers`, curves and their areas; accuracy 0 and nothing else where training diverged
     "The job of a run on the toy data: train, measure, keep the maps."
-    cost = _job(s['gradient'], s['weights'], s['adversarial'], **{k: s[k] for k in ('epochs', 'width')}).cost
-    net = _train(s, lambda share: tick(share*cost)); x,y,truth,*_ = _points(s)
-    if not all(p.isfinite().all() for p in net.parameters()): return dict(accuracy=0., diverged=True)
+    cost = _job(
+        s["gradient"], s["weights"], s["adversarial"], **{k: s[k] for k in ("epochs", "width")}
+    ).cost
+    net = _train(s, lambda share: tick(share * cost))
+    x, y, truth, *_ = _points(s)
+    if not all(p.isfinite().all() for p in net.parameters()):
+        return dict(accuracy=0.0, diverged=True)
     maps = input_grad(net, x, y, margin_loss)[0].abs()
-    save_file(dict(maps=maps.cpu()), folder/'maps.safetensors')
+    save_file(dict(maps=maps.cpu()), folder / "maps.safetensors")
     blind = (input_grad(net, x, y)[0] == 0).all(1).float().mean().item()
-    return dict(accuracy=accuracy(net, x, y), diverged=False, blind=blind, loss=task_loss(net(x), y).mean().item(), **signal_numbers(maps, truth), **_robustness(s, net, x, y))
+    return dict(
+        accuracy=accuracy(net, x, y),
+        diverged=False,
+        blind=blind,
+        loss=task_loss(net(x), y).mean().item(),
+        **signal_numbers(maps, truth),
+        **_robustness(s, net, x, y),
+    )
 
 # %% ../../nbs/papers/55_d.ipynb #22d200f8
 def rows_d(
-    jobs,            # jobs of this page
-    out,             # folder of the study
-)->pd.DataFrame:     # one row per run that is done: its settings, its model's name, its numbers
+    jobs,  # jobs of this page
+    out,  # folder of the study
+) -> pd.DataFrame:  # one row per run that is done: its settings, its model's name, its numbers
     "The rows of the runs that are done."
-    done = [(j.settings, read_job(j, out)['row']) for j in jobs if job_folder(j, out).exists()]
-    return pd.DataFrame([{**s, **r, 'model': s['method'] if 'method' in s else _model(s['gradient'], s['weights'], s['adversarial'])} for s,r in done])
+    done = [(j.settings, read_job(j, out)["row"]) for j in jobs if job_folder(j, out).exists()]
+    return pd.DataFrame(
+        [
+            {
+                **s,
+                **r,
+                "model": s["method"]
+                if "method" in s
+                else _model(s["gradient"], s["weights"], s["adversarial"]),
+            }
+            for s, r in done
+        ]
+    )
+
 
 def _pm(v, digits=2):
     "Mean and half the interval."
-    v = v.dropna(); low, high = seed_interval(v)
-    return '' if not len(v) else f'{v.mean():.{digits}f}' + (f' ± {(high - low)/2:.{digits}f}' if low == low else '')
+    v = v.dropna()
+    low, high = seed_interval(v)
+    return (
+        ""
+        if not len(v)
+        else f"{v.mean():.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if low == low else "")
+    )
+
 
 def _table(df, columns):
-    return pd.DataFrame([{'model': m, 'seeds': len(d), **{n: _pm(d[c]) for c,n in columns.items() if c in d}} for m,d in df.groupby('model', sort=False)])
+    return pd.DataFrame(
+        [
+            {"model": m, "seeds": len(d), **{n: _pm(d[c]) for c, n in columns.items() if c in d}}
+            for m, d in df.groupby("model", sort=False)
+        ]
+    )
 
-_columns = dict(accuracy='accuracy', share='share on the signal', largest='signal is largest', smallest='signal is smallest', even='evenness',
-                auc_pgd='area, PGD', auc='area, PGD and corners', radius='radius at 100 %', at='robust at .45', blind='points without loss gradient')
-_about = ('Gradients of the margin on the twenty points; share on the signal and "signal is largest" are 0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. '
-          'Area: under the accuracy over radii 0 to 0.5, divided by 0.5.')
+
+_columns = dict(
+    accuracy="accuracy",
+    share="share on the signal",
+    largest="signal is largest",
+    smallest="signal is smallest",
+    even="evenness",
+    auc_pgd="area, PGD",
+    auc="area, PGD and corners",
+    radius="radius at 100 %",
+    at="robust at .45",
+    blind="points without loss gradient",
+)
+_about = (
+    'Gradients of the margin on the twenty points; share on the signal and "signal is largest" are 0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. '
+    "Area: under the accuracy over radii 0 to 0.5, divided by 0.5."
+)
+
 
 def _numbers(jobs, out):
-    text = f'Mean over the seeds, ± half the 95 % t interval. {_about}'
-    return [Section('The numbers behind figures 2 to 6', text, _table(rows_d(jobs, out), _columns))]
+    text = f"Mean over the seeds, ± half the 95 % t interval. {_about}"
+    return [Section("The numbers behind figures 2 to 6", text, _table(rows_d(jobs, out), _columns))]
 
 # %% ../../nbs/papers/55_d.ipynb #63266754
-_ways = dict(largest='max', smallest='min', mean='mean')
+_ways = dict(largest="max", smallest="min", mean="mean")
 _wn, _gn = [_model(None, n) for n in _norms], [_model(n, None) for n in _norms]
 _l2w = _wn[1]
 
-def _others(m): return [_model(*p) for p in _alone if _model(*p) != m]
 
-_claims = [   # sentence, side a, side b, columns; a side is a model, a number, or (how, models)
-    ('A standard model does not mark the signal', .1, 'standard', ['share']),
-    ('An l2 weight penalty shows the signal best', _l2w, ('largest', _others(_l2w)), ['share', 'largest']),
-    ('It shows it better than a standard model', _l2w, 'standard', ['share']),
-    ('An l2 gradient penalty shows it too', _gn[1], 'standard', ['share']),
-    ('l2 weights are the most robust at 100 % accuracy', _l2w, ('largest', _others(_l2w)), ['radius']),
-    ('Standard, l2 gradient and l-infinity weights are the least robust', ('smallest', [_wn[0], _wn[1], _gn[0], _gn[2]]), ('largest', ['standard', _gn[1], _wn[2]]), ['auc_pgd', 'auc']),
-    ('With l1 weights all gradients have about the same size (evenness above 0.9)', _wn[0], .9, ['even']),
-    ('Both l1 penalties lead to more robust models', ('smallest', [_wn[0], _gn[0]]), 'standard', ['auc_pgd', 'auc']),
-    ('Weight penalties give more robust models than gradient penalties', ('mean', _wn), ('mean', _gn), ['auc_pgd', 'auc']),
-    ('With an l-infinity gradient penalty the important coordinates are visible', _gn[2], 'standard', ['share', 'largest']),
-    ('Adversarial training marks the signal better than every penalty', 'adversarial', ('largest', [_model(*p) for p in _pairs]), ['share']),
-    ('and is more robust than every penalty', 'adversarial', ('largest', [_model(*p) for p in _pairs]), ['auc_pgd', 'auc'])]
+def _others(m):
+    return [_model(*p) for p in _alone if _model(*p) != m]
+
+
+_claims = [  # sentence, side a, side b, columns; a side is a model, a number, or (how, models)
+    ("A standard model does not mark the signal", 0.1, "standard", ["share"]),
+    (
+        "An l2 weight penalty shows the signal best",
+        _l2w,
+        ("largest", _others(_l2w)),
+        ["share", "largest"],
+    ),
+    ("It shows it better than a standard model", _l2w, "standard", ["share"]),
+    ("An l2 gradient penalty shows it too", _gn[1], "standard", ["share"]),
+    (
+        "l2 weights are the most robust at 100 % accuracy",
+        _l2w,
+        ("largest", _others(_l2w)),
+        ["radius"],
+    ),
+    (
+        "Standard, l2 gradient and l-infinity weights are the least robust",
+        ("smallest", [_wn[0], _wn[1], _gn[0], _gn[2]]),
+        ("largest", ["standard", _gn[1], _wn[2]]),
+        ["auc_pgd", "auc"],
+    ),
+    (
+        "With l1 weights all gradients have about the same size (evenness above 0.9)",
+        _wn[0],
+        0.9,
+        ["even"],
+    ),
+    (
+        "Both l1 penalties lead to more robust models",
+        ("smallest", [_wn[0], _gn[0]]),
+        "standard",
+        ["auc_pgd", "auc"],
+    ),
+    (
+        "Weight penalties give more robust models than gradient penalties",
+        ("mean", _wn),
+        ("mean", _gn),
+        ["auc_pgd", "auc"],
+    ),
+    (
+        "With an l-infinity gradient penalty the important coordinates are visible",
+        _gn[2],
+        "standard",
+        ["share", "largest"],
+    ),
+    (
+        "Adversarial training marks the signal better than every penalty",
+        "adversarial",
+        ("largest", [_model(*p) for p in _pairs]),
+        ["share"],
+    ),
+    (
+        "and is more robust than every penalty",
+        "adversarial",
+        ("largest", [_model(*p) for p in _pairs]),
+        ["auc_pgd", "auc"],
+    ),
+]
 
 # %% ../../nbs/papers/55_d.ipynb #cb4e5208
 def _side(by, side):
     "One number for each seed, and what it is called; None where a model is missing."
-    if isinstance(side, float): return side, f'{side:g}'
-    how, models = side if isinstance(side, tuple) else ('largest', [side])
-    if not set(models) <= set(by): return None, ''
-    name = models[0] if len(models) == 1 else f'{how} of all others' if len(models) > 4 else f'{how} of ' + ', '.join(models)
+    if isinstance(side, float):
+        return side, f"{side:g}"
+    how, models = side if isinstance(side, tuple) else ("largest", [side])
+    if not set(models) <= set(by):
+        return None, ""
+    name = (
+        models[0]
+        if len(models) == 1
+        else f"{how} of all others"
+        if len(models) > 4
+        else f"{how} of " + ", ".join(models)
+    )
     return getattr(by[models], _ways[how])(axis=1), name
 
 # %% ../../nbs/papers/55_d.ipynb #b6692ea5
 def _difference(df, sentence, a, b, column):
     "A claim as a difference, seed by seed; None where a model is missing."
-    by = df.pivot(index='seed', columns='model', values=column)
-    (va,na),(vb,nb) = _side(by, a), _side(by, b)
-    if va is None or vb is None: return None
-    d = (va - vb).dropna(); low, high = seed_interval(d)
-    verdict = 'no interval' if low != low else 'confirmed' if low > 0 else 'refuted' if high < 0 else 'not confirmed'
-    return dict(claim=sentence, measured=f'{_columns.get(column, column)}: {na} minus {nb}', difference=d.mean(), low=low, high=high, verdict=verdict)
+    by = df.pivot(index="seed", columns="model", values=column)
+    (va, na), (vb, nb) = _side(by, a), _side(by, b)
+    if va is None or vb is None:
+        return None
+    d = (va - vb).dropna()
+    low, high = seed_interval(d)
+    verdict = (
+        "no interval"
+        if low != low
+        else "confirmed"
+        if low > 0
+        else "refuted"
+        if high < 0
+        else "not confirmed"
+    )
+    return dict(
+        claim=sentence,
+        measured=f"{_columns.get(column, column)}: {na} minus {nb}",
+        difference=d.mean(),
+        low=low,
+        high=high,
+        verdict=verdict,
+    )
+
 
 def claims_d(
-    jobs, out,       # as for `rows_d`
-    claims=None,     # (sentence, side, side, columns); None: those of the toy data
-)->pd.DataFrame:     # claim, what is measured, difference with its interval, verdict
+    jobs,
+    out,  # as for `rows_d`
+    claims=None,  # (sentence, side, side, columns); None: those of the toy data
+) -> pd.DataFrame:  # claim, what is measured, difference with its interval, verdict
     "The claims of paper D as differences, seed by seed: confirmed (refuted) where the interval lies above (below) zero. Toy models that only guess are left out."
     df = rows_d(jobs, out)
-    if 'gradient' in df: df.loc[df.accuracy <= .5, [k for k in _columns if k in df]] = np.nan    # toy data: a model that guesses stands at every radius
-    return pd.DataFrame([r for c,a,b,columns in (_claims if claims is None else claims) for k in columns if k in df and (r := _difference(df, c, a, b, k))])
+    if "gradient" in df:
+        df.loc[df.accuracy <= 0.5, [k for k in _columns if k in df]] = (
+            np.nan
+        )  # toy data: a model that guesses stands at every radius
+    return pd.DataFrame(
+        [
+            r
+            for c, a, b, columns in (_claims if claims is None else claims)
+            for k in columns
+            if k in df and (r := _difference(df, c, a, b, k))
+        ]
+    )
 
 # %% ../../nbs/papers/55_d.ipynb #f1f836cb
 def _claim_section(jobs, out, claims=None):
     c = claims_d(jobs, out, claims)
-    t = pd.DataFrame(dict(claim=c.claim, measured=c.measured, difference=[interval(*v) for v in zip(c.difference, c.low, c.high)], verdict=c.verdict)) if len(c) else None
-    text = 'Differences seed by seed with 95 % t intervals: confirmed where the interval lies above zero, refuted where it lies below.'
-    if jobs[0].settings['data'] == 'block_toy': text += ' Models that only guess, which an attack cannot change, do not take part.'
-    return [Section('The claims', text, t)]
+    t = (
+        pd.DataFrame(
+            dict(
+                claim=c.claim,
+                measured=c.measured,
+                difference=[interval(*v) for v in zip(c.difference, c.low, c.high)],
+                verdict=c.verdict,
+            )
+        )
+        if len(c)
+        else None
+    )
+    text = "Differences seed by seed with 95 % t intervals: confirmed where the interval lies above zero, refuted where it lies below."
+    if jobs[0].settings["data"] == "block_toy":
+        text += " Models that only guess, which an attack cannot change, do not take part."
+    return [Section("The claims", text, t)]
 
 # %% ../../nbs/papers/55_d.ipynb #fc074d50
-def _sweep(preset='quick', device='cpu'):
-    weights = [_job(None, n, preset=preset, device=device, strengths=[0., v]) for n in _norms for v in _grid['weights'][n]]
-    return weights + [_job(n, preset=preset, device=device, output=o, strengths=[v, 0.]) for o in ('loss', 'logit') for n in _norms for v in _grid[o][n]]
+def _sweep(preset="quick", device="cpu"):
+    weights = [
+        _job(None, n, preset=preset, device=device, strengths=[0.0, v])
+        for n in _norms
+        for v in _grid["weights"][n]
+    ]
+    return weights + [
+        _job(n, preset=preset, device=device, output=o, strengths=[v, 0.0])
+        for o in ("loss", "logit")
+        for n in _norms
+        for v in _grid[o][n]
+    ]
+
 
 def chosen(
-    df,               # rows of the sweep: model, output, strength, accuracy, blind
-)->pd.Series:         # the strength by the rule, indexed by model and output
+    df,  # rows of the sweep: model, output, strength, accuracy, blind
+) -> pd.Series:  # the strength by the rule, indexed by model and output
     "The largest strength of each penalty that keeps 100 % accuracy and a loss gradient at every point."
-    return df[(df.accuracy == 1) & (df.blind == 0)].groupby(['model', 'output'], sort=False).strength.max()
+    return (
+        df[(df.accuracy == 1) & (df.blind == 0)]
+        .groupby(["model", "output"], sort=False)
+        .strength.max()
+    )
+
 
 def _strengths(jobs, out):
-    df = rows_d(jobs, out); df = df.assign(strength=df.strengths.map(max)).reindex(columns=[*df, 'strength', *(c for c in _columns if c not in df)]); best = chosen(df)
-    rule = ['chosen' if best.get((m, o)) == v else '' for m,o,v in zip(df.model, df.output, df.strength)]
-    numbers = {n: ['' if pd.isna(v) else f'{v:.2f}' for v in df[c]] for c,n in _columns.items()} | dict(accuracy=['diverged' if d else f'{a:.2f}' for a,d in zip(df.accuracy, df.diverged)])
-    t = pd.DataFrame({'penalty': [m if 'weights' in m else f'{m} of the {o}' for m,o in zip(df.model, df.output)], 'strength': df.strength.map('{:g}'.format), 'rule': rule, **numbers})
-    text = f'One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient at every point; the other items use those chosen for weights and for gradients of the loss. {_about}'
-    return [Section('Strengths of the penalties', text, t)]
+    df = rows_d(jobs, out)
+    df = df.assign(strength=df.strengths.map(max)).reindex(
+        columns=[*df, "strength", *(c for c in _columns if c not in df)]
+    )
+    best = chosen(df)
+    rule = [
+        "chosen" if best.get((m, o)) == v else ""
+        for m, o, v in zip(df.model, df.output, df.strength)
+    ]
+    numbers = {
+        n: ["" if pd.isna(v) else f"{v:.2f}" for v in df[c]] for c, n in _columns.items()
+    } | dict(accuracy=["diverged" if d else f"{a:.2f}" for a, d in zip(df.accuracy, df.diverged)])
+    t = pd.DataFrame(
+        {
+            "penalty": [
+                m if "weights" in m else f"{m} of the {o}" for m, o in zip(df.model, df.output)
+            ],
+            "strength": df.strength.map("{:g}".format),
+            "rule": rule,
+            **numbers,
+        }
+    )
+    text = f"One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient at every point; the other items use those chosen for weights and for gradients of the loss. {_about}"
+    return [Section("Strengths of the penalties", text, t)]
 
 # %% ../../nbs/papers/55_d.ipynb #5b384ce3
 def _maps(jobs, out, names):
     "Maps of the first seed for the first 40 test rows, and the place of their signal."
-    first = {_model(*(j.settings[k] for k in ('gradient', 'weights', 'adversarial'))): j for j in reversed(jobs) if (job_folder(j, out)/'maps.safetensors').exists()}
-    if not set(names) <= set(first): return {}, None
-    _,_,truth,_,test = _points(first[names[0]].settings | dict(device='cpu'))
-    return {n: load_file(job_folder(first[n], out)/'maps.safetensors')['maps'][test[:40]] for n in names}, truth[test[:40]].int().argmax(1)
+    first = {
+        _model(*(j.settings[k] for k in ("gradient", "weights", "adversarial"))): j
+        for j in reversed(jobs)
+        if (job_folder(j, out) / "maps.safetensors").exists()
+    }
+    if not set(names) <= set(first):
+        return {}, None
+    _, _, truth, _, test = _points(first[names[0]].settings | dict(device="cpu"))
+    return {
+        n: load_file(job_folder(first[n], out) / "maps.safetensors")["maps"][test[:40]]
+        for n in names
+    }, truth[test[:40]].int().argmax(1)
+
 
 def _gradients(title, figure, names, jobs, out):
     maps, signal = _maps(jobs, out, names)
-    if not maps: return []
+    if not maps:
+        return []
     fig = gradient_heatmap(maps, signal)
-    return [Section(title, 'Each row a test point, each entry relative to the largest of its row; circles mark the signal. First seed.', figures={figure: (fig, f'Gradients of {" and of ".join(names)} on 40 test points')})]
+    return [
+        Section(
+            title,
+            "Each row a test point, each entry relative to the largest of its row; circles mark the signal. First seed.",
+            figures={figure: (fig, f"Gradients of {' and of '.join(names)} on 40 test points")},
+        )
+    ]
 
 # %% ../../nbs/papers/55_d.ipynb #ca3512f4
 def _points_figure(jobs, out):
     from matplotlib.figure import Figure
-    x = load('block_toy', n_signal=jobs[0].settings['n_signal']).x_test[:40]
-    fig = Figure(figsize=(3, 4.2), layout='constrained'); ax = fig.subplots()
-    im = ax.imshow(x, cmap='RdBu', vmin=-1, vmax=1, aspect='auto'); fig.colorbar(im, ax=ax, ticks=[-1, 0, 1])
-    ax.set(xlabel='feature', ylabel='test point', xticks=range(x.shape[1]))
-    return [Section('Figure 1: the first 40 test points', 'One coordinate of ten is +1 or -1, which is the label.', figures=dict(D_fig1=(fig, 'Forty rows with one entry of plus or minus one each')))]
+
+    x = load("block_toy", n_signal=jobs[0].settings["n_signal"]).x_test[:40]
+    fig = Figure(figsize=(3, 4.2), layout="constrained")
+    ax = fig.subplots()
+    im = ax.imshow(x, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    fig.colorbar(im, ax=ax, ticks=[-1, 0, 1])
+    ax.set(xlabel="feature", ylabel="test point", xticks=range(x.shape[1]))
+    return [
+        Section(
+            "Figure 1: the first 40 test points",
+            "One coordinate of ten is +1 or -1, which is the label.",
+            figures=dict(D_fig1=(fig, "Forty rows with one entry of plus or minus one each")),
+        )
+    ]
+
 
 def _curves(jobs, out):
-    df = rows_d(jobs, out); df = df[~df.diverged.astype(bool)]
-    curve = lambda models, c: {m: np.stack(list(d[c])) for m,d in df.groupby('model', sort=False) if m in models}
-    alone, pairs = [*(_model(*p) for p in _alone), 'adversarial'], [_model(*p) for p in _pairs[7:]]
-    which = ('', alone, 'pgd', 'the attack of the paper'), ('_pairs', pairs, 'pgd', 'the attack of the paper, pairs of penalties'), ('_worst', alone, 'worst', 'that attack and all corners')
-    figs = {f'D_fig6{k}': (robustness_curves(_radii, v, chance=.5), f'Accuracy against the radius under {t}: ' + ', '.join(v)) for k,m,c,t in which if (v := curve(m, c))}
-    return [Section('Figure 6: accuracy against the radius', 'First the attack of the paper on models with one penalty, then on pairs; last the worst of that attack and of all corners of the box. Bands: range of the seeds.', figures=figs)]
+    df = rows_d(jobs, out)
+    df = df[~df.diverged.astype(bool)]
+    curve = lambda models, c: {
+        m: np.stack(list(d[c])) for m, d in df.groupby("model", sort=False) if m in models
+    }
+    alone, pairs = [*(_model(*p) for p in _alone), "adversarial"], [_model(*p) for p in _pairs[7:]]
+    which = (
+        ("", alone, "pgd", "the attack of the paper"),
+        ("_pairs", pairs, "pgd", "the attack of the paper, pairs of penalties"),
+        ("_worst", alone, "worst", "that attack and all corners"),
+    )
+    figs = {
+        f"D_fig6{k}": (
+            robustness_curves(_radii, v, chance=0.5),
+            f"Accuracy against the radius under {t}: " + ", ".join(v),
+        )
+        for k, m, c, t in which
+        if (v := curve(m, c))
+    }
+    return [
+        Section(
+            "Figure 6: accuracy against the radius",
+            "First the attack of the paper on models with one penalty, then on pairs; last the worst of that attack and of all corners of the box. Bands: range of the seeds.",
+            figures=figs,
+        )
+    ]
 
 # %% ../../nbs/papers/55_d.ipynb #761f22b2
-_image = dict(lr=1e-3, eps=.1, decay=1e-3)
-_image_scale = dict(quick=dict(width=256, n_train=5_000, n_test=500, epochs=5, bs=100, steps=7, fractions=[.1, .3, .5], roar_epochs=3),
-                    paper=dict(width=1024, n_train=None, n_test=10_000, epochs=30, bs=100, steps=10, fractions=[k/10 for k in range(1, 10)], roar_epochs=20))
-_methods = 'standard', 'l2 weights', 'adversarial'
+_image = dict(lr=1e-3, eps=0.1, decay=1e-3)
+_image_scale = dict(
+    quick=dict(
+        width=256,
+        n_train=5_000,
+        n_test=500,
+        epochs=5,
+        bs=100,
+        steps=7,
+        fractions=[0.1, 0.3, 0.5],
+        roar_epochs=3,
+    ),
+    paper=dict(
+        width=1024,
+        n_train=None,
+        n_test=10_000,
+        epochs=30,
+        bs=100,
+        steps=10,
+        fractions=[k / 10 for k in range(1, 10)],
+        roar_epochs=20,
+    ),
+)
+_methods = "standard", "l2 weights", "adversarial"
 
 # %% ../../nbs/papers/55_d.ipynb #92cfceb3
-def _image_job(data, method, seed=0, preset='quick', device='cpu', **changes):
-    s = _image | _image_scale[preset] | dict(data=data, method=method, seed=seed, device=device) | changes
-    return Job('advinterp.papers.d:run_images', s, f"{data}-{method.replace(' ', '-')}-seed{seed}", dict(adversarial=4e7).get(method, 1e7))
+def _image_job(data, method, seed=0, preset="quick", device="cpu", **changes):
+    s = (
+        _image
+        | _image_scale[preset]
+        | dict(data=data, method=method, seed=seed, device=device)
+        | changes
+    )
+    return Job(
+        "advinterp.papers.d:run_images",
+        s,
+        f"{data}-{method.replace(' ', '-')}-seed{seed}",
+        dict(adversarial=4e7).get(method, 1e7),
+    )
 
-def _has_truth(s): return s['data'].startswith('block')
-def _mlp(shape, n_out, width): return nn.Sequential(nn.Flatten(), one_hidden(int(np.prod(shape)), width, n_out))
+
+def _has_truth(s):
+    return s["data"].startswith("block")
+
+
+def _mlp(shape, n_out, width):
+    return nn.Sequential(nn.Flatten(), one_hidden(int(np.prod(shape)), width, n_out))
+
 
 def _image_train(s, dls):
-    set_seed(s['seed']); learn = adv_learner(dls, _mlp(dls.train_ds.x.shape[1:], dls.c, s['width']), cbs=[Tick(lambda: None), *([TakeMaps()] if _has_truth(s) else [])])
-    if s['method'] == 'adversarial': learn.adversarial(PGD(LInfBall(s['eps']), s['steps'], bounds=(0., 1.)))
-    if s['method'] == 'l2 weights': learn.penalise(WeightNorm(2, squared=True), s['decay'])
-    with learn.no_bar(), learn.no_logging(): learn.fit(s['epochs'], s['lr'])
+    set_seed(s["seed"])
+    learn = adv_learner(
+        dls,
+        _mlp(dls.train_ds.x.shape[1:], dls.c, s["width"]),
+        cbs=[Tick(lambda: None), *([TakeMaps()] if _has_truth(s) else [])],
+    )
+    if s["method"] == "adversarial":
+        learn.adversarial(PGD(LInfBall(s["eps"]), s["steps"], bounds=(0.0, 1.0)))
+    if s["method"] == "l2 weights":
+        learn.penalise(WeightNorm(2, squared=True), s["decay"])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(s["epochs"], s["lr"])
     return learn.model
 
 # %% ../../nbs/papers/55_d.ipynb #0286dd55
 def _image_roar(s, net, dls):
     "DiffROAR of the network's gradients, retraining on as many rows as the network itself."
-    parts = [(d.x, d.y, saliency(net, d.x, d.y, output='loss')) for d in (dls.train_ds, dls.valid_ds)]
-    fit = FitAdam(partial(_mlp, dls.train_ds.x.shape[1:], dls.c, s['width']), epochs=s['roar_epochs'], bs=s['bs'], device=s['device'])
-    r = diff_roar(*parts[0], *parts[1], fit, fractions=s['fractions'], seeds=[s['seed']], progress=False)
-    return dict(diff_roar=r.mean, **{f'diff_roar_{f:g}': v for f,v in zip(r.score.fraction, r.score.score)})
+    parts = [
+        (d.x, d.y, saliency(net, d.x, d.y, output="loss")) for d in (dls.train_ds, dls.valid_ds)
+    ]
+    fit = FitAdam(
+        partial(_mlp, dls.train_ds.x.shape[1:], dls.c, s["width"]),
+        epochs=s["roar_epochs"],
+        bs=s["bs"],
+        device=s["device"],
+    )
+    r = diff_roar(
+        *parts[0], *parts[1], fit, fractions=s["fractions"], seeds=[s["seed"]], progress=False
+    )
+    return dict(
+        diff_roar=r.mean, **{f"diff_roar_{f:g}": v for f, v in zip(r.score.fraction, r.score.score)}
+    )
 
 # %% ../../nbs/papers/55_d.ipynb #98fbc42f
 def run_images(
-    folder,    # where to write
-    tick,      # called with the work done
-    **s,       # settings, see `_image_job`
-)->dict:       # accuracy, robust accuracy, DiffROAR; with a truth also leakage and pointing
+    folder,  # where to write
+    tick,  # called with the work done
+    **s,  # settings, see `_image_job`
+) -> dict:  # accuracy, robust accuracy, DiffROAR; with a truth also leakage and pointing
     "The job of a run on images: train, measure, keep the maps of a few test images."
-    dls = get_data(s['data'], bs=s['bs'], n_train=s['n_train'], n_valid=s['n_test'], device=s['device'], maps=_has_truth(s))
-    net = _image_train(s, dls); x,y,truth = dls.valid_ds.x, dls.valid_ds.y, dls.valid_ds.maps
-    maps = saliency(net, x, y, output='loss')
+    dls = get_data(
+        s["data"],
+        bs=s["bs"],
+        n_train=s["n_train"],
+        n_valid=s["n_test"],
+        device=s["device"],
+        maps=_has_truth(s),
+    )
+    net = _image_train(s, dls)
+    x, y, truth = dls.valid_ds.x, dls.valid_ds.y, dls.valid_ds.maps
+    maps = saliency(net, x, y, output="loss")
     few = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
-    save_file({k: v[:12].contiguous().cpu() for k,v in few.items()}, folder/'images.safetensors')
-    out = dict(accuracy=accuracy(net, x, y), robust=robust_accuracy(net, x, y, PGD(LInfBall(s['eps']), 20, bounds=(0., 1.))), **_image_roar(s, net, dls))
-    if truth is not None: out |= dict(leakage=leakage(maps, 1 - truth).mean().item(), pointing=pointing_game(maps, truth).mean().item())
-    tick(_image_job(s['data'], s['method']).cost)
+    save_file({k: v[:12].contiguous().cpu() for k, v in few.items()}, folder / "images.safetensors")
+    out = dict(
+        accuracy=accuracy(net, x, y),
+        robust=robust_accuracy(net, x, y, PGD(LInfBall(s["eps"]), 20, bounds=(0.0, 1.0))),
+        **_image_roar(s, net, dls),
+    )
+    if truth is not None:
+        out |= dict(
+            leakage=leakage(maps, 1 - truth).mean().item(),
+            pointing=pointing_game(maps, truth).mean().item(),
+        )
+    tick(_image_job(s["data"], s["method"]).cost)
     return out
 
 # %% ../../nbs/papers/55_d.ipynb #fb644351
-_image_columns = dict(accuracy='accuracy', robust='robust accuracy', leakage='leakage', pointing='pointing game', diff_roar='DiffROAR')
+_image_columns = dict(
+    accuracy="accuracy",
+    robust="robust accuracy",
+    leakage="leakage",
+    pointing="pointing game",
+    diff_roar="DiffROAR",
+)
 _block_claims = [
-    ('Standard models mark the null block more than robust ones', 'standard', 'adversarial', ['leakage']),
-    ('The largest entry is on the digit more often for robust models', 'adversarial', 'standard', ['pointing']),
-    ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']),
-    ('An l2 weight penalty lowers the leakage', 'standard', 'l2 weights', ['leakage']),
-    ('and by more than an adversary', 'adversarial', 'l2 weights', ['leakage'])]
+    (
+        "Standard models mark the null block more than robust ones",
+        "standard",
+        "adversarial",
+        ["leakage"],
+    ),
+    (
+        "The largest entry is on the digit more often for robust models",
+        "adversarial",
+        "standard",
+        ["pointing"],
+    ),
+    ("DiffROAR is higher for robust models", "adversarial", "standard", ["diff_roar"]),
+    ("An l2 weight penalty lowers the leakage", "standard", "l2 weights", ["leakage"]),
+    ("and by more than an adversary", "adversarial", "l2 weights", ["leakage"]),
+]
 _roar_claims = [
-    ('DiffROAR of robust models is above that of random maps', 'adversarial', 0., ['diff_roar']),
-    ('DiffROAR is higher for robust models', 'adversarial', 'standard', ['diff_roar']),
-    ('Standard models are no better than random maps (by at most 0.05)', .05, 'standard', ['diff_roar']),
-    ('An l2 weight penalty raises DiffROAR', 'l2 weights', 'standard', ['diff_roar'])]
+    ("DiffROAR of robust models is above that of random maps", "adversarial", 0.0, ["diff_roar"]),
+    ("DiffROAR is higher for robust models", "adversarial", "standard", ["diff_roar"]),
+    (
+        "Standard models are no better than random maps (by at most 0.05)",
+        0.05,
+        "standard",
+        ["diff_roar"],
+    ),
+    ("An l2 weight penalty raises DiffROAR", "l2 weights", "standard", ["diff_roar"]),
+]
 
 # %% ../../nbs/papers/55_d.ipynb #fe2ef495
 def _image_figure(jobs, out):
     "The first images that all models of the first seed classify correctly."
-    kept = {j.settings['method']: load_file(job_folder(j, out)/'images.safetensors') for j in jobs if j.settings['seed'] == 0 and job_folder(j, out).exists()}
-    if len(kept) < len(_methods): return {}
-    first = kept['standard']; i = torch.stack([k['right'].bool() for k in kept.values()]).all(0).nonzero()[:3, 0]
-    fig = saliency_grid(first['x'][i], {m: k['maps'][i] for m,k in kept.items()}, labels=[str(c) for c in first['y'][i].tolist()], shared=False)
-    return dict(D_block_mnist=(fig, 'Stacked images and the gradients of a standard, an l2 regularised and an adversarial network'))
+    kept = {
+        j.settings["method"]: load_file(job_folder(j, out) / "images.safetensors")
+        for j in jobs
+        if j.settings["seed"] == 0 and job_folder(j, out).exists()
+    }
+    if len(kept) < len(_methods):
+        return {}
+    first = kept["standard"]
+    i = torch.stack([k["right"].bool() for k in kept.values()]).all(0).nonzero()[:3, 0]
+    fig = saliency_grid(
+        first["x"][i],
+        {m: k["maps"][i] for m, k in kept.items()},
+        labels=[str(c) for c in first["y"][i].tolist()],
+        shared=False,
+    )
+    return dict(
+        D_block_mnist=(
+            fig,
+            "Stacked images and the gradients of a standard, an l2 regularised and an adversarial network",
+        )
+    )
+
 
 def _images(title, text, claims, jobs, out):
     figures = _image_figure(jobs, out) if _has_truth(jobs[0].settings) else {}
-    df = rows_d(jobs, out); parts = {c: f'at {c.rpartition("_")[2]}' for c in df if c.startswith('diff_roar_')}
-    return [Section(title, text + ' Mean over the seeds, ± half the 95 % t interval.', _table(df, _image_columns | parts), figures), *_claim_section(jobs, out, claims)]
+    df = rows_d(jobs, out)
+    parts = {c: f"at {c.rpartition('_')[2]}" for c in df if c.startswith("diff_roar_")}
+    return [
+        Section(
+            title,
+            text + " Mean over the seeds, ± half the 95 % t interval.",
+            _table(df, _image_columns | parts),
+            figures,
+        ),
+        *_claim_section(jobs, out, claims),
+    ]
 
 # %% ../../nbs/papers/55_d.ipynb #64e095fe
-def _jobs(pairs, preset='quick', device='cpu', adversarial=()):
-    seeds = range(3 if preset == 'quick' else 5)
-    return [_job(g, w, a, seed, preset, device) for seed in seeds for a,ps in ((False, pairs), (True, adversarial)) for g,w in ps]
+def _jobs(pairs, preset="quick", device="cpu", adversarial=()):
+    seeds = range(3 if preset == "quick" else 5)
+    return [
+        _job(g, w, a, seed, preset, device)
+        for seed in seeds
+        for a, ps in ((False, pairs), (True, adversarial))
+        for g, w in ps
+    ]
 
-def _every(preset='quick', device='cpu'): return _jobs(_pairs, preset, device, _alone if preset == 'paper' else [(None, None), (None, 'l2'), ('l2', None)])
+
+def _every(preset="quick", device="cpu"):
+    return _jobs(
+        _pairs,
+        preset,
+        device,
+        _alone if preset == "paper" else [(None, None), (None, "l2"), ("l2", None)],
+    )
+
 
 def _item(name, title, jobs, draw, scaled, **cost):
-    def _sections(out, preset='quick', device='cpu'):
+    def _sections(out, preset="quick", device="cpu"):
         done = [j for j in jobs(preset, device) if job_folder(j, out).exists()]
         return draw(done, out) if done else []
-    return Item(f'D.{name}', title, jobs, _sections, scaled, **cost)
 
-_small = '2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five, three adversarial models for seven'
+    return Item(f"D.{name}", title, jobs, _sections, scaled, **cost)
+
+
+_small = "2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five, three adversarial models for seven"
+
 
 def _toy_items():
     std = partial(_jobs, [(None, None)])
-    draw = lambda i, names, title: partial(_gradients, f'Figure {i}: gradients of {title}', f'D_fig{i}', names)
-    def pair(i, n): return _item(f'fig{i}', f'gradients with {n} penalties', partial(_jobs, [(None, n), (n, None)]), draw(i, [_model(None, n), _model(n, None)], f'models with {n} penalties'), _small, minutes=3, gpu_hours='3')
+    draw = lambda i, names, title: partial(
+        _gradients, f"Figure {i}: gradients of {title}", f"D_fig{i}", names
+    )
+
+    def pair(i, n):
+        return _item(
+            f"fig{i}",
+            f"gradients with {n} penalties",
+            partial(_jobs, [(None, n), (n, None)]),
+            draw(i, [_model(None, n), _model(n, None)], f"models with {n} penalties"),
+            _small,
+            minutes=3,
+            gpu_hours="3",
+        )
+
     return [
-        _item('strengths', 'the strengths of the penalties', _sweep, _strengths, _small, minutes=9, gpu_hours='12'),
-        _item('fig1', 'the first 40 test points', std, _points_figure, 'nothing', minutes=1, gpu_hours='0.5'),
-        _item('fig2', 'gradients of the standard model', std, draw(2, ['standard'], 'the standard model'), _small, minutes=1, gpu_hours='0.5'),
-        pair(3, 'l1'), pair(4, 'l2'), pair(5, 'linf'),
-        _item('fig6', 'accuracy against the radius', _every, _curves, _small, minutes=29, gpu_hours='25'),
-        _item('numbers', 'the numbers behind the figures', _every, _numbers, _small, minutes=29, gpu_hours='25'),
-        _item('claims', 'what the paper says of them', _every, _claim_section, _small, minutes=29, gpu_hours='25')]
+        _item(
+            "strengths",
+            "the strengths of the penalties",
+            _sweep,
+            _strengths,
+            _small,
+            minutes=9,
+            gpu_hours="12",
+        ),
+        _item(
+            "fig1",
+            "the first 40 test points",
+            std,
+            _points_figure,
+            "nothing",
+            minutes=1,
+            gpu_hours="0.5",
+        ),
+        _item(
+            "fig2",
+            "gradients of the standard model",
+            std,
+            draw(2, ["standard"], "the standard model"),
+            _small,
+            minutes=1,
+            gpu_hours="0.5",
+        ),
+        pair(3, "l1"),
+        pair(4, "l2"),
+        pair(5, "linf"),
+        _item(
+            "fig6",
+            "accuracy against the radius",
+            _every,
+            _curves,
+            _small,
+            minutes=29,
+            gpu_hours="25",
+        ),
+        _item(
+            "numbers",
+            "the numbers behind the figures",
+            _every,
+            _numbers,
+            _small,
+            minutes=29,
+            gpu_hours="25",
+        ),
+        _item(
+            "claims",
+            "what the paper says of them",
+            _every,
+            _claim_section,
+            _small,
+            minutes=29,
+            gpu_hours="25",
+        ),
+    ]
 
 # %% ../../nbs/papers/55_d.ipynb #2e01e174
-def items_d()->list: # of `Item`
+def items_d() -> list:  # of `Item`
     "The figures of paper D, the numbers behind them, and the findings it starts from."
-    def images(data): return lambda preset, device='cpu': [_image_job(data, m, seed, preset, device) for seed in range(3 if preset == 'quick' else 5) for m in _methods]
-    text = 'Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. '
-    block = 'Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the digit?', 'DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean over the fractions kept.'
-    scaled = '5,000 training images, 500 test images, 256 hidden units, three seeds for five'
-    return [*_toy_items(),
-            _item('block_mnist', 'gradients on digits with a null block', images('block_mnist'), partial(_images, 'BlockMNIST', text + ' '.join(block), _block_claims), scaled, minutes=2, gpu_hours='1'),
-            _item('diffroar', 'is what a gradient marks what a new network needs?', images('fashion_mnist'), partial(_images, 'DiffROAR on Fashion-MNIST', text + block[1], _roar_claims), scaled, minutes=1, gpu_hours='3')]
+
+    def images(data):
+        return lambda preset, device="cpu": [
+            _image_job(data, m, seed, preset, device)
+            for seed in range(3 if preset == "quick" else 5)
+            for m in _methods
+        ]
+
+    text = "Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. "
+    block = (
+        "Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the digit?",
+        "DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean over the fractions kept.",
+    )
+    scaled = "5,000 training images, 500 test images, 256 hidden units, three seeds for five"
+    return [
+        *_toy_items(),
+        _item(
+            "block_mnist",
+            "gradients on digits with a null block",
+            images("block_mnist"),
+            partial(_images, "BlockMNIST", text + " ".join(block), _block_claims),
+            scaled,
+            minutes=2,
+            gpu_hours="1",
+        ),
+        _item(
+            "diffroar",
+            "is what a gradient marks what a new network needs?",
+            images("fashion_mnist"),
+            partial(_images, "DiffROAR on Fashion-MNIST", text + block[1], _roar_claims),
+            scaled,
+            minutes=1,
+            gpu_hours="3",
+        ),
+    ]

@@ -6,190 +6,359 @@
 __all__ = ['items', 'find_items', 'reproduce', 'paper_sections', 'write_paper', 'freeze', 'read_kept', 'show_kept', 'about_kept']
 
 # %% ../../nbs/papers/56_reproduce.ipynb #7f882d7c
-import difflib, io, json, os, platform, subprocess, tempfile
+import difflib
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
 from datetime import date
 from pathlib import Path
+
 import pandas as pd
-from PIL import Image
 import torch
 from fastai.torch_core import default_device
+from PIL import Image
+
 import advinterp
 from ..core import atomic_path
 from ..data import data_table
-from ..jobs import check_out, job_folder, locked, run_jobs, status, store_row, table, write_study
-from .common import latex_table, markdown_table
+from advinterp.jobs import (
+    check_out,
+    job_folder,
+    locked,
+    run_jobs,
+    status,
+    store_row,
+    table,
+    write_study,
+)
 from .a import items_a
 from .b import items_b
 from .c import items_c
+from .common import latex_table, markdown_table
 from .d import items_d
 from ..report import Section, fig_png, write_report
 
 # %% ../../nbs/papers/56_reproduce.ipynb #cc95b1cb
 _papers = dict(
-    A='Chalasani et al. 2020, Concise Explanations of Neural Networks using Adversarial Training',
-    B='Noack et al., Does Interpretability of Neural Networks Imply Adversarial Robustness?',
-    C='Gong, Dou and Farnia, Structured Gradient-based Interpretations via Norm-Regularized Adversarial Training',
-    D='Bötte and Pfeiffer, The Role of Input Gradients as Indicators for Discriminative Features')
+    A="Chalasani et al. 2020, Concise Explanations of Neural Networks using Adversarial Training",
+    B="Noack et al., Does Interpretability of Neural Networks Imply Adversarial Robustness?",
+    C="Gong, Dou and Farnia, Structured Gradient-based Interpretations via Norm-Regularized Adversarial Training",
+    D="Bötte and Pfeiffer, The Role of Input Gradients as Indicators for Discriminative Features",
+)
 
-def items()->list: # of `Item`
+
+def items() -> list:  # of `Item`
     "All tables and figures that can be reproduced."
     return [*items_a(), *items_b(), *items_c(), *items_d()]
 
+
 def find_items(
-    name:str,  # 'A.table1', or 'A' for all of a paper
-)->list:       # of `Item`, all of one paper
+    name: str,  # 'A.table1', or 'A' for all of a paper
+) -> list:  # of `Item`, all of one paper
     "The items of that name. Raises ValueError for an unknown one, naming the nearest."
-    found = [i for i in items() if name in (i.name, i.name.split('.')[0])]
-    if found: return found
+    found = [i for i in items() if name in (i.name, i.name.split(".")[0])]
+    if found:
+        return found
     close = difflib.get_close_matches(str(name), [i.name for i in items()], n=3)
-    raise ValueError(f"name={name!r}: no such table or figure; {'did you mean ' + ' or '.join(close) + '?' if close else ''} `advinterp reproduce --list` shows all".replace('; `', '; `').replace(';  ', '; '))
+    raise ValueError(
+        f"name={name!r}: no such table or figure; {'did you mean ' + ' or '.join(close) + '?' if close else ''} `advinterp reproduce --list` shows all".replace(
+            "; `", "; `"
+        ).replace(";  ", "; ")
+    )
 
 # %% ../../nbs/papers/56_reproduce.ipynb #5afc560d
-_made_of = dict(block_mnist='mnist')    # generated from another set, which has to be here
+_made_of = dict(block_mnist="mnist")  # generated from another set, which has to be here
+
 
 def _data_of(job):
-    name = job.settings.get('data') or job.settings['recipe']['data']
+    name = job.settings.get("data") or job.settings["recipe"]["data"]
     return _made_of.get(name, name)
 
+
 def _check(found, jobs, preset, device):
-    if not jobs: raise ValueError(f"preset={preset!r}: {found[0].name} has no such preset, use 'quick'")
-    here = {r['name'] for r in data_table() if r['where']}
+    if not jobs:
+        raise ValueError(f"preset={preset!r}: {found[0].name} has no such preset, use 'quick'")
+    here = {r["name"] for r in data_table() if r["where"]}
     if absent := sorted({_data_of(j) for j in jobs} - here):
-        raise ValueError(f"{found[0].name}: needs the data of {', '.join(absent)}, not found here; `advinterp data fetch {' '.join(absent)}` downloads what is public, ADVINTERP_DATA names a folder that has it")
-    if preset == 'paper' and torch.device(device).type == 'cpu':
-        raise ValueError(f"preset='paper': {found[0].name} takes about {found[0].gpu_hours} hours on a GPU and far too long on a CPU; use preset='quick' (--preset quick), or device='cuda' (--device cuda)")
+        raise ValueError(
+            f"{found[0].name}: needs the data of {', '.join(absent)}, not found here; `advinterp data fetch {' '.join(absent)}` downloads what is public, ADVINTERP_DATA names a folder that has it"
+        )
+    if preset == "paper" and torch.device(device).type == "cpu":
+        raise ValueError(
+            f"preset='paper': {found[0].name} takes about {found[0].gpu_hours} hours on a GPU and far too long on a CPU; use preset='quick' (--preset quick), or device='cuda' (--device cuda)"
+        )
+
 
 def reproduce(
-    name:str,                   # 'A.table1', or 'A' for all of a paper
-    preset='quick',             # 'quick': a small scale; 'paper': the published settings, for a GPU
-    out='results/reproduce',    # folder; the study is in `<paper>-<preset>` below it
-    device=None,                # torch device; None: the accelerator where there is one
-    n_jobs=-1, backend='loky',  # as for `compare`
-    progress=True,              # show a progress bar
-)->Path:                        # the page of the paper
+    name: str,  # 'A.table1', or 'A' for all of a paper
+    preset="quick",  # 'quick': a small scale; 'paper': the published settings, for a GPU
+    out="results/reproduce",  # folder; the study is in `<paper>-<preset>` below it
+    device=None,  # torch device; None: the accelerator where there is one
+    n_jobs=-1,
+    backend="loky",  # as for `compare`
+    progress=True,  # show a progress bar
+) -> Path:  # the page of the paper
     "Run what is not there yet, and write the page, tables (Markdown, LaTeX) and figures. Raises ValueError for what cannot be run, RuntimeError after all others have run where some failed."
     found, device = find_items(name), str(default_device() if device is None else device)
-    if preset not in ('quick', 'paper'): raise ValueError(f"preset={preset!r}: expected 'quick' or 'paper'")
+    if preset not in ("quick", "paper"):
+        raise ValueError(f"preset={preset!r}: expected 'quick' or 'paper'")
     jobs = {j.name: j for i in found for j in i.jobs(preset, device)}
     _check(found, jobs.values(), preset, device)
-    folder = check_out(Path(out)/f'{found[0].name.split(".")[0]}-{preset}', resume=True)
+    folder = check_out(Path(out) / f"{found[0].name.split('.')[0]}-{preset}", resume=True)
     with locked(folder):
-        every = {**{j.name: j for i in find_items(name.split('.')[0]) for j in i.jobs(preset, device) if job_folder(j, folder).exists()}, **jobs}
-        write_study(folder, list(every.values()), kind='reproduce', name=name, preset=preset, device=device)
+        every = {
+            **{
+                j.name: j
+                for i in find_items(name.split(".")[0])
+                for j in i.jobs(preset, device)
+                if job_folder(j, folder).exists()
+            },
+            **jobs,
+        }
+        write_study(
+            folder, list(every.values()), kind="reproduce", name=name, preset=preset, device=device
+        )
         states = run_jobs(list(jobs.values()), folder, n_jobs, backend, progress=progress)
-        page = write_paper(name.split('.')[0], folder, preset, device)
-    if failed := [n for n,s in states.items() if s == 'failed']:
-        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed, the others are kept. The first: {failed[0]}: {status(folder).set_index('run').error[failed[0]]}")
+        page = write_paper(name.split(".")[0], folder, preset, device)
+    if failed := [n for n, s in states.items() if s == "failed"]:
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} runs failed, the others are kept. The first: {failed[0]}: {status(folder).set_index('run').error[failed[0]]}"
+        )
     return page
 
 # %% ../../nbs/papers/56_reproduce.ipynb #7629944d
 def paper_sections(
-    paper:str,         # 'A'
-    folder,            # folder of the study
-    preset='quick', device='cpu', # as for `reproduce`
-    skip=(),           # names of items to leave out
-)->list:               # of (item name, `Section`)
+    paper: str,  # 'A'
+    folder,  # folder of the study
+    preset="quick",
+    device="cpu",  # as for `reproduce`
+    skip=(),  # names of items to leave out
+) -> list:  # of (item name, `Section`)
     "Everything that can be shown of a paper, and a note where an item is incomplete."
     out = []
     for i in find_items(paper):
-        if i.name in skip: continue
-        jobs = i.jobs(preset, device); n = sum(job_folder(j, folder).exists() for j in jobs)
-        note = '' if n == len(jobs) else f' Incomplete: {n} of {len(jobs)} runs are done.'
-        scale = f' Scaled down: {i.scaled}.' if preset == 'quick' else ''
-        for s in i.sections(folder, preset, device) if n else (): s.text += scale + note; out.append((i.name, s))
+        if i.name in skip:
+            continue
+        jobs = i.jobs(preset, device)
+        n = sum(job_folder(j, folder).exists() for j in jobs)
+        note = "" if n == len(jobs) else f" Incomplete: {n} of {len(jobs)} runs are done."
+        scale = f" Scaled down: {i.scaled}." if preset == "quick" else ""
+        for s in i.sections(folder, preset, device) if n else ():
+            s.text += scale + note
+            out.append((i.name, s))
     return out
 
+
 def write_paper(
-    paper:str, folder, preset='quick', device='cpu', # as for `paper_sections`
-)->Path:               # the page
+    paper: str,
+    folder,
+    preset="quick",
+    device="cpu",  # as for `paper_sections`
+) -> Path:  # the page
     "Write `report.html`, the figures, and each table as Markdown and LaTeX."
     shown = paper_sections(paper, folder, preset, device)
-    for k,(name,s) in enumerate(shown):
-        for ending,make in (('md', markdown_table), ('tex', latex_table)) if s.table is not None else ():
-            with atomic_path(Path(folder)/'tables'/f'{name}_{k}.{ending}') as f: f.write_text(make(s.table) + '\n', encoding='utf-8')
+    for k, (name, s) in enumerate(shown):
+        for ending, make in (
+            (("md", markdown_table), ("tex", latex_table)) if s.table is not None else ()
+        ):
+            with atomic_path(Path(folder) / "tables" / f"{name}_{k}.{ending}") as f:
+                f.write_text(make(s.table) + "\n", encoding="utf-8")
     intro = f'{_papers[paper]}: its tables and figures, at the preset "{preset}". Published values stand beside ours; intervals are over seeds.'
-    return write_report(folder, f'Reproduction of paper {paper}', intro, [Section(f'{n}. {s.title}', s.text, s.table, s.figures) for n,s in shown])
+    return write_report(
+        folder,
+        f"Reproduction of paper {paper}",
+        intro,
+        [Section(f"{n}. {s.title}", s.text, s.table, s.figures) for n, s in shown],
+    )
 
 # %% ../../nbs/papers/56_reproduce.ipynb #15f1a4f2
 def _small_png(fig):
     "The figure for a page of the docs: few dots, 128 colours."
     out = io.BytesIO()
-    Image.open(io.BytesIO(fig_png(fig, dpi=55))).convert('RGB').quantize(128).save(out, 'png', optimize=True)
+    Image.open(io.BytesIO(fig_png(fig, dpi=55))).convert("RGB").quantize(128).save(
+        out, "png", optimize=True
+    )
     return out.getvalue()
 
+
 def _commit():
-    r = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(advinterp.__file__).parent)
-    return r.stdout.strip()[:12] if r.returncode == 0 else 'unknown'
+    r = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(advinterp.__file__).parent,
+    )
+    return r.stdout.strip()[:12] if r.returncode == 0 else "unknown"
+
 
 def _union(paper, folder, keep, preset, device, out):
     "Fill `out` with links to the runs of a study, and with the rows of `keep` for the runs that it lacks. What was made by whom, as a sentence, and the items that stay as they were."
-    about, rows = (read_kept(keep)[k] for k in ('about', 'rows'))
-    if about['version'] != advinterp.__version__:
-        raise ValueError(f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is {advinterp.__version__}: results of the two do not mix")
+    about, rows = (read_kept(keep)[k] for k in ("about", "rows"))
+    if about["version"] != advinterp.__version__:
+        raise ValueError(
+            f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is {advinterp.__version__}: results of the two do not mix"
+        )
     jobs = list({j.name: j for i in find_items(paper) for j in i.jobs(preset, device)}.values())
-    rows, here = {r['run']: r for r in rows}, {j.name for j in jobs if job_folder(j, folder).exists()}
+    rows, here = (
+        {r["run"]: r for r in rows},
+        {j.name for j in jobs if job_folder(j, folder).exists()},
+    )
     old = [j for j in jobs if j.name in rows and j.name not in here]
     write_study(check_out(out), jobs)
-    for n in here: (Path(out)/'runs'/n).symlink_to((Path(folder)/'runs'/n).resolve())
-    for j in old: store_row(j, out, {k: v for k,v in rows[j.name].items() if v is not None and k not in {*j.settings, 'seconds', 'run'}}, rows[j.name]['seconds'])
+    for n in here:
+        (Path(out) / "runs" / n).symlink_to((Path(folder) / "runs" / n).resolve())
+    for j in old:
+        store_row(
+            j,
+            out,
+            {
+                k: v
+                for k, v in rows[j.name].items()
+                if v is not None and k not in {*j.settings, "seconds", "run"}
+            },
+            rows[j.name]["seconds"],
+        )
     needs = {i.name: {j.name for j in i.jobs(preset, device)} for i in find_items(paper)}
-    return f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})", [i for i,js in needs.items() if not js <= here and not (js & here) - rows.keys()]
+    return (
+        f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})",
+        [i for i, js in needs.items() if not js <= here and not (js & here) - rows.keys()],
+    )
 
 # %% ../../nbs/papers/56_reproduce.ipynb #15f1a4f3
 def freeze(
-    paper:str,         # 'A'
-    folder,            # folder of the study
-    dest,              # where `<paper>-<preset>.json` and the figures go
-    preset='quick', device='cpu', # as for `reproduce`
-    keep=None,         # an earlier JSON file, its figures beside it: its rows stand for runs of the same version and settings that are not in this folder
-)->Path:               # the JSON file
+    paper: str,  # 'A'
+    folder,  # folder of the study
+    dest,  # where `<paper>-<preset>.json` and the figures go
+    preset="quick",
+    device="cpu",  # as for `reproduce`
+    keep=None,  # an earlier JSON file, its figures beside it: its rows stand for runs of the same version and settings that are not in this folder
+) -> Path:  # the JSON file
     "Store the numbers, tables and figures of a study, without weights. Raises ValueError for a `keep` of another version."
-    if keep is None: return _freeze(paper, folder, dest, preset, device)
+    if keep is None:
+        return _freeze(paper, folder, dest, preset, device)
     with tempfile.TemporaryDirectory() as union:
         note, stay = _union(paper, folder, keep, preset, device, union)
-        as_before = [s for s in read_kept(keep)['sections'] if s['item'] in stay]
-        for f in [f'{f}.png' for s in as_before for f in s['figures']]:
-            with atomic_path(Path(dest)/f) as p: p.write_bytes((Path(keep).parent/f).read_bytes())
+        as_before = [s for s in read_kept(keep)["sections"] if s["item"] in stay]
+        for f in [f"{f}.png" for s in as_before for f in s["figures"]]:
+            with atomic_path(Path(dest) / f) as p:
+                p.write_bytes((Path(keep).parent / f).read_bytes())
         return _freeze(paper, union, dest, preset, device, note, as_before)
 
-def _freeze(paper, folder, dest, preset, device, note='', as_before=()):
-    rows, dest, sections = table(folder), Path(dest), [*as_before]
-    about = dict(paper=_papers[paper], preset=preset, command=f'advinterp reproduce {paper} --preset {preset}', commit=_commit(), version=advinterp.__version__, date=str(date.today()),
-                 machine=f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}', run_minutes=round(rows.seconds.sum()/60, 1), runs=len(rows), note=note)
-    if 'recipe' in rows:    # one column for each field that tells runs apart, in place of a dictionary
-        rows = rows[rows.recipe.notna()]
-        rows = rows.assign(data=[r['data'] for r in rows.recipe], optimiser=[r['optimiser'] for r in rows.recipe]).drop(columns=['recipe', 'card'], errors='ignore').dropna(axis=1, how='all')
-    for name,s in paper_sections(paper, folder, preset, device, {s['item'] for s in as_before}):
-        for f,(fig,alt) in s.figures.items():
-            with atomic_path(dest/f'{f}.png') as p: p.write_bytes(_small_png(fig))
-        t = None if s.table is None else dict(columns=list(s.table), rows=s.table.astype(object).where(s.table.notna(), None).values.tolist())
-        sections.append(dict(item=name, title=s.title, text=s.text, table=t, figures={f: alt for f,(_,alt) in s.figures.items()}))
-    order = [i.name for i in find_items(paper)]; kept = dict(about=about, sections=sorted(sections, key=lambda s: order.index(s['item'])), rows=json.loads(rows.to_json(orient='records')))
-    with atomic_path(dest/f'{paper}-{preset}.json') as f: f.write_text(json.dumps(kept, indent=1), encoding='utf-8')
-    return dest/f'{paper}-{preset}.json'
 
+def _freeze(paper, folder, dest, preset, device, note="", as_before=()):
+    rows, dest, sections = table(folder), Path(dest), [*as_before]
+    about = dict(
+        paper=_papers[paper],
+        preset=preset,
+        command=f"advinterp reproduce {paper} --preset {preset}",
+        commit=_commit(),
+        version=advinterp.__version__,
+        date=str(date.today()),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        run_minutes=round(rows.seconds.sum() / 60, 1),
+        runs=len(rows),
+        note=note,
+    )
+    if (
+        "recipe" in rows
+    ):  # one column for each field that tells runs apart, in place of a dictionary
+        rows = rows[rows.recipe.notna()]
+        rows = (
+            rows.assign(
+                data=[r["data"] for r in rows.recipe],
+                optimiser=[r["optimiser"] for r in rows.recipe],
+            )
+            .drop(columns=["recipe", "card"], errors="ignore")
+            .dropna(axis=1, how="all")
+        )
+    for name, s in paper_sections(paper, folder, preset, device, {s["item"] for s in as_before}):
+        for f, (fig, alt) in s.figures.items():
+            with atomic_path(dest / f"{f}.png") as p:
+                p.write_bytes(_small_png(fig))
+        t = (
+            None
+            if s.table is None
+            else dict(
+                columns=list(s.table),
+                rows=s.table.astype(object).where(s.table.notna(), None).values.tolist(),
+            )
+        )
+        sections.append(
+            dict(
+                item=name,
+                title=s.title,
+                text=s.text,
+                table=t,
+                figures={f: alt for f, (_, alt) in s.figures.items()},
+            )
+        )
+    order = [i.name for i in find_items(paper)]
+    kept = dict(
+        about=about,
+        sections=sorted(sections, key=lambda s: order.index(s["item"])),
+        rows=json.loads(rows.to_json(orient="records")),
+    )
+    with atomic_path(dest / f"{paper}-{preset}.json") as f:
+        f.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    return dest / f"{paper}-{preset}.json"
 
 # %% ../../nbs/papers/56_reproduce.ipynb #dea97c6e
 def read_kept(
-    path,        # what `freeze` wrote
-)->dict:         # about, sections, rows
+    path,  # what `freeze` wrote
+) -> dict:  # about, sections, rows
     "Results that were kept. Raises ValueError where there are none."
-    if not Path(path).is_file(): raise ValueError(f"path={str(path)!r}: no kept results here; `advinterp reproduce` makes a study, `freeze` keeps its results")
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    if not Path(path).is_file():
+        raise ValueError(
+            f"path={str(path)!r}: no kept results here; `advinterp reproduce` makes a study, `freeze` keeps its results"
+        )
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
 
 def show_kept(
-    path,        # what `freeze` wrote
-    item:str,    # 'A.table1'
-)->str:          # Markdown
+    path,  # what `freeze` wrote
+    item: str,  # 'A.table1'
+) -> str:  # Markdown
     "An item of kept results: its tables, and its figures by reference. Raises ValueError for an item that is not there."
-    found = [s for s in read_kept(path)['sections'] if s['item'] == item]
-    if not found: raise ValueError(f"item={item!r}: not among the kept results of {path}")
-    return '\n\n'.join('\n\n'.join([f"**{s['title']}.** {s['text']}", *([markdown_table(pd.DataFrame(**{k: s['table'][v] for k,v in dict(data='rows', columns='columns').items()}))] if s['table'] else []),
-                                   *(f"![{alt}]({Path(path).parent.as_posix()}/{f}.png)" for f,alt in s['figures'].items())]) for s in found)
+    found = [s for s in read_kept(path)["sections"] if s["item"] == item]
+    if not found:
+        raise ValueError(f"item={item!r}: not among the kept results of {path}")
+    return "\n\n".join(
+        "\n\n".join(
+            [
+                f"**{s['title']}.** {s['text']}",
+                *(
+                    [
+                        markdown_table(
+                            pd.DataFrame(
+                                **{
+                                    k: s["table"][v]
+                                    for k, v in dict(data="rows", columns="columns").items()
+                                }
+                            )
+                        )
+                    ]
+                    if s["table"]
+                    else []
+                ),
+                *(
+                    f"![{alt}]({Path(path).parent.as_posix()}/{f}.png)"
+                    for f, alt in s["figures"].items()
+                ),
+            ]
+        )
+        for s in found
+    )
+
 
 def about_kept(
-    path,        # what `freeze` wrote
-)->str:          # Markdown
+    path,  # what `freeze` wrote
+) -> str:  # Markdown
     "What made the results: command, commit, machine, minutes."
-    a = read_kept(path)['about']
-    return f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})" + (f"; {a['note']}." if a.get('note') else '.')
+    a = read_kept(path)["about"]
+    return (
+        f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})"
+        + (f"; {a['note']}." if a.get("note") else ".")
+    )

@@ -6,10 +6,21 @@
 __all__ = ['scorecard']
 
 # %% ../../nbs/papers/51_scorecard.ipynb #3b27ada2
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 import torch
+
 from ..attribution import deep_shap, integrated_gradients, saliency
-from ..evaluate import aopc_morf, bootstrap_interval, cascading_randomization, gradient_norms, is_correct, map_robustness, map_stability, seed_interval
+from advinterp.evaluate import (
+    aopc_morf,
+    bootstrap_interval,
+    cascading_randomization,
+    gradient_norms,
+    is_correct,
+    map_robustness,
+    map_stability,
+    seed_interval,
+)
 from ..metrics import connectedness, gini, normalized_entropy, share_above, total_variation
 from ..models import softplus_copy
 
@@ -18,54 +29,97 @@ def _measures(model, x, y, adversary, radius, patch, k, sigma):
     "Name -> (better direction, `(N,)` values)."
     g, ig, shap = (f(model, x, y) for f in (saliency, integrated_gradients, deep_shap))
     norms, out = gradient_norms(model, x, y), {}
-    out['accuracy'] = 'higher', is_correct(model, x, y)
-    out['robust accuracy'] = 'higher', is_correct(model, x, y, adversary)
-    for name,m in dict(gradient=g, IG=ig, DeepSHAP=shap).items(): out[f'Gini, {name}'] = 'higher', gini(m)
-    out['entropy, IG'] = 'lower', normalized_entropy(ig)
-    out['share above 10 % of the maximum, IG'] = 'lower', share_above(ig, .1)
-    out['norm of the true logit\'s gradient'] = 'lower', norms.true
-    out['norm of the other logits\' gradients'] = 'lower', norms.others
-    out['AOPC, gradient'] = 'higher', aopc_morf(model, x, y, g, patch)
-    out['AOPC, IG'] = 'higher', aopc_morf(model, x, y, ig, patch)
-    if x.ndim == 4: out.update({'total variation, gradient': ('lower', total_variation(g)), 'connectedness, gradient': ('higher', connectedness(g))})
+    out["accuracy"] = "higher", is_correct(model, x, y)
+    out["robust accuracy"] = "higher", is_correct(model, x, y, adversary)
+    for name, m in dict(gradient=g, IG=ig, DeepSHAP=shap).items():
+        out[f"Gini, {name}"] = "higher", gini(m)
+    out["entropy, IG"] = "lower", normalized_entropy(ig)
+    out["share above 10 % of the maximum, IG"] = "lower", share_above(ig, 0.1)
+    out["norm of the true logit's gradient"] = "lower", norms.true
+    out["norm of the other logits' gradients"] = "lower", norms.others
+    out["AOPC, gradient"] = "higher", aopc_morf(model, x, y, g, patch)
+    out["AOPC, IG"] = "higher", aopc_morf(model, x, y, ig, patch)
+    if x.ndim == 4:
+        out.update(
+            {
+                "total variation, gradient": ("lower", total_variation(g)),
+                "connectedness, gradient": ("higher", connectedness(g)),
+            }
+        )
     return out | _moved(model, x, y, radius, k, sigma)
+
 
 def _moved(model, x, y, radius, k, sigma):
     "What is left of the gradient map after an attack on it, and in a network of new weights."
-    left = map_robustness(model, x, y, [radius], k=k, sigma=sigma, attack_model=softplus_copy(model)).attacked
+    left = map_robustness(
+        model, x, y, [radius], k=k, sigma=sigma, attack_model=softplus_copy(model)
+    ).attacked
     new = cascading_randomization(model, x, y, k=k, sigma=sigma).similarity
-    out = {'top entries kept under attack, gradient': ('higher', left.overlap[0]), 'rank correlation with random weights, gradient': ('lower', new.rank[-1].abs())}
-    return out | ({'SSIM under attack, gradient': ('higher', left.ssim[0])} if x.ndim == 4 else {})
+    out = {
+        "top entries kept under attack, gradient": ("higher", left.overlap[0]),
+        "rank correlation with random weights, gradient": ("lower", new.rank[-1].abs()),
+    }
+    return out | ({"SSIM under attack, gradient": ("higher", left.ssim[0])} if x.ndim == 4 else {})
 
 # %% ../../nbs/papers/51_scorecard.ipynb #ff55046b
 def _verdict(direction, low, high):
-    if np.isnan(low): return 'no interval'
-    up = 'confirmed' if direction == 'higher' else 'contradicted'
-    return up if low > 0 else {'confirmed': 'contradicted', 'contradicted': 'confirmed'}[up] if high < 0 else 'open'
+    if np.isnan(low):
+        return "no interval"
+    up = "confirmed" if direction == "higher" else "contradicted"
+    return (
+        up
+        if low > 0
+        else {"confirmed": "contradicted", "contradicted": "confirmed"}[up]
+        if high < 0
+        else "open"
+    )
+
 
 def _stability(kinds, x, y, k, sigma):
-    if min(map(len, kinds.values())) < 2: return []
+    if min(map(len, kinds.values())) < 2:
+        return []
     a, b = (map_stability(m, x, y, k=k, sigma=sigma).overlap.double() for m in kinds.values())
     low, high = bootstrap_interval((b - a).cpu().numpy())
-    return [('top entries shared between seeds, gradient', 'higher', a.mean().item(), b.mean().item(), (b - a).mean().item(), low, high)]
+    return [
+        (
+            "top entries shared between seeds, gradient",
+            "higher",
+            a.mean().item(),
+            b.mean().item(),
+            (b - a).mean().item(),
+            low,
+            high,
+        )
+    ]
+
 
 def scorecard(
-    kinds,           # two names -> lists of models (torch modules), paired by position: the first is the reference
-    x, y,            # inputs `(N, ...)` and class indices `(N,)`
-    adversary,       # attack for the robust accuracy, for instance `PGD(LInfBall(.3), 20, bounds=(0, 1))`
-    radius,          # l2 radius of the interpretation attack, in the units of x
+    kinds,  # two names -> lists of models (torch modules), paired by position: the first is the reference
+    x,
+    y,  # inputs `(N, ...)` and class indices `(N,)`
+    adversary,  # attack for the robust accuracy, for instance `PGD(LInfBall(.3), 20, bounds=(0, 1))`
+    radius,  # l2 radius of the interpretation attack, in the units of x
     *,
-    patch=None,      # side of the regions of AOPC; None: single entries
-    k=.1,            # share of the entries that count as the top of a map
-    sigma=1.5,       # of SSIM's window; .8 for 8 x 8 images
-)->pd.DataFrame:     # metric, direction, one column for each kind, difference, low, high, verdict
+    patch=None,  # side of the regions of AOPC; None: single entries
+    k=0.1,  # share of the entries that count as the top of a map
+    sigma=1.5,  # of SSIM's window; .8 for 8 x 8 images
+) -> pd.DataFrame:  # metric, direction, one column for each kind, difference, low, high, verdict
     "Every metric of the papers for two kinds of models. Raises ValueError for other than two kinds with as many models each."
-    if len(kinds) != 2 or len(set(map(len, kinds.values()))) != 1 or not all(kinds.values()): raise ValueError(f"kinds={ {n: len(m) for n,m in kinds.items()} }: expected two kinds with the same number of models, at least one")
-    a, b = ([_measures(m, x, y, adversary, radius, patch, k, sigma) for m in ms] for ms in kinds.values())
+    if len(kinds) != 2 or len(set(map(len, kinds.values()))) != 1 or not all(kinds.values()):
+        raise ValueError(
+            f"kinds={ {n: len(m) for n, m in kinds.items()} }: expected two kinds with the same number of models, at least one"
+        )
+    a, b = (
+        [_measures(m, x, y, adversary, radius, patch, k, sigma) for m in ms]
+        for ms in kinds.values()
+    )
     rows = []
-    for name,(direction,_) in a[0].items():
+    for name, (direction, _) in a[0].items():
         u, v = (torch.stack([m[name][1].double() for m in ms]).cpu().numpy() for ms in (a, b))
         low, high = seed_interval((v - u).mean(1)) if len(u) > 1 else bootstrap_interval((v - u)[0])
         rows.append((name, direction, u.mean(), v.mean(), (v - u).mean(), low, high))
-    df = pd.DataFrame(rows + _stability(kinds, x, y, k, sigma), columns=['metric', 'better', *kinds, 'difference', 'low', 'high'])
+    df = pd.DataFrame(
+        rows + _stability(kinds, x, y, k, sigma),
+        columns=["metric", "better", *kinds, "difference", "low", "high"],
+    )
     return df.assign(verdict=[_verdict(*r) for r in zip(df.better, df.low, df.high)])
