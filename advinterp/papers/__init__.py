@@ -1,0 +1,1 @@
+"""The four papers as data: published tables, experiments, claims and figures."""
