@@ -9,13 +9,14 @@ __all__ = ['check_strength', 'check_count', 'nearest', 'check_choice', 'check_fl
 
 # %% ../nbs/maths/00_core.ipynb #265eccc8
 import contextlib
+import copy
 import difflib
 import math
 import os
 import random
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 # %% ../nbs/maths/00_core.ipynb #4f734da5
 def check_strength(
     name: str,  # name of the argument, for the message
-    value,  # a real number
+    value: float,  # a real number
 ) -> float:  # the value as a float
     "Check that a strength (an eps, a lambda, a weight) is a finite number of at least 0."
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -40,7 +41,7 @@ def check_count(
     name: str,  # name of the argument, for the message
     value: int,  # a whole number
     low: int = 1,  # the smallest that is allowed
-) -> int:
+) -> int:  # the value as an int
     "Check that an argument is a whole number of at least `low`."
     expected = f"{name}={value!r}: expected a whole number >= {low}"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -53,29 +54,30 @@ def check_count(
 def nearest(
     value: str,  # what was given
     known: Iterable[str],  # what is allowed
-) -> str:  # '; did you mean 'x'?', or nothing
+) -> str:  # "; did you mean 'x'?", or nothing
     "The end of a message about an unknown name: the one that was probably meant."
     close = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
-
+# %% ../nbs/maths/00_core.ipynb #01253e39
 def check_choice(
     name: str,  # name of the argument, for the message
     value: str,  # one of `choices`
     choices: Iterable[str],  # what is allowed
-) -> str:
+) -> str:  # the value itself
     "Check that an argument is one of the choices."
     choices = list(choices)
-    if value not in choices:
-        allowed = ", ".join(map(repr, choices))
-        hint = nearest(value, [c for c in choices if isinstance(c, str)])
-        raise ValueError(f"{name}={value!r}: expected one of {allowed}{hint}")
-    return value
+    if value in choices:
+        return value
+    *others, last = map(repr, choices)
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    hint = nearest(value, [choice for choice in choices if isinstance(choice, str)])
+    raise ValueError(f"{name}={value!r}: expected one of {allowed}{hint}")
 
 # %% ../nbs/maths/00_core.ipynb #24796745
 def check_float(
     name: str,  # name of the argument, for the message
-    x,  # a tensor `(B, ...)`
+    x: Tensor,  # `(B, ...)`
 ) -> Tensor:  # `x` itself
     "Check that `x` is a batched tensor of a floating dtype: integers have no gradients."
     if not isinstance(x, Tensor):
@@ -89,13 +91,14 @@ def check_float(
     return x
 
 # %% ../nbs/maths/00_core.ipynb #53831d9f
-def check_same_shape(**tensors):
+def check_same_shape(
+    **tensors: Tensor,  # by the names that the message shows
+) -> None:
     "Check that all the named tensors have one shape."
-    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(
-            "expected tensors of one shape, got " + ", ".join(f"{k} {s}" for k, s in shapes.items())
-        )
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"expected tensors of one shape, got {found}")
 
 # %% ../nbs/maths/00_core.ipynb #01317fc1
 def flat(
@@ -104,7 +107,7 @@ def flat(
     "The inputs as vectors: `(B, ...)` to `(B, d)`."
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
-
+# %% ../nbs/maths/00_core.ipynb #ba89f49c
 def bcast(
     v: Tensor,  # `(B,)`
     x: Tensor,  # `(B, ...)`
@@ -119,7 +122,7 @@ def is_binary(
     "Is this the output of a binary model with one logit?"
     return logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
 
-
+# %% ../nbs/maths/00_core.ipynb #76a6482c
 def task_loss(
     logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
     y: Tensor,  # `(B,)` class indices
@@ -127,9 +130,8 @@ def task_loss(
     "Cross-entropy per example; the binary form where the model has one logit."
     if is_binary(logits):
         z = logits.reshape(len(logits))
-        return F.binary_cross_entropy_with_logits(
-            z, y.reshape(len(z)).to(z.dtype), reduction="none"
-        )
+        target = y.reshape(len(z)).to(z.dtype)
+        return F.binary_cross_entropy_with_logits(z, target, reduction="none")
     return F.cross_entropy(logits, y, reduction="none")
 
 # %% ../nbs/maths/00_core.ipynb #6d23af6c
@@ -146,91 +148,116 @@ def class_output(
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
 ) -> Tensor:  # `(B,)`
     "The scalar output of class `y` that an explanation differentiates."
+    check_choice("output", output, ("logit", "prob", "logprob", "loss"))
     if output == "logit":
         return _class_logit(logits, y)
     if output == "loss":
         return task_loss(logits, y)
     if output == "logprob":
         return -task_loss(logits, y)
-    if output == "prob":
-        return (-task_loss(logits, y)).exp()
-    raise ValueError(f"output={output!r}: expected 'logit', 'prob', 'logprob' or 'loss'")
+    return (-task_loss(logits, y)).exp()
 
 # %% ../nbs/maths/00_core.ipynb #06a3cfae
 def predicted(
     logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
 ) -> Tensor:  # `(B,)` class indices
     "The predicted class of each example."
-    return (logits.reshape(len(logits)) > 0).long() if is_binary(logits) else logits.argmax(1)
+    if is_binary(logits):
+        return (logits.reshape(len(logits)) > 0).long()
+    return logits.argmax(1)
 
 # %% ../nbs/maths/00_core.ipynb #1e18e994
 def top_count(
     v: Tensor,  # `(B, d)`, at least 0
-    k,  # share of the entries
-    nonzero=False,  # of the entries that are not zero
+    k: float,  # share of the entries
+    nonzero: bool = False,  # of the entries that are not zero
 ) -> Tensor:  # `(B,)` at least 1
     "How many entries of each row are the share `k`."
-    size = (v > 0).sum(1) if nonzero else torch.full((len(v),), v.shape[1], device=v.device)
+    size = torch.full((len(v),), v.shape[1], device=v.device)
+    if nonzero:
+        size = (v > 0).sum(1)
     return (k * size.double()).round().long().clamp(min=1)
 
-
+# %% ../nbs/maths/00_core.ipynb #77bd14da
 def top_mask(
     v: Tensor,  # `(B, d)`, at least 0
     n: Tensor,  # `(B,)` numbers of entries
 ) -> Tensor:  # `(B, d)` booleans
     "Which of the non-zero entries are among the `n` largest of each row?"
     order = v.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(v.shape[1], device=v.device).expand_as(order)
-    )
+    places = torch.arange(v.shape[1], device=v.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
     return (rank < n[:, None]) & (v > 0)
 
 # %% ../nbs/maths/00_core.ipynb #715d27ea
+def _without_reduction(loss_func):
+    "A copy of a loss with `reduction='none'`; the caller's loss is only read."
+    loss = getattr(loss_func, "_orig_mod", loss_func)  # a compiled loss would keep its reduction
+    loss = copy.copy(loss)
+    if loss is loss_func:  # functions are not copied; they decide on their reduction themselves
+        return loss
+    # Where `reduction` is a property it lives in a part (fastai: `func`), so parts are copied too.
+    holders = [getattr(loss, "__dict__", {})]
+    if isinstance(loss, nn.Module):
+        loss._modules = dict(loss._modules)
+        holders.append(loss._modules)
+    for parts in holders:
+        for name, part in parts.items():
+            if hasattr(part, "reduction"):
+                parts[name] = copy.copy(part)
+    loss.reduction = "none"
+    return loss
+
+
 def unreduced(
-    loss_func=None,  # a loss `(logits, y)`, reduced or not; None: `task_loss`
-):  # callable `(logits, y) -> (B,)`
-    "The loss per example: `reduction='none'` for losses that know it, labels and outputs as they are."
+    loss_func: Callable | None = None,  # a loss `(logits, y)`, reduced or not; None: `task_loss`
+) -> Callable:  # `(logits, y) -> (B,)`
+    """The loss per example: losses that know a `reduction` are used without it.
+
+    Labels and outputs are passed on as they are, the caller's loss is not written to. The result
+    raises ValueError where a loss cannot be taken apart into examples.
+    """
     if loss_func is None:
         return task_loss
+    loss = _without_reduction(loss_func) if hasattr(loss_func, "reduction") else loss_func
 
     def _loss(logits, y):
-        if not hasattr(loss_func, "reduction"):
-            out = loss_func(logits, y)
-        else:
-            old, loss_func.reduction = loss_func.reduction, "none"
-            try:
-                out = loss_func(logits, y)
-            finally:
-                loss_func.reduction = old
-        n = len(logits)
-        if out.ndim == 0 or out.numel() % max(n, 1):
+        out = loss(logits, y)
+        n_examples = len(logits)
+        if out.ndim == 0 or out.numel() % max(n_examples, 1):
             raise ValueError(
-                f"loss_func gave shape {tuple(out.shape)} for {n} examples: expected one loss per example, use reduction='none'"
+                f"loss_func gave shape {tuple(out.shape)} for {n_examples} examples: "
+                "expected one loss per example, use reduction='none'"
             )
-        return out.reshape(n, out.numel() // max(n, 1)).sum(1)
+        return out.reshape(n_examples, out.numel() // max(n_examples, 1)).sum(1)
 
     return _loss
 
 # %% ../nbs/maths/00_core.ipynb #df06cf22
 def input_grad(
-    model,  # callable `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`
     x: Tensor,  # `(B, ...)` inputs, floating dtype
     y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
-    loss_func=None,  # `(logits, y) -> (B,)`; None: `task_loss`. A loss with a `reduction` is used unreduced
-    create_graph=False,  # keep the graph, to differentiate the gradient again
-) -> tuple:  # (gradient like `x`, loss `(B,)`)
-    r"Gradient of each example's own loss with respect to its input. Raises TypeError for integer inputs, ValueError for a reduced loss or a model without a gradient to its input."
+    loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
+    create_graph: bool = False,  # keep the graph, to differentiate the gradient again
+) -> tuple[Tensor, Tensor]:  # (gradient like `x`, loss `(B,)`)
+    """Gradient of each example's own loss with respect to its input, equation (2).
+
+    Raises TypeError for integer inputs, ValueError for a loss that is one number for the batch or
+    for a model without a gradient to its input.
+    """
     check_float("x", x)
     with torch.enable_grad():
-        x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+        if not (create_graph and x.requires_grad):
+            x = x.detach().requires_grad_()
         loss = unreduced(loss_func)(model(x), y)
         if not loss.requires_grad:
             raise ValueError(
                 "model: no gradient reaches the input; is part of it detached or under no_grad?"
             )
-        grad = torch.autograd.grad(loss.sum(), x, create_graph=create_graph, allow_unused=True)[
-            0
-        ]  # (2)
+        (grad,) = torch.autograd.grad(  # (2)
+            loss.sum(), x, create_graph=create_graph, allow_unused=True
+        )
     if grad is None:
         raise ValueError("model: its output does not depend on x")
     return grad, loss if create_graph else loss.detach()
@@ -238,50 +265,54 @@ def input_grad(
 # %% ../nbs/maths/00_core.ipynb #6f414200
 @contextlib.contextmanager
 def frozen(
-    model,  # an `nn.Module`; any other callable passes through untouched
-    training=None,  # True / False: put every module in that mode; None: leave the modes alone
-):
-    "Context in which the parameters take no gradients and the modules are in one mode; flags and modes are restored, also after an exception."
-    is_module = isinstance(model, nn.Module)
-    flags = [(p, p.requires_grad) for p in model.parameters()] if is_module else []
-    modes = [(m, m.training) for m in model.modules()] if is_module else []
+    model: nn.Module | Callable,  # a callable that is no module passes through untouched
+    training: bool | None = None,  # the mode of every module; None: leave the modes alone
+) -> Iterator[nn.Module | Callable]:  # a context that gives the model
+    """Context in which the parameters take no gradients and the modules are in one mode.
+
+    The flags of the parameters and the modes of the modules are restored, also after an exception.
+    """
+    if not isinstance(model, nn.Module):
+        yield model
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        for p, _ in flags:
-            p.requires_grad_(False)
-        if is_module and training is not None:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        if training is not None:
             model.train(training)
         yield model
     finally:
-        for p, f in flags:
-            p.requires_grad_(f)
-        for m, t in modes:
-            m.training = t
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
 
 # %% ../nbs/maths/00_core.ipynb #60976bcc
 def set_seed(
     seed: int,  # a whole number of at least 0
-):
+) -> None:
     "Seed Python's, NumPy's and torch's generators (all devices)."
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
-    random.seed(int(seed))
-    np.random.seed(int(seed) % 2**32)
-    torch.manual_seed(int(seed))
+    seed = check_count("seed", seed, low=0)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 # %% ../nbs/maths/00_core.ipynb #373e1c32
 @contextlib.contextmanager
 def atomic_path(
-    path,  # the file (or folder) to make; its parent is created
-):
+    path: Path | str,  # the file (or folder) to make; its parent is created
+) -> Iterator[Path]:  # a context that gives the temporary path
     "A temporary path to write to, renamed to `path` on success and removed after an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield tmp
-        os.replace(tmp, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        if tmp.is_dir():
-            shutil.rmtree(tmp)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         else:
-            tmp.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
