@@ -6,10 +6,13 @@
 __all__ = ['scorecard']
 
 # %% ../../nbs/papers/51_scorecard.ipynb #3b27ada2
-import numpy as np
+from collections.abc import Callable
+
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
+from .._deprecated import renamed_arguments
 from ..attribution import deep_shap, integrated_gradients, saliency
 from advinterp.evaluate import (
     aopc_morf,
@@ -23,103 +26,104 @@ from advinterp.evaluate import (
 )
 from ..metrics import connectedness, gini, normalized_entropy, share_above, total_variation
 from ..models import softplus_copy
+from .common import verdict
 
 # %% ../../nbs/papers/51_scorecard.ipynb #41fb168f
-def _measures(model, x, y, adversary, radius, patch, k, sigma):
+def _measures(model, x, y, adversary, eps, patch, k, sigma):
     "Name -> (better direction, `(N,)` values)."
-    g, ig, shap = (f(model, x, y) for f in (saliency, integrated_gradients, deep_shap))
-    norms, out = gradient_norms(model, x, y), {}
-    out["accuracy"] = "higher", is_correct(model, x, y)
-    out["robust accuracy"] = "higher", is_correct(model, x, y, adversary)
-    for name, m in dict(gradient=g, IG=ig, DeepSHAP=shap).items():
-        out[f"Gini, {name}"] = "higher", gini(m)
-    out["entropy, IG"] = "lower", normalized_entropy(ig)
-    out["share above 10 % of the maximum, IG"] = "lower", share_above(ig, 0.1)
-    out["norm of the true logit's gradient"] = "lower", norms.true
-    out["norm of the other logits' gradients"] = "lower", norms.others
-    out["AOPC, gradient"] = "higher", aopc_morf(model, x, y, g, patch)
-    out["AOPC, IG"] = "higher", aopc_morf(model, x, y, ig, patch)
-    if x.ndim == 4:
-        out.update(
-            {
-                "total variation, gradient": ("lower", total_variation(g)),
-                "connectedness, gradient": ("higher", connectedness(g)),
-            }
-        )
-    return out | _moved(model, x, y, radius, k, sigma)
-
-
-def _moved(model, x, y, radius, k, sigma):
-    "What is left of the gradient map after an attack on it, and in a network of new weights."
-    left = map_robustness(
-        model, x, y, [radius], k=k, sigma=sigma, attack_model=softplus_copy(model)
-    ).attacked
-    new = cascading_randomization(model, x, y, k=k, sigma=sigma).similarity
-    out = {
-        "top entries kept under attack, gradient": ("higher", left.overlap[0]),
-        "rank correlation with random weights, gradient": ("lower", new.rank[-1].abs()),
+    gradient = saliency(model, x, y)
+    ig = integrated_gradients(model, x, y)
+    shap = deep_shap(model, x, y)
+    norms = gradient_norms(model, x, y)
+    measures = {
+        "accuracy": ("higher", is_correct(model, x, y)),
+        "robust accuracy": ("higher", is_correct(model, x, y, adversary)),
+        "Gini, gradient": ("higher", gini(gradient)),
+        "Gini, IG": ("higher", gini(ig)),
+        "Gini, DeepSHAP": ("higher", gini(shap)),
+        "entropy, IG": ("lower", normalized_entropy(ig)),
+        "share above 10 % of the maximum, IG": ("lower", share_above(ig, 0.1)),
+        "norm of the true logit's gradient": ("lower", norms.true),
+        "norm of the other logits' gradients": ("lower", norms.others),
+        "AOPC, gradient": ("higher", aopc_morf(model, x, y, gradient, patch)),
+        "AOPC, IG": ("higher", aopc_morf(model, x, y, ig, patch)),
     }
-    return out | ({"SSIM under attack, gradient": ("higher", left.ssim[0])} if x.ndim == 4 else {})
+    if x.ndim == 4:
+        measures["total variation, gradient"] = ("lower", total_variation(gradient))
+        measures["connectedness, gradient"] = ("higher", connectedness(gradient))
+    return measures | _what_is_left(model, x, y, eps, k, sigma)
+
+
+def _what_is_left(model, x, y, eps, k, sigma):
+    "Of the gradient map after an attack on it, and in a network of new weights."
+    smooth = softplus_copy(model)
+    left = map_robustness(model, x, y, [eps], k=k, sigma=sigma, attack_model=smooth).attacked
+    randomised = cascading_randomization(model, x, y, k=k, sigma=sigma).similarity
+    measures = {
+        "top entries kept under attack, gradient": ("higher", left.overlap[0]),
+        "rank correlation with random weights, gradient": ("lower", randomised.rank[-1].abs()),
+    }
+    if x.ndim == 4:
+        measures["SSIM under attack, gradient"] = ("higher", left.ssim[0])
+    return measures
+
+
+def _compared(metric, better, values_a, values_b):
+    "A row of the table, from `(models, examples)` of the two kinds."
+    differences = values_b - values_a
+    if len(differences) > 1:
+        low, high = seed_interval(differences.mean(1))
+    else:
+        low, high = bootstrap_interval(differences[0])
+    return metric, better, values_a.mean(), values_b.mean(), differences.mean(), low, high
+
+
+def _stability(models_a, models_b, x, y, k, sigma):
+    "The row of the agreement between models of one kind, image by image."
+    values_a = map_stability(models_a, x, y, k=k, sigma=sigma).overlap.double()
+    values_b = map_stability(models_b, x, y, k=k, sigma=sigma).overlap.double()
+    differences = values_b - values_a
+    means = [values.mean().item() for values in (values_a, values_b, differences)]
+    low, high = bootstrap_interval(differences.cpu().numpy())
+    return "top entries shared between seeds, gradient", "higher", *means, low, high
+
+
+def _judged(row):
+    return verdict(row.low, row.high, 1.0 if row.better == "higher" else -1.0)
 
 # %% ../../nbs/papers/51_scorecard.ipynb #ff55046b
-def _verdict(direction, low, high):
-    if np.isnan(low):
-        return "no interval"
-    up = "confirmed" if direction == "higher" else "contradicted"
-    return (
-        up
-        if low > 0
-        else {"confirmed": "contradicted", "contradicted": "confirmed"}[up]
-        if high < 0
-        else "open"
-    )
-
-
-def _stability(kinds, x, y, k, sigma):
-    if min(map(len, kinds.values())) < 2:
-        return []
-    a, b = (map_stability(m, x, y, k=k, sigma=sigma).overlap.double() for m in kinds.values())
-    low, high = bootstrap_interval((b - a).cpu().numpy())
-    return [
-        (
-            "top entries shared between seeds, gradient",
-            "higher",
-            a.mean().item(),
-            b.mean().item(),
-            (b - a).mean().item(),
-            low,
-            high,
-        )
-    ]
-
-
+@renamed_arguments(radius="eps")
 def scorecard(
-    kinds,  # two names -> lists of models (torch modules), paired by position: the first is the reference
-    x,
-    y,  # inputs `(N, ...)` and class indices `(N,)`
-    adversary,  # attack for the robust accuracy, for instance `PGD(LInfBall(.3), 20, bounds=(0, 1))`
-    radius,  # l2 radius of the interpretation attack, in the units of x
+    kinds: dict[str, list[nn.Module]],  # two names -> models, paired by position; first: reference
+    x: Tensor,  # inputs `(N, ...)`
+    y: Tensor,  # class indices `(N,)`
+    adversary: Callable,  # for the robust accuracy: `PGD(LInfBall(.3), 20, bounds=(0, 1))`
+    eps: float,  # l2 radius of the interpretation attack, in the units of x
     *,
-    patch=None,  # side of the regions of AOPC; None: single entries
-    k=0.1,  # share of the entries that count as the top of a map
-    sigma=1.5,  # of SSIM's window; .8 for 8 x 8 images
-) -> pd.DataFrame:  # metric, direction, one column for each kind, difference, low, high, verdict
-    "Every metric of the papers for two kinds of models. Raises ValueError for other than two kinds with as many models each."
-    if len(kinds) != 2 or len(set(map(len, kinds.values()))) != 1 or not all(kinds.values()):
+    patch: int | None = None,  # side of the regions of AOPC; None: single entries
+    k: float = 0.1,  # share of the entries that count as the top of a map
+    sigma: float = 1.5,  # of SSIM's window; .8 for 8 x 8 images
+) -> pd.DataFrame:  # metric, better, one column for each kind, difference, low, high, verdict
+    """Every metric of the papers for two kinds of models.
+
+    Raises ValueError for other than two kinds with the same number of models, at least one.
+    """
+    sizes = {name: len(models) for name, models in kinds.items()}
+    if len(kinds) != 2 or len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(
-            f"kinds={ {n: len(m) for n, m in kinds.items()} }: expected two kinds with the same number of models, at least one"
+            f"kinds={sizes}: expected two kinds with the same number of models, at least one"
         )
-    a, b = (
-        [_measures(m, x, y, adversary, radius, patch, k, sigma) for m in ms]
-        for ms in kinds.values()
-    )
+    how = (x, y, adversary, eps, patch, k, sigma)
+    models_a, models_b = kinds.values()
+    measures_a = [_measures(model, *how) for model in models_a]
+    measures_b = [_measures(model, *how) for model in models_b]
     rows = []
-    for name, (direction, _) in a[0].items():
-        u, v = (torch.stack([m[name][1].double() for m in ms]).cpu().numpy() for ms in (a, b))
-        low, high = seed_interval((v - u).mean(1)) if len(u) > 1 else bootstrap_interval((v - u)[0])
-        rows.append((name, direction, u.mean(), v.mean(), (v - u).mean(), low, high))
-    df = pd.DataFrame(
-        rows + _stability(kinds, x, y, k, sigma),
-        columns=["metric", "better", *kinds, "difference", "low", "high"],
-    )
-    return df.assign(verdict=[_verdict(*r) for r in zip(df.better, df.low, df.high)])
+    for metric, (better, _) in measures_a[0].items():
+        values_a = torch.stack([measures[metric][1].double() for measures in measures_a])
+        values_b = torch.stack([measures[metric][1].double() for measures in measures_b])
+        rows.append(_compared(metric, better, values_a.cpu().numpy(), values_b.cpu().numpy()))
+    if len(models_a) > 1:
+        rows.append(_stability(models_a, models_b, x, y, k, sigma))
+    columns = ["metric", "better", *kinds, "difference", "low", "high"]
+    card = pd.DataFrame(rows, columns=columns)
+    return card.assign(verdict=[_judged(row) for row in card.itertuples()])
