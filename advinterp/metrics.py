@@ -10,351 +10,400 @@ __all__ = ['BandScore', 'metric', 'gini', 'lorenz', 'gini_area', 'normalized_ent
 # %% ../nbs/maths/06_metrics.ipynb #faef422b
 import math
 from collections import namedtuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .core import check_float, check_same_shape, check_strength, flat, top_count, top_mask
+from ._deprecated import renamed_arguments
+from advinterp.core import (
+    bcast,
+    check_choice,
+    check_float,
+    check_same_shape,
+    check_strength,
+    flat,
+    top_count,
+    top_mask,
+)
 
 # %% ../nbs/maths/06_metrics.ipynb #4da2d74c
 def metric(
-    direction,  # 'higher' or 'lower': which way is better; a dictionary for a metric with several values
+    direction: str
+    | dict[str, str],  # 'higher' or 'lower' is better; a dictionary for several values
     citation: str,  # where it was defined
-):  # decorator
-    "Mark a function as a metric with a direction and a citation."
-    for d in direction.values() if isinstance(direction, dict) else [direction]:
-        if d not in ("higher", "lower"):
-            raise ValueError(f"direction={d!r}: expected 'higher' or 'lower'")
+) -> Callable:  # decorator
+    """Mark a function as a metric with a direction and a citation.
 
-    def _mark(f):
-        f.direction, f.citation = direction, citation
-        return f
+    They become its attributes `direction` and `citation`. Raises ValueError for other directions.
+    """
+    for way in direction.values() if isinstance(direction, dict) else [direction]:
+        check_choice("direction", way, ("higher", "lower"))
+
+    def _mark(function):
+        function.direction = direction
+        function.citation = citation
+        return function
 
     return _mark
 
+# %% ../nbs/maths/06_metrics.ipynb #b8ca0459
+@metric("higher", "Hurley and Rickard 2009; Chalasani et al. 2020 (arXiv:1810.06583), Eq. I.67")
+def gini(
+    map: Tensor | np.ndarray,  # `(B, ...)`; its magnitudes count, flattened per example
+) -> Tensor:  # `(B,)` in [0, 1-1/d]; 0 for a zero map
+    """Gini index (1) of each map: 0 is evenly spread, near 1 is concise.
+
+    Differentiable for a tensor that asks for gradients.
+    """
+    v = _sorted_rows(_unit_rows(map))
+    d = v.shape[1]
+    rank = torch.arange(1 - d, d, 2, dtype=v.dtype, device=v.device)
+    return v @ rank / (d * _one_for_zero(v.sum(1)))  # (1)
+
 # %% ../nbs/maths/06_metrics.ipynb #aecffb11
 def _check_fraction(name, value):
-    "Check that `value` is a fraction in (0, 1]."
+    """Check that `value` is a fraction in (0, 1]."""
     if not 0 < check_strength(name, value) <= 1:
         raise ValueError(f"{name}={value!r}: expected a fraction in (0, 1]")
     return value
 
 
 def _as_map(map, name="map"):
-    "A checked batch of maps: a finite tensor of at least single precision."
-    x = torch.from_numpy(map.copy()) if isinstance(map, np.ndarray) else map
-    check_float(name, x)
-    if x.ndim < 2:
+    """A checked batch of maps: a finite tensor of at least single precision."""
+    maps = torch.from_numpy(map.copy()) if isinstance(map, np.ndarray) else map
+    check_float(name, maps)
+    shape = f"{name} of shape {tuple(maps.shape)}"
+    if maps.ndim < 2:
         raise ValueError(
-            f"{name} of shape {tuple(x.shape)}: expected a batch of maps (B, ...); a single map is {name}[None]"
+            f"{shape}: expected a batch of maps (B, ...); a single map is {name}[None]"
         )
-    if not x.shape[1:].numel():
-        raise ValueError(
-            f"{name} of shape {tuple(x.shape)}: the maps have no entries, expected at least one"
-        )
-    if not x.detach().sum().isfinite() and not x.detach().isfinite().all():
+    if not maps.shape[1:].numel():
+        raise ValueError(f"{shape}: the maps have no entries, expected at least one")
+    # the sum is finite for nearly all finite maps, and costs no second tensor
+    if not maps.detach().sum().isfinite() and not maps.detach().isfinite().all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
 
 # %% ../nbs/maths/06_metrics.ipynb #4ecdba30
 def _unit_rows(map):
-    "Magnitudes, one row per example, scaled to a maximum of 1 so that sums neither overflow nor vanish; zero maps stay zero."
+    """Magnitudes, one row per example, scaled to a maximum of 1; zero maps stay zero.
+
+    At that scale sums neither overflow nor vanish.
+    """
     v = flat(_as_map(map)).abs()
-    return v.div_(_nonzero(v.detach().amax(1, keepdim=True)))
+    return v.div_(_one_for_zero(v.detach().amax(1, keepdim=True)))
 
 
-def _nonzero(v):
-    return torch.where(v > 0, v, torch.ones_like(v))  # a divisor for zero maps
+def _one_for_zero(v):
+    """A divisor: `v` with 1 in place of 0."""
+    return torch.where(v > 0, v, torch.ones_like(v))
 
 
-def _sorted(v):
-    "Rows in increasing order. On the CPU `v` is overwritten by NumPy's sort, several times faster than torch's, which is needed only where gradients are."
+def _sorted_rows(v):
+    """Rows in increasing order; on the CPU `v` itself is overwritten.
+
+    NumPy sorts several times faster than torch, which is needed only where gradients are.
+    """
     if v.requires_grad or v.device.type != "cpu":
         return v.sort(1).values
     v.numpy().sort(axis=1)
     return v
 
-# %% ../nbs/maths/06_metrics.ipynb #b8ca0459
-@metric("higher", "Hurley and Rickard 2009; Chalasani et al. 2020 (arXiv:1810.06583), Eq. I.67")
-def gini(
-    map,  # `(B, ...)` tensor or array; its magnitudes count, flattened per example
-) -> Tensor:  # `(B,)` in [0, 1-1/d]; 0 for a zero map
-    "Gini index (1) of each map: 0 is evenly spread, near 1 is concise. Differentiable for a tensor that asks for gradients."
-    v = _sorted(_unit_rows(map))
-    d = v.shape[1]
-    rank = torch.arange(1 - d, d, 2, dtype=v.dtype, device=v.device)
-    return v @ rank / (d * _nonzero(v.sum(1)))  # (1)
-
 # %% ../nbs/maths/06_metrics.ipynb #b76d31d6
 def lorenz(
-    map,  # `(B, ...)`
+    map: Tensor | np.ndarray,  # `(B, ...)`
 ) -> Tensor:  # `(B, d+1)`, from 0 to 1; the diagonal for a zero map
-    "The Lorenz curve: share of the magnitude that the smallest k of d entries hold."
-    v = _sorted(_unit_rows(map))
+    """The Lorenz curve: share of the magnitude that the smallest k of d entries hold."""
+    v = _sorted_rows(_unit_rows(map))
     v = torch.where(v[:, -1:] > 0, v, torch.ones_like(v))
-    c = v.cumsum(1)
-    return torch.cat([torch.zeros_like(c[:, :1]), c / c[:, -1:]], 1)
+    cumulated = v.cumsum(1)
+    start = torch.zeros_like(cumulated[:, :1])
+    return torch.cat([start, cumulated / cumulated[:, -1:]], 1)
 
 # %% ../nbs/maths/06_metrics.ipynb #894813e5
 def gini_area(
-    map,  # `(B, ...)`
+    map: Tensor | np.ndarray,  # `(B, ...)`
 ) -> Tensor:  # `(B,)`
-    "The Gini index as an area (2): a second route to `gini`."
-    c = lorenz(map)
-    return 1 - 2 * torch.trapezoid(c, dx=1 / (c.shape[1] - 1), dim=1)  # (2)
+    """The Gini index as an area (2): a second route to `gini`."""
+    curve = lorenz(map)
+    return 1 - 2 * torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)  # (2)
 
 # %% ../nbs/maths/06_metrics.ipynb #590fbae3
 @metric("lower", "Shannon 1948, relative to its maximum log d")
 def normalized_entropy(
-    map,  # `(B, ...)`
+    map: Tensor | np.ndarray,  # `(B, ...)`
 ) -> Tensor:  # `(B,)` in [0, 1]; 1 for a zero map
-    "Entropy of the shares of the entries, relative to that of a constant map (3)."
+    """Entropy of the shares of the entries, relative to that of a constant map (3)."""
     v = _unit_rows(map)
+    d = v.shape[1]
+    if d == 1:
+        return torch.ones_like(v[:, 0])
     v = torch.where(v.detach().amax(1, keepdim=True) > 0, v, torch.ones_like(v))
     p = v / v.sum(1, keepdim=True)
     p = torch.where(p > 0, p, torch.ones_like(p))  # 0 log 0 = 0 = 1 log 1, with a finite gradient
-    return (
-        -(p * p.log()).sum(1) / math.log(v.shape[1]) if v.shape[1] > 1 else torch.ones_like(v[:, 0])
-    )
+    return -(p * p.log()).sum(1) / math.log(d)
 
 # %% ../nbs/maths/06_metrics.ipynb #d0a834c7
 @metric("lower", "Chalasani et al. 2020 (arXiv:1810.06583), code")
 def share_above(
-    map,  # `(B, ...)`
-    t=0.01,  # fraction of the largest magnitude, in (0, 1]
+    map: Tensor | np.ndarray,  # `(B, ...)`
+    t: float = 0.01,  # fraction of the largest magnitude, in (0, 1]
 ) -> Tensor:  # `(B,)` in [1/d, 1]; 1 for a zero map
-    "Share of the entries of at least `t` times the largest magnitude (3)."
+    """Share of the entries of at least `t` times the largest magnitude (3)."""
     v = flat(_as_map(map)).abs()
-    return (v >= _check_fraction("t", t) * v.amax(1, keepdim=True)).to(v.dtype).mean(1)
-
-# %% ../nbs/maths/06_metrics.ipynb #97906b06
-def _pair(a, b):
-    a, b = _as_map(a, "a"), _as_map(b, "b")
-    check_same_shape(a=a, b=b)
-    return a, b
+    threshold = _check_fraction("t", t) * v.amax(1, keepdim=True)
+    return (v >= threshold).to(v.dtype).mean(1)
 
 # %% ../nbs/maths/06_metrics.ipynb #e3a2f67d
 @metric("higher", "Ghorbani, Abid and Zou 2019; Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.4")
 def topk_overlap(
-    a,  # `(B, ...)` the map of reference
-    b,  # `(B, ...)` the map compared with it
-    k,  # fraction of the entries, in (0, 1]
-    nonzero=False,  # `k` counts the non-zero entries of `a`
+    a: Tensor | np.ndarray,  # `(B, ...)` the map of reference
+    b: Tensor | np.ndarray,  # `(B, ...)` the map compared with it
+    k: float,  # fraction of the entries, in (0, 1]
+    nonzero: bool = False,  # `k` counts the non-zero entries of `a`
 ) -> Tensor:  # `(B,)` in [0, 1]; 0 where `a` is zero
-    "Share of the top entries of `a` that are top entries of `b` too (4)."
+    """Share of the top entries of `a` that are top entries of `b` too (4)."""
     _check_fraction("k", k)
-    va, vb = (flat(m).abs() for m in _pair(a, b))
+    va, vb = (flat(map).abs() for map in _pair(a, b))
     n = top_count(va, k, nonzero)
     A, B = top_mask(va, n), top_mask(vb, n)
     return (A & B).sum(1).to(va.dtype) / A.sum(1).clamp(min=1)  # (4)
 
+
+def _pair(a, b):
+    """Two checked batches of maps of one shape."""
+    a, b = _as_map(a, "a"), _as_map(b, "b")
+    check_same_shape(a=a, b=b)
+    return a, b
+
 # %% ../nbs/maths/06_metrics.ipynb #db406f5b
 @metric("higher", "Dice 1945; Gong, Dou and Farnia 2024 (arXiv:2404.04647), section 5")
 def topk_dice(
-    a,  # `(B, ...)` map
-    b,  # `(B, ...)` map
-    k,  # fraction of the entries, in (0, 1]
-    nonzero=False,  # `k` counts the non-zero entries of each map
+    a: Tensor | np.ndarray,  # `(B, ...)` map
+    b: Tensor | np.ndarray,  # `(B, ...)` map
+    k: float,  # fraction of the entries, in (0, 1]
+    nonzero: bool = False,  # `k` counts the non-zero entries of each map
 ) -> Tensor:  # `(B,)` in [0, 1]; 0 where either map is zero
-    "Dice score of the sets of top entries of two maps (4)."
+    """Dice score of the sets of top entries of two maps (4)."""
     _check_fraction("k", k)
-    va, vb = (flat(m).abs() for m in _pair(a, b))
+    va, vb = (flat(map).abs() for map in _pair(a, b))
     A, B = (top_mask(v, top_count(v, k, nonzero)) for v in (va, vb))
     return 2 * (A & B).sum(1).to(va.dtype) / (A.sum(1) + B.sum(1)).clamp(min=1)  # (4)
 
 # %% ../nbs/maths/06_metrics.ipynb #4c88a532
 def gray(
-    map,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    map: Tensor | np.ndarray,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
 ) -> Tensor:  # `(B, H, W)` or `(B, d)`
-    "Magnitudes summed over the channels, where there are any."
-    x = _as_map(map).abs()
-    return x.sum(1) if x.ndim == 4 else x
+    """Magnitudes summed over the channels, where there are any."""
+    magnitudes = _as_map(map).abs()
+    return magnitudes.sum(1) if magnitudes.ndim == 4 else magnitudes
 
 # %% ../nbs/maths/06_metrics.ipynb #16255c66
 def normalize_map(
-    map,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
-    cap=0.99,  # quantile that becomes 1; values above are cut. Gong, Dou and Farnia 2024, code
+    map: Tensor | np.ndarray,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    cap: float = 0.99,  # quantile that becomes 1, the rest is cut; Gong, Dou and Farnia 2024, code
 ) -> Tensor:  # `(B, H, W)` or `(B, d)` in [0, 1]; zero for a constant map
-    "Summed magnitudes of a map, brought from [smallest, `cap` quantile] to [0, 1]."
+    """Summed magnitudes of a map, brought from [smallest, `cap` quantile] to [0, 1]."""
     g = gray(map)
     v = flat(g)
-    lo, hi = v.amin(1, keepdim=True), v.quantile(_check_fraction("cap", cap), dim=1, keepdim=True)
-    return ((v - lo) / _nonzero(hi - lo)).clamp(max=1).reshape(g.shape)
+    low = v.amin(1, keepdim=True)
+    high = v.quantile(_check_fraction("cap", cap), dim=1, keepdim=True)
+    return ((v - low) / _one_for_zero(high - low)).clamp(max=1).reshape(g.shape)
 
 # %% ../nbs/maths/06_metrics.ipynb #8eb3e66e
 @metric("higher", "Wang, Bovik, Sheikh and Simoncelli 2004")
 def ssim(
-    a,  # `(B, H, W)` or `(B, C, H, W)`
-    b,  # like `a`
-    data_range=1.0,  # the range L that the values can have: 1 for maps from `normalize_map`
-    sigma=1.5,  # standard deviation of the window, which is 2 int(3.5 sigma + .5) + 1 pixels wide
+    a: Tensor | np.ndarray,  # `(B, H, W)` or `(B, C, H, W)`
+    b: Tensor | np.ndarray,  # like `a`
+    data_range: float = 1.0,  # range L that the values can have: 1 for maps from `normalize_map`
+    sigma: float = 1.5,  # of the window, which is 2 int(3.5 sigma + .5) + 1 pixels wide
 ) -> Tensor:  # `(B,)` in [-1, 1]
-    "Structural similarity (5) of two maps, by scikit-image, on the CPU."
+    """Structural similarity (5) of two maps, by scikit-image, on the CPU.
+
+    Raises ValueError for maps that are smaller than the window.
+    """
     from skimage.metrics import structural_similarity
 
     a, b = _pair(a, b)
-    h, w, win = *a.shape[-2:], 2 * int(3.5 * check_strength("sigma", sigma) + 0.5) + 1
-    if a.ndim not in (3, 4) or min(h, w) < win:
+    width = 2 * int(3.5 * check_strength("sigma", sigma) + 0.5) + 1
+    if a.ndim not in (3, 4) or min(a.shape[-2:]) < width:
         raise ValueError(
-            f"maps of shape {tuple(a.shape)}: expected (B, H, W) or (B, C, H, W) of at least {win}x{win} pixels, or a smaller sigma"
+            f"maps of shape {tuple(a.shape)}: expected (B, H, W) or (B, C, H, W) "
+            f"of at least {width}x{width} pixels, or a smaller sigma"
         )
     if not check_strength("data_range", data_range):
         raise ValueError("data_range=0: expected a range above 0")
 
-    def _images(x):
-        return (x if x.ndim == 4 else x[:, None]).detach().cpu().numpy()
+    def _channels_first(maps):
+        return (maps if maps.ndim == 4 else maps[:, None]).detach().cpu().numpy()
 
-    kw = dict(
+    settings = dict(
         data_range=data_range,
         gaussian_weights=True,
         sigma=sigma,
         use_sample_covariance=False,
         channel_axis=0,
     )
-    return torch.tensor(
-        [structural_similarity(p, q, **kw) for p, q in zip(_images(a), _images(b))],
-        dtype=a.dtype,
-        device=a.device,
-    )
+    pairs = zip(_channels_first(a), _channels_first(b))
+    values = [structural_similarity(*pair, **settings) for pair in pairs]
+    return torch.tensor(values, dtype=a.dtype, device=a.device)
 
 # %% ../nbs/maths/06_metrics.ipynb #52df6d1a
 BandScore = namedtuple("BandScore", "pixel_acc recall precision fpr")
-_directions = dict(pixel_acc="higher", recall="higher", precision="higher", fpr="lower")
+BandScore.__doc__ = "How well the bands of maps match those of the truth (6), each `(B,)`."
+_band_directions = dict(pixel_acc="higher", recall="higher", precision="higher", fpr="lower")
 
 
-def _bands(x, shift=0.0):
-    "Bands -2 to 2 of values in [-1, 1]."
-    cuts = torch.tensor(
-        [-0.7 + shift, -0.3 + shift, 0.3 - shift, 0.7 - shift], dtype=x.dtype, device=x.device
-    )
-    return torch.bucketize(x.contiguous(), cuts) - 2
+@metric(
+    _band_directions,
+    "Tjoa and Guan 2020 (arXiv:2009.02899); Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 2",
+)
+@renamed_arguments(abs="absolute")
+def five_band_score(
+    map: Tensor | np.ndarray,  # `(B, C, H, W)` or `(B, H, W)`, signed
+    truth: Tensor | np.ndarray,  # `(B, H, W)` or `(B, 1, H, W)` relevance: 0, .4 or .9
+    shift: float = 0.0,  # how far the map's cuts move towards zero (soft variant), below .3
+    absolute: bool = False,  # magnitudes instead of signed values
+) -> BandScore:  # pixel_acc, recall, precision, fpr, each `(B,)`
+    """How well the bands of a map match those of the truth (6)."""
+    p, t = _both_bands(map, truth, shift, absolute)
+    return _band_score(p, t, _as_map(map).dtype)
+
+
+@metric(_band_directions, "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 2")
+@renamed_arguments(abs="absolute")
+def binary_score(
+    map: Tensor | np.ndarray,  # `(B, C, H, W)` or `(B, H, W)`, signed
+    truth: Tensor | np.ndarray,  # `(B, H, W)` or `(B, 1, H, W)` relevance: 0, .4 or .9
+    shift: float = 0.0,  # how far the map's cuts move towards zero (soft variant), below .3
+    absolute: bool = False,  # magnitudes instead of signed values
+) -> BandScore:  # pixel_acc, recall, precision, fpr, each `(B,)`
+    """The band score (6) of the outer bands alone: does the map find what tells the class?"""
+    both = _both_bands(map, truth, shift, absolute)
+    p, t = (torch.where(bands.abs() == 2, bands, 0) for bands in both)
+    return _band_score(p, t, _as_map(map).dtype)
 
 # %% ../nbs/maths/06_metrics.ipynb #af34efc5
-def _both_bands(map, truth, shift, abs):
-    x, t = _as_map(map), _as_map(truth, "truth")
-    s, t = gray(x) if abs else x.sum(1) if x.ndim == 4 else x, t.squeeze(1) if t.ndim == 4 else t
-    check_same_shape(map=s, truth=t)
+def _bands(x, shift=0.0):
+    """Bands -2 to 2 of values in [-1, 1]."""
+    cuts = [-0.7 + shift, -0.3 + shift, 0.3 - shift, 0.7 - shift]
+    return torch.bucketize(x.contiguous(), torch.tensor(cuts, dtype=x.dtype, device=x.device)) - 2
+
+
+def _both_bands(map, truth, shift, absolute):
+    """Bands of a map and of the truth, one row per example each."""
+    relevance = _as_map(map)
+    truth = _as_map(truth, "truth")
+    if absolute:
+        relevance = gray(relevance)
+    elif relevance.ndim == 4:
+        relevance = relevance.sum(1)
+    if truth.ndim == 4:
+        truth = truth.squeeze(1)
+    check_same_shape(map=relevance, truth=truth)
     if not 0 <= check_strength("shift", shift) < 0.3:
         raise ValueError(f"shift={shift!r}: expected 0 <= shift < 0.3")
-    top = _nonzero(flat(s).abs().amax(1))
-    return flat(_bands(s / top.reshape(-1, *[1] * (s.ndim - 1)), shift)), flat(_bands(t))
+    largest = _one_for_zero(flat(relevance).abs().amax(1))
+    return flat(_bands(relevance / bcast(largest, relevance), shift)), flat(_bands(truth))
 
 # %% ../nbs/maths/06_metrics.ipynb #e600af7b
 def _band_score(p, t, dtype):
-    tp, fp, fn, tn = (
-        m.sum(1).to(dtype)
-        for m in (
-            (p == t) & (t != 0),
-            (p != 0) & (p != t),
-            (p == 0) & (t != 0),
-            (p == 0) & (t == 0),
-        )
-    )
+    """The score (6) of the bands `p` of maps and `t` of truths, both `(B, d)`."""
+    right, shown, there = p == t, p != 0, t != 0
+    tp = (right & there).sum(1).to(dtype)
+    fp = (shown & ~right).sum(1).to(dtype)
+    fn = (~shown & there).sum(1).to(dtype)
+    tn = (~shown & ~there).sum(1).to(dtype)
     return BandScore(
-        (tp + tn) / p.shape[1], tp / (tp + fn + 1e-6), tp / (tp + fp + 1e-6), fp / (fp + tn + 1e-6)
+        pixel_acc=(tp + tn) / p.shape[1],
+        recall=tp / (tp + fn + 1e-6),
+        precision=tp / (tp + fp + 1e-6),
+        fpr=fp / (fp + tn + 1e-6),
     )  # (6)
 
-# %% ../nbs/maths/06_metrics.ipynb #6c70d5af
-@metric(
-    _directions,
-    "Tjoa and Guan 2020 (arXiv:2009.02899); Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 2",
-)
-def five_band_score(
-    map,  # `(B, C, H, W)` or `(B, H, W)`, signed
-    truth,  # `(B, H, W)` or `(B, 1, H, W)` relevance: 0, .4 or .9
-    shift=0.0,  # how far the map's thresholds move towards zero (soft variant), below .3
-    abs=False,  # magnitudes instead of signed values
-) -> BandScore:  # pixel_acc, recall, precision, fpr, each `(B,)`
-    "How well the bands of a map match those of the truth (6)."
-    return _band_score(*_both_bands(map, truth, shift, abs), _as_map(map).dtype)
+# %% ../nbs/maths/06_metrics.ipynb #465caa80
+@metric("lower", "Rudin, Osher and Fatemi 1992, relative to the l1 norm")
+def total_variation(
+    map: Tensor | np.ndarray,  # `(B, C, H, W)` or `(B, H, W)`
+) -> Tensor:  # `(B,)` in [0, 4]; 4 for a zero map
+    """Sum of the differences of neighbours, relative to the sum of magnitudes (7)."""
+    g = _gray_images(map)
+    g = g / _one_for_zero(flat(g).detach().amax(1))[:, None, None]
+    total = g.sum((1, 2))
+    variation = g.diff(dim=1).abs().sum((1, 2)) + g.diff(dim=2).abs().sum((1, 2))
+    return torch.where(total > 0, variation / _one_for_zero(total), 4.0)  # (7)
 
 
-@metric(_directions, "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 2")
-def binary_score(
-    map,  # `(B, C, H, W)` or `(B, H, W)`, signed
-    truth,  # `(B, H, W)` or `(B, 1, H, W)` relevance: 0, .4 or .9
-    shift=0.0,  # how far the map's thresholds move towards zero (soft variant), below .3
-    abs=False,  # magnitudes instead of signed values
-) -> BandScore:  # pixel_acc, recall, precision, fpr, each `(B,)`
-    "The band score (6) of the outer bands alone: does the map find what tells the class?"
-    p, t = (torch.where(b.abs() == 2, b, 0) for b in _both_bands(map, truth, shift, abs))
-    return _band_score(p, t, _as_map(map).dtype)
-
-# %% ../nbs/maths/06_metrics.ipynb #cbbe53de
-def _images(map):
-    "Magnitudes summed over channels, as `(B, H, W)`."
+def _gray_images(map):
+    """Magnitudes summed over channels, as `(B, H, W)`."""
     g = gray(map)
     if g.ndim != 3:
         raise ValueError(f"map of shape {tuple(g.shape)}: expected (B, H, W) or (B, C, H, W)")
     return g
 
-# %% ../nbs/maths/06_metrics.ipynb #465caa80
-@metric("lower", "Rudin, Osher and Fatemi 1992, relative to the l1 norm")
-def total_variation(
-    map,  # `(B, C, H, W)` or `(B, H, W)`
-) -> Tensor:  # `(B,)` in [0, 4]; 4 for a zero map
-    "Sum of the differences of neighbours, relative to the sum of magnitudes (7)."
-    g = _images(map)
-    g = g / _nonzero(flat(g).detach().amax(1))[:, None, None]
-    total = g.sum((1, 2))
-    tv = g.diff(dim=1).abs().sum((1, 2)) + g.diff(dim=2).abs().sum((1, 2))
-    return torch.where(total > 0, tv / _nonzero(total), 4.0)  # (7)
-
 # %% ../nbs/maths/06_metrics.ipynb #455b255d
 @metric("higher", "share of the top entries in the largest 8-connected piece")
 def connectedness(
-    map,  # `(B, C, H, W)` or `(B, H, W)`
-    k=0.1,  # fraction of the pixels that count as the top, in (0, 1]
+    map: Tensor | np.ndarray,  # `(B, C, H, W)` or `(B, H, W)`
+    k: float = 0.1,  # fraction of the pixels that count as the top, in (0, 1]
 ) -> Tensor:  # `(B,)` in [0, 1]; 0 for a zero map
-    "Share of the top pixels that lie in the largest connected piece of them."
+    """Share of the top pixels that lie in the largest connected piece of them."""
     from scipy.ndimage import label
 
-    g = _images(map)
+    g = _gray_images(map)
     v = flat(g)
-    masks = top_mask(v, top_count(v, _check_fraction("k", k), False)).view(g.shape).cpu().numpy()
-    sizes = [np.bincount(label(m, np.ones((3, 3)))[0].ravel(), minlength=2)[1:] for m in masks]
-    return torch.tensor([s.max() / max(s.sum(), 1) for s in sizes], dtype=g.dtype, device=g.device)
+    masks = top_mask(v, top_count(v, _check_fraction("k", k))).view(g.shape).cpu().numpy()
 
-# %% ../nbs/maths/06_metrics.ipynb #2340df01
-def _with_mask(map, mask):
-    "Magnitudes and a mask, one row per example."
-    g = gray(map)
-    m = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
-    if not isinstance(m, Tensor):
-        raise TypeError(
-            f"mask: expected a torch.Tensor or a NumPy array, got {type(mask).__name__}"
-        )
-    if m.ndim == 4:
-        m = m.squeeze(1)
-    check_same_shape(map=g, mask=m)
-    if not ((m == 0) | (m == 1)).all():
-        raise ValueError("mask: expected True and False, or 1 and 0; a gaze map needs a threshold")
-    return flat(g), flat(m).to(g)
+    def _largest_share(mask):
+        pieces, _ = label(mask, np.ones((3, 3)))
+        sizes = np.bincount(pieces.ravel(), minlength=2)[1:]  # without the background
+        return sizes.max() / max(sizes.sum(), 1)
+
+    return torch.tensor([_largest_share(mask) for mask in masks], dtype=g.dtype, device=g.device)
 
 # %% ../nbs/maths/06_metrics.ipynb #9ac2a5c8
 @metric("higher", "Zhang, Bargal, Lin, Brandt, Shen and Sclaroff 2018, without tolerance")
 def pointing_game(
-    map,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
-    mask,  # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)` of True and False, or 1 and 0
+    map: Tensor | np.ndarray,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    mask: Tensor
+    | np.ndarray,  # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)` of True and False, or 1 and 0
 ) -> Tensor:  # `(B,)` in [0, 1]; 0 for a zero map
-    "Is the largest entry of the map inside the mask (8)?"
-    g, m = _with_mask(map, mask)
+    """Is the largest entry of the map inside the mask (8)?"""
+    g, inside = _with_mask(map, mask)
     top = g.amax(1, keepdim=True)
     best = ((g == top) & (top > 0)).to(g.dtype)
-    return (best * m).sum(1) / best.sum(1).clamp(min=1)  # (8)
+    return (best * inside).sum(1) / best.sum(1).clamp(min=1)  # (8)
 
 
 @metric(
     "lower",
-    "Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); Boette and Pfeiffer: the effect, seen in figures",
+    "Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); "
+    "Boette and Pfeiffer: the effect, seen in figures",
 )
 def leakage(
-    map,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
-    null,  # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)` of True and False, or 1 and 0: where nothing tells the class
+    map: Tensor | np.ndarray,  # `(B, C, H, W)`, `(B, H, W)` or `(B, d)`
+    null: Tensor
+    | np.ndarray,  # `(B, H, W)`, `(B, 1, H, W)` or `(B, d)`: where nothing tells the class
 ) -> Tensor:  # `(B,)` in [0, 1]; 1 for a zero map
-    "Share of the map's mass on the null block (8)."
-    g, m = _with_mask(map, null)
-    g = g / _nonzero(g.detach().amax(1, keepdim=True))
+    """Share of the map's mass on the null block (8)."""
+    g, inside = _with_mask(map, null)
+    g = g / _one_for_zero(g.detach().amax(1, keepdim=True))
     total = g.sum(1)
-    return torch.where(total > 0, (g * m).sum(1) / _nonzero(total), 1.0)  # (8)
+    return torch.where(total > 0, (g * inside).sum(1) / _one_for_zero(total), 1.0)  # (8)
+
+# %% ../nbs/maths/06_metrics.ipynb #04b418be
+def _with_mask(map, mask):
+    """Magnitudes and a mask of 1 and 0, one row per example each."""
+    g = gray(map)
+    inside = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
+    if not isinstance(inside, Tensor):
+        found = type(mask).__name__
+        raise TypeError(f"mask: expected a torch.Tensor or a NumPy array, got {found}")
+    if inside.ndim == 4:
+        inside = inside.squeeze(1)
+    check_same_shape(map=g, mask=inside)
+    if not ((inside == 0) | (inside == 1)).all():
+        raise ValueError("mask: expected True and False, or 1 and 0; a gaze map needs a threshold")
+    return flat(g), flat(inside).to(g)
