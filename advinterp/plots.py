@@ -7,36 +7,36 @@ __all__ = ['gini_boxplot', 'feature_impact_bars', 'saliency_grid', 'contribution
            'gradient_heatmap']
 
 # %% ../nbs/studies/40_plots.ipynb #d666b12d
+from collections.abc import Iterable
 from textwrap import fill
 
 import numpy as np
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from .core import check_strength
+from .core import check_count, check_strength
 from .metrics import gini, gray
 
 # %% ../nbs/studies/40_plots.ipynb #fade7bda
 def _array(name, value, ndim=None):
     "A finite NumPy array of floats, of one of the numbers of dimensions in `ndim`."
-    a = np.asarray(
-        value.detach().cpu().double() if isinstance(value, torch.Tensor) else value, dtype=float
-    )
-    if ndim and a.ndim not in ndim:
-        raise ValueError(
-            f"{name} of shape {a.shape}: expected {' or '.join(map(str, ndim))} dimensions"
-        )
-    if not a.size or not np.isfinite(a).all():
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double()
+    array = np.asarray(value, dtype=float)
+    if ndim and array.ndim not in ndim:
+        allowed = " or ".join(map(str, ndim))
+        raise ValueError(f"{name} of shape {array.shape}: expected {allowed} dimensions")
+    if not array.size or not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite values, at least one")
-    return a
+    return array
 
 
 def _check_dict(name, values):
     if not isinstance(values, dict):
-        raise TypeError(
-            f"{name}: expected a dictionary from names to arrays, got {type(values).__name__}"
-        )
+        kind = type(values).__name__
+        raise TypeError(f"{name}: expected a dictionary from names to arrays, got {kind}")
     if not values:
         raise ValueError(f"{name}: expected at least one entry")
     return values
@@ -44,13 +44,25 @@ def _check_dict(name, values):
 
 def _arrays(name, values, ndim=None, like=None):
     "A dictionary of arrays, all of the shape `like` where that is given."
-    out = {k: _array(f"{name}[{k!r}]", v, ndim) for k, v in _check_dict(name, values).items()}
-    for k, v in out.items():
-        if like is not None and v.shape != like:
-            raise ValueError(f"{name}[{k!r}] of shape {v.shape}: expected {like}")
-    return out
+    arrays = {}
+    for key, value in _check_dict(name, values).items():
+        arrays[key] = _array(f"{name}[{key!r}]", value, ndim)
+        shape = arrays[key].shape
+        if like is not None and shape != like:
+            raise ValueError(f"{name}[{key!r}] of shape {shape}: expected {like}")
+    return arrays
+
+
+def _rows_of_one_shape(name, values):
+    "A dictionary of arrays `(n, d)`, all of the shape of the first, and that shape."
+    first = next(iter(_check_dict(name, values).values()))
+    shape = _array(name, first, (2,)).shape
+    return _arrays(name, values, like=shape), shape
 
 # %% ../nbs/studies/40_plots.ipynb #aaeb9fac
+_MARKERS = "os^DvPX<>h"  # of lines, in the order of the dictionary; begun again when they run out
+
+
 def _axes(rows, cols, width, height, **kwargs):
     "A figure that no pyplot knows, with a grid of plain axes."
     fig = Figure(figsize=(width, height), dpi=100, layout="constrained")
@@ -61,90 +73,92 @@ def _axes(rows, cols, width, height, **kwargs):
     return fig, axes
 
 
-def _names(name, values, n=None):
-    "A list of `n` strings."
-    values = [str(v) for v in values]
-    if n is not None and len(values) != n:
-        raise ValueError(f"{name}: {len(values)} given, expected {n}")
+def _names(name, values, length):
+    "A list of `length` strings."
+    values = [str(value) for value in values]
+    if len(values) != length:
+        raise ValueError(f"{name}: {len(values)} given, expected {length}")
     return values
 
 
 def _colors(names):
     return dict(zip(names, sns.color_palette("colorblind", max(len(names), 1))))
 
+
+def _markers(names):
+    return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(names)}
+
 # %% ../nbs/studies/40_plots.ipynb #68ad82cd
+def _panels(gains):
+    "Panels by their title: the data sets, or a single one without a title."
+    nested = isinstance(gains, dict) and any(isinstance(gain, dict) for gain in gains.values())
+    if not nested:
+        return {"": _arrays("gains", gains, ndim=(1,))}
+    return {title: _arrays(f"gains[{title!r}]", gain, ndim=(1,)) for title, gain in gains.items()}
+
+
+def _draw_boxes(ax, gains, colors):
+    "One panel: a box, a diamond and the mean as a number for each model."
+    ax.axhline(0, color=".5", lw=1)
+    ax.grid(axis="y", alpha=0.3)
+    palette = [colors[model] for model in gains]
+    sns.boxplot(
+        data=[*gains.values()], ax=ax, palette=palette, width=0.46, fliersize=1.5, linewidth=1
+    )
+    for place, gain in enumerate(gains.values()):
+        mean = gain.mean()
+        ax.plot(place, mean, "D", color="white", mec="black", ms=4.5)
+        ax.annotate(f"{mean:+.3f}", (place + 0.27, mean), fontsize=7.5, va="center")
+    ax.set_xlim(-0.5, len(gains) - 0.2)
+    ax.set_xticks(range(len(gains)), [fill(model, 13) for model in gains], fontsize=9)
+
+
 def gini_boxplot(
     gains: dict,  # `{model: (n,)}`, or `{data set: {model: (n,)}}` for one panel each
 ) -> Figure:
-    "Box plots of the point-wise gain in Gini of several models."
-    panels = (
-        gains
-        if isinstance(gains, dict) and any(isinstance(v, dict) for v in gains.values())
-        else {"": gains}
-    )
-    panels = {
-        k: _arrays(f"gains[{k!r}]" if k else "gains", v, ndim=(1,)) for k, v in panels.items()
-    }
-    colors = _colors(list(dict.fromkeys(m for p in panels.values() for m in p)))
-    fig, axes = _axes(
-        1,
-        len(panels),
-        max(3.2, sum(0.7 + 1.05 * len(p) for p in panels.values())),
-        2.9,
-        sharey=True,
-        width_ratios=[len(p) + 0.5 for p in panels.values()],
-    )
-    for ax, (title, p) in zip(axes.flat, panels.items()):
-        ax.axhline(0, color=".5", lw=1)
-        ax.grid(axis="y", alpha=0.3)
-        sns.boxplot(
-            data=[*p.values()],
-            ax=ax,
-            palette=[colors[m] for m in p],
-            width=0.46,
-            fliersize=1.5,
-            linewidth=1,
-        )
-        for i, v in enumerate(p.values()):
-            ax.plot(i, v.mean(), "D", color="white", mec="black", ms=4.5)
-            ax.annotate(f"{v.mean():+.3f}", (i + 0.27, v.mean()), fontsize=7.5, va="center")
-        ax.set(title=title, xlim=(-0.5, len(p) - 0.2))
-        ax.set_xticks(range(len(p)), [fill(m, 13) for m in p], fontsize=9)
+    """Box plots of the point-wise gain in Gini of several models.
+
+    Raises TypeError for anything but dictionaries, ValueError for values that are not finite.
+    """
+    panels = _panels(gains)
+    models = [model for panel in panels.values() for model in panel]
+    colors = _colors(list(dict.fromkeys(models)))
+    width = sum(0.7 + 1.05 * len(panel) for panel in panels.values())
+    ratios = [len(panel) + 0.5 for panel in panels.values()]
+    fig, axes = _axes(1, len(panels), max(3.2, width), 2.9, sharey=True, width_ratios=ratios)
+    for ax, (title, panel) in zip(axes.flat, panels.items()):
+        _draw_boxes(ax, panel, colors)
+        ax.set_title(title)
     axes[0, 0].set_ylabel("gain in Gini")
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #74fe03fe
 def feature_impact_bars(
-    names,  # names of the d features
+    names: Iterable[str],  # names of the d features
     impacts: dict,  # `{model: (d,)}`, the first model sets the order
-    threshold=0.05,  # leave out features below this share of the largest impact of all
-    max_bars=40,  # at most this many features
+    threshold: float = 0.05,  # leave out features below this share of the largest impact of all
+    max_bars: int = 40,  # at most this many features
 ) -> Figure:
     "Bars of the impact of each feature under several models, sorted and thresholded."
-    names = _names("names", names)
+    names = list(names)
+    names = _names("names", names, len(names))
     impacts = _arrays("impacts", impacts, like=(len(names),))
-    all_ = np.stack([*impacts.values()])
-    keep = np.flatnonzero(all_.max(0) >= check_strength("threshold", threshold) * all_.max())
-    keep = keep[np.argsort(-all_[0, keep], kind="stable")][:max_bars]
+    stacked = np.stack([*impacts.values()])
+    limit = check_strength("threshold", threshold) * stacked.max()
+    keep = np.flatnonzero(stacked.max(0) >= limit)
+    keep = keep[np.argsort(-stacked[0, keep], kind="stable")][:max_bars]
     fig, axes = _axes(1, 1, max(4.0, 1.5 + 0.27 * len(keep)), 3.2)
     ax = axes[0, 0]
-    w = 0.8 / len(impacts)
-    for i, ((m, v), c) in enumerate(zip(impacts.items(), _colors(impacts).values())):
-        ax.bar(np.arange(len(keep)) + (i + 0.5) * w - 0.4, v[keep], w, label=m, color=c)
-    ax.set_xticks(
-        range(len(keep)),
-        [names[i] for i in keep],
-        rotation=45,
-        ha="right",
-        rotation_mode="anchor",
-        fontsize=8,
-    )
-    ax.set(
-        ylabel="feature impact",
-        xlim=(-0.7, len(keep) - 0.3),
-        title=f"{len(keep)} of {len(names)} features",
-    )
-    ax.title.set_fontsize(9)
+    colors = _colors(impacts)
+    width = 0.8 / len(impacts)
+    for i, (model, impact) in enumerate(impacts.items()):
+        places = np.arange(len(keep)) + (i + 0.5) * width - 0.4
+        ax.bar(places, impact[keep], width, label=model, color=colors[model])
+    slanted = dict(rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_xticks(range(len(keep)), [names[i] for i in keep], **slanted)
+    ax.set_xlim(-0.7, len(keep) - 0.3)
+    ax.set_ylabel("feature impact")
+    ax.set_title(f"{len(keep)} of {len(names)} features", fontsize=9)
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
     return fig
@@ -152,118 +166,138 @@ def feature_impact_bars(
 # %% ../nbs/studies/40_plots.ipynb #87ea561e
 def _picture(img):
     "One image `(H, W)`, `(1, H, W)` or `(3, H, W)` for display, stretched to [0, 1]."
-    img = img.transpose(1, 2, 0) if img.ndim == 3 else img
-    img = img.mean(2) if img.ndim == 3 and img.shape[2] != 3 else img
+    if img.ndim == 3:
+        img = img.transpose(1, 2, 0)
+        if img.shape[2] != 3:
+            img = img.mean(2)
     return (img - img.min()) / max(np.ptp(img), 1e-12)
 
 # %% ../nbs/studies/40_plots.ipynb #b55989f4
-def saliency_grid(
-    images,  # `(n, H, W)` or `(n, C, H, W)`
-    maps: dict,  # `{model: maps like images}`; magnitudes are drawn, summed over channels
-    labels=None,  # n names of rows, the classes for example
-    shared=True,  # one colour scale per row
-) -> Figure:
-    "A grid with a row for each image and a column for each model's maps, with their Gini index."
-    images = _array("images", images, ndim=(3, 4))
-    maps = _arrays("maps", maps, like=images.shape)
-    labels = _names("labels", [""] * len(images) if labels is None else labels, len(images))
-    G = {m: gini(v).numpy() for m, v in maps.items()}
-    heat = {m: gray(v).numpy() for m, v in maps.items()}
-    top = {m: np.quantile(h, 0.99, axis=(1, 2)) for m, h in heat.items()}
-    fig, axes = _axes(
-        len(images), len(maps) + 1, 1.35 * (len(maps) + 1) + 0.7, 1.35 * len(images) + 0.4
-    )
-    for i, row in enumerate(axes):
-        row[0].imshow(_picture(images[i]), cmap="gray")
-        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center")
-        for ax, m in zip(row[1:], maps):
-            vmax = max(t[i] for t in top.values()) if shared else top[m][i]
-            im = ax.imshow(heat[m][i] / (vmax or 1.0), cmap="magma", vmin=0, vmax=1)
-            ax.set_xlabel(f"Gini {G[m][i]:.3f}", fontsize=8, labelpad=2)
-    for ax, t in zip(axes[0], ["image", *maps]):
-        ax.set_title(fill(t, 16), fontsize=9)
+def _without_frames(axes):
     for ax in axes.flat:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
-    bar = fig.colorbar(im, ax=axes[:, 1:], shrink=0.7, aspect=25, pad=0.02, ticks=[0, 1])
-    bar.set_label("magnitude, " + ("one scale per row" if shared else "own scale"), fontsize=8)
+
+
+def saliency_grid(
+    images: ArrayLike,  # `(n, H, W)` or `(n, C, H, W)`
+    maps: dict,  # `{model: maps like images}`; magnitudes are drawn, summed over channels
+    labels: Iterable | None = None,  # n names of rows, the classes for example
+    shared: bool = True,  # one colour scale per row
+) -> Figure:
+    "A grid with a row for each image and a column for each model's maps, with their Gini index."
+    images = _array("images", images, ndim=(3, 4))
+    maps = _arrays("maps", maps, like=images.shape)
+    n_rows = len(images)
+    labels = _names("labels", [""] * n_rows if labels is None else labels, n_rows)
+    ginis = {model: gini(values).numpy() for model, values in maps.items()}
+    heat = {model: gray(values).numpy() for model, values in maps.items()}
+    tops = {model: np.quantile(values, 0.99, axis=(1, 2)) for model, values in heat.items()}
+    n_cols = len(maps) + 1
+    fig, axes = _axes(n_rows, n_cols, 1.35 * n_cols + 0.7, 1.35 * n_rows + 0.4)
+    for i, row in enumerate(axes):
+        row[0].imshow(_picture(images[i]), cmap="gray")
+        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center")
+        highest = max(top[i] for top in tops.values())
+        for ax, model in zip(row[1:], maps):
+            scale = highest if shared else tops[model][i]
+            drawn = ax.imshow(heat[model][i] / (scale or 1.0), cmap="magma", vmin=0, vmax=1)
+            ax.set_xlabel(f"Gini {ginis[model][i]:.3f}", fontsize=8, labelpad=2)
+    for ax, title in zip(axes[0], ["image", *maps]):
+        ax.set_title(fill(title, 16), fontsize=9)
+    _without_frames(axes)
+    bar = fig.colorbar(drawn, ax=axes[:, 1:], shrink=0.7, aspect=25, pad=0.02, ticks=[0, 1])
+    scales = "one scale per row" if shared else "own scale"
+    bar.set_label(f"magnitude, {scales}", fontsize=8)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #554612b2
-_SIGN = dict(
-    zip((False, True), sns.color_palette("colorblind")[:2])
-)  # of positive and negative contributions
+_POSITIVE, _NEGATIVE = sns.color_palette("colorblind")[:2]
+_OTHERS = ".6"  # the bar of all the features that are not shown
+
+
+def _draw_contributions(ax, values, order):
+    "The bars of one map of one example: the features of `order`, then the sum of the others."
+    lengths = list(values[order])
+    colors = [_NEGATIVE if length < 0 else _POSITIVE for length in lengths]
+    if len(values) > len(order):
+        lengths.append(values.sum() - values[order].sum())
+        colors.append(_OTHERS)
+    ax.barh(range(len(lengths)), lengths, color=colors)
+    ax.axvline(0, color=".3", lw=0.8)
+    ax.tick_params(labelsize=7)
 
 
 def contribution_bars(
     maps: dict,  # `{model: (n, d)}` attributions of n rows
-    names=None,  # names of the d features; None: their numbers from 0
-    labels=None,  # n names of rows, the classes for example
-    max_bars=6,  # features to show for each row, at least 1
+    names: Iterable[str] | None = None,  # names of the d features; None: their numbers from 0
+    labels: Iterable | None = None,  # n names of rows, the classes for example
+    max_bars: int = 6,  # features to show for each row, at least 1
 ) -> Figure:
-    "Bars of the largest attributions of each row, signed, and the sum of the others, with the Gini index."
-    n, d = _array("maps", next(iter(_check_dict("maps", maps).values())), (2,)).shape
-    maps = _arrays("maps", maps, like=(n, d))
-    names, labels = (
-        _names("names", range(d) if names is None else names, d),
-        _names("labels", [""] * n if labels is None else labels, n),
-    )
-    if not isinstance(max_bars, int) or max_bars < 1:
-        raise ValueError(f"max_bars={max_bars!r}: expected a whole number >= 1")
-    G, top = {m: gini(v).numpy() for m, v in maps.items()}, np.stack([*maps.values()])
-    order = np.argsort(-np.abs(top).max(0), axis=1, kind="stable")[:, :max_bars]
-    k = order.shape[1] + (d > max_bars)
-    fig, axes = _axes(
-        n, len(maps), 1.9 * len(maps) + 2.4, n * (0.18 * k + 0.5) + 0.3, sharey="row", sharex="row"
-    )
+    """Bars of the largest attributions of each row, signed, and the sum of the others.
+
+    Below each stands the Gini index of the whole map. Raises ValueError for maps of several shapes.
+    """
+    maps, (n_rows, n_features) = _rows_of_one_shape("maps", maps)
+    names = _names("names", range(n_features) if names is None else names, n_features)
+    labels = _names("labels", [""] * n_rows if labels is None else labels, n_rows)
+    check_count("max_bars", max_bars)
+    ginis = {model: gini(values).numpy() for model, values in maps.items()}
+    largest = np.abs(np.stack([*maps.values()])).max(0)
+    order = np.argsort(-largest, axis=1, kind="stable")[:, :max_bars]
+    n_others = max(0, n_features - max_bars)
+    n_bars = order.shape[1] + (n_others > 0)
+    height = n_rows * (0.18 * n_bars + 0.5) + 0.3
+    fig, axes = _axes(n_rows, len(maps), 1.9 * len(maps) + 2.4, height, sharey="row", sharex="row")
     for i, row in enumerate(axes):
-        for ax, (m, v) in zip(row, maps.items()):
-            bars = [*v[i, order[i]], *([v[i].sum() - v[i, order[i]].sum()] if d > max_bars else [])]
-            ax.barh(
-                range(k),
-                bars,
-                color=[_SIGN[b < 0] for b in bars[: order.shape[1]]] + [".6"] * (d > max_bars),
-            )
-            ax.axvline(0, color=".3", lw=0.8)
-            ax.set_xlabel(f"Gini {G[m][i]:.3f}", fontsize=8, labelpad=1)
-            ax.tick_params(labelsize=7)
-        row[0].set_yticks(
-            range(k),
-            [names[j] for j in order[i]] + [f"{d - max_bars} others"] * (d > max_bars),
-            fontsize=8,
-        )
+        for ax, (model, values) in zip(row, maps.items()):
+            _draw_contributions(ax, values[i], order[i])
+            ax.set_xlabel(f"Gini {ginis[model][i]:.3f}", fontsize=8, labelpad=1)
+        ticks = [names[j] for j in order[i]]
+        if n_others:
+            ticks.append(f"{n_others} others")
+        row[0].set_yticks(range(n_bars), ticks, fontsize=8)
         row[0].invert_yaxis()
         row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
-    for ax, m in zip(axes[0], maps):
-        ax.set_title(fill(m, 24), fontsize=9)
+    for ax, model in zip(axes[0], maps):
+        ax.set_title(fill(model, 24), fontsize=9)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #7927843d
+def _gini_accuracy(method, curve):
+    "Gini indices, accuracies and the strengths that are written beside them, of one line."
+    gini_, accuracy_, *strengths = curve
+    gini_ = _array(f"gini of curves[{method!r}]", gini_, (1,))
+    accuracy_ = _array(f"accuracy of curves[{method!r}]", accuracy_, (1,))
+    if len(gini_) != len(accuracy_):
+        raise ValueError(
+            f"curves[{method!r}]: {len(gini_)} Gini indices for {len(accuracy_)} accuracies"
+        )
+    return gini_, accuracy_, strengths[0] if strengths else ()
+
+
 def tradeoff(
-    curves: dict,  # `{method: (gini (n,), accuracy (n,))}`, with a third entry: n strengths to write beside the points
-    xlabel="mean Gini index",  # sparsity
-    ylabel="test accuracy",  # accuracy
+    curves: dict,  # `{method: (gini (n,), accuracy (n,))}`; a third entry: n strengths to write
+    xlabel: str = "mean Gini index",  # sparsity
+    ylabel: str = "test accuracy",  # accuracy
 ) -> Figure:
     "Accuracy against sparsity of maps, a line for each way of training."
     _check_dict("curves", curves)
     fig, axes = _axes(1, 1, 4.6, 3.2)
     ax = axes[0, 0]
-    for (m, (g, acc, *notes)), c, mark in zip(
-        curves.items(), _colors(curves).values(), "os^DvPX<>h" * len(curves)
-    ):
-        g, acc = (
-            _array(f"gini of curves[{m!r}]", g, (1,)),
-            _array(f"accuracy of curves[{m!r}]", acc, (1,)),
-        )
-        if len(g) != len(acc):
-            raise ValueError(f"curves[{m!r}]: {len(g)} Gini indices for {len(acc)} accuracies")
-        star = dict(marker="*", ms=13, ls="") if len(g) == 1 else dict(marker=mark, ms=5, lw=1.5)
-        ax.plot(g, acc, color=c, label=m, mec="white", mew=0.5, **star)
-        for x, a, t in zip(g, acc, notes[0] if notes else ()):
-            ax.annotate(
-                str(t), (x, a), xytext=(4, 4), textcoords="offset points", fontsize=7, color=c
-            )
+    colors = _colors(curves)
+    markers = _markers(curves)
+    for method, curve in curves.items():
+        x, y, strengths = _gini_accuracy(method, curve)
+        style = dict(marker=markers[method], ms=5, lw=1.5)
+        if len(x) == 1:
+            style = dict(marker="*", ms=13, ls="")
+        color = colors[method]
+        ax.plot(x, y, color=color, label=method, mec="white", mew=0.5, **style)
+        note = dict(xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+        for *point, strength in zip(x, y, strengths):
+            ax.annotate(str(strength), point, **note)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
@@ -271,87 +305,88 @@ def tradeoff(
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #2c6898df
+def _draw_chance(ax, chance, right):
+    "A dashed line at the value of guessing, named at its right end."
+    ax.axhline(chance, color=".5", ls="--", lw=1)
+    style = dict(textcoords="offset points", ha="right", fontsize=7, color=".4")
+    ax.annotate("chance", (right, chance), xytext=(0, 3), **style)
+
+
 def robustness_curves(
-    strengths,  # `(n,)` strengths of the attack
+    strengths: ArrayLike,  # `(n,)` strengths of the attack
     curves: dict,  # `{model: (n,)}` or `{model: (seeds, n)}`
-    ylabel="accuracy under attack",  # what the curves are
-    xlabel="eps",  # what the strengths are
-    chance=None,  # draw a dashed line here, the accuracy of guessing for example
+    ylabel: str = "accuracy under attack",  # what the curves are
+    xlabel: str = "eps",  # what the strengths are
+    chance: float | None = None,  # draw a dashed line here, the accuracy of guessing for example
 ) -> Figure:
     "A quantity against the strength of an attack, for several models."
-    s = _array("strengths", strengths, (1,))
+    strengths = _array("strengths", strengths, (1,))
     curves = _arrays("curves", curves, (1, 2))
+    n_strengths = len(strengths)
     fig, axes = _axes(1, 1, 4.6, 3.0)
     ax = axes[0, 0]
-    for (m, v), c, mark in zip(
-        curves.items(), _colors(curves).values(), "os^DvPX<>h" * len(curves)
-    ):
-        if v.shape[-1] != len(s):
+    colors = _colors(curves)
+    markers = _markers(curves)
+    for model, curve in curves.items():
+        if curve.shape[-1] != n_strengths:
             raise ValueError(
-                f"curves[{m!r}] of shape {v.shape}: expected {len(s)} values for the {len(s)} strengths"
+                f"curves[{model!r}] of shape {curve.shape}: expected {n_strengths} values "
+                f"for the {n_strengths} strengths"
             )
-        v = np.atleast_2d(v)
-        ax.plot(s, v.mean(0), color=c, marker=mark, ms=4, lw=1.5, label=m)
-        if len(v) > 1:
-            ax.fill_between(s, v.min(0), v.max(0), color=c, alpha=0.2, lw=0)
-    if chance is not None:
-        ax.axhline(chance, color=".5", ls="--", lw=1)
-        ax.annotate(
-            "chance",
-            (s[-1], chance),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7,
-            color=".4",
+        seeds = np.atleast_2d(curve)
+        color = colors[model]
+        ax.plot(
+            strengths, seeds.mean(0), color=color, marker=markers[model], ms=4, lw=1.5, label=model
         )
+        if len(seeds) > 1:
+            ax.fill_between(strengths, seeds.min(0), seeds.max(0), color=color, alpha=0.2, lw=0)
+    if chance is not None:
+        _draw_chance(ax, chance, strengths[-1])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/studies/40_plots.ipynb #341e10bb
+def _check_signal(signal, n_rows):
+    "The features that carry the label, as `(n, s)`."
+    if len(signal) != n_rows:
+        raise ValueError(
+            f"signal: {len(signal)} given, expected one entry for each of the {n_rows} examples"
+        )
+    return np.asarray(signal).reshape(n_rows, -1)
+
+
+def _draw_rings(ax, signal):
+    "White rings with a black edge, to be seen on any colour."
+    rows = np.repeat(np.arange(len(signal))[:, None], signal.shape[1], 1)
+    for color, width in (("black", 2.4), ("white", 1.2)):
+        ax.scatter(signal, rows, s=22, facecolors="none", edgecolors=color, lw=width)
+
+
 def gradient_heatmap(
     grads: dict,  # `{model: (n, d)}` gradients of n examples
-    signal=None,  # `(n,)` or `(n, s)` indices of the features that carry the label
-    names=None,  # names of the d features; None: their numbers from 0
+    signal: ArrayLike | None = None,  # `(n,)` or `(n, s)` features that carry the label
+    names: Iterable[str] | None = None,  # names of the d features; None: their numbers from 0
 ) -> Figure:
     "Heat maps of each example's gradient relative to its largest entry, a panel for each model."
-    first = next(iter(_check_dict("grads", grads).values()))
-    n, d = _array("grads", first, (2,)).shape
-    grads = _arrays("grads", grads, like=(n, d))
-    names = range(d) if names is None else _names("names", names, d)
-    fig, axes = _axes(
-        1,
-        len(grads),
-        max(2.6, 0.22 * d + 0.6) * len(grads) + 0.8,
-        max(2.0, 0.16 * n + 0.8),
-        sharey=True,
-    )
-    for ax, (m, g) in zip(axes.flat, grads.items()):
-        top = np.abs(g).max(1, keepdims=True)
-        im = ax.imshow(
-            np.abs(g) / np.where(top > 0, top, 1), cmap="viridis", vmin=0, vmax=1, aspect="auto"
-        )
+    grads, (n_rows, n_features) = _rows_of_one_shape("grads", grads)
+    rotation = 0 if names is None else 90
+    names = range(n_features) if names is None else _names("names", names, n_features)
+    signal = None if signal is None else _check_signal(signal, n_rows)
+    width = max(2.6, 0.22 * n_features + 0.6) * len(grads) + 0.8
+    fig, axes = _axes(1, len(grads), width, max(2.0, 0.16 * n_rows + 0.8), sharey=True)
+    for ax, (model, grad) in zip(axes.flat, grads.items()):
+        top = np.abs(grad).max(1, keepdims=True)
+        shares = np.abs(grad) / np.where(top > 0, top, 1)
+        drawn = ax.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         if signal is not None:
-            if len(signal) != n:
-                raise ValueError(
-                    f"signal: {len(signal)} given, expected one entry for each of the {n} examples"
-                )
-            cols = np.asarray(signal).reshape(n, -1)
-            for c, w in (("black", 2.4), ("white", 1.2)):
-                ax.scatter(
-                    cols,
-                    np.repeat(np.arange(n)[:, None], cols.shape[1], 1),
-                    s=22,
-                    facecolors="none",
-                    edgecolors=c,
-                    lw=w,
-                )
-        ax.set_title(fill(m, 30), fontsize=9)
+            _draw_rings(ax, signal)
+        ax.set_title(fill(model, 30), fontsize=9)
         ax.set_xlabel("feature")
-        ax.set_xticks(range(d), names, fontsize=7, rotation=0 if isinstance(names, range) else 90)
+        ax.set_xticks(range(n_features), names, fontsize=7, rotation=rotation)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("example")
-    fig.colorbar(im, ax=axes, pad=0.01, aspect=30).set_label("share of the largest", fontsize=8)
+    bar = fig.colorbar(drawn, ax=axes, pad=0.01, aspect=30)
+    bar.set_label("share of the largest", fontsize=8)
     return fig
