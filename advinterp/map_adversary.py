@@ -6,13 +6,17 @@
 __all__ = ['map_attack', 'paper_c_map_attack']
 
 # %% ../nbs/maths/07_map_adversary.ipynb #720b0eb7
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
+from ._deprecated import renamed_arguments
 from .adversary import _bare, _inspect, _limits, _plain, undisturbed
-from .attribution import _check_count, _runs
+from .attribution import _runs
 from advinterp.core import (
     bcast,
+    check_count,
     check_float,
     check_strength,
     flat,
@@ -25,12 +29,18 @@ from .duals import L2Ball, LInfBall
 
 # %% ../nbs/maths/07_map_adversary.ipynb #5116557d
 def _top_entries(v, k):
-    "Which entries are the share `k` of the non-zero ones of each row that is largest, at least one; none of a row of zeros."
+    """Which entries are the largest share `k` of the non-zero ones of each row?
+
+    At least one, and none of a row of zeros.
+    """
     return top_mask(v, top_count(v, k, nonzero=True))
 
 # %% ../nbs/maths/07_map_adversary.ipynb #29e05feb
-def _look(net, f, x, y, mask, graph=False):
-    "Predicted classes, share (1) and, with `graph`, its gradient (2); 0 where the map does not change."
+def _look(net, explained, x, y, mask, graph=False):
+    """Predicted classes, share (1) and, with `graph`, its gradient (2).
+
+    The gradient is 0 where the map does not change.
+    """
     logits = []
 
     def _keep(x):
@@ -38,93 +48,106 @@ def _look(net, f, x, y, mask, graph=False):
         return logits[0]
 
     x = x.detach().requires_grad_()
-    v = flat(input_grad(_keep, x, y, f, create_graph=graph)[0]).abs()
+    v = flat(input_grad(_keep, x, y, explained, create_graph=graph)[0]).abs()
     share = (v * mask).sum(1) / v.sum(1).clamp_min(torch.finfo(v.dtype).tiny)  # (1)
-    g = (
-        torch.autograd.grad(share.sum(), x, allow_unused=True)[0]
-        if graph and share.requires_grad
-        else None
-    )  # (2)
-    return (
-        predicted(logits[0]),
-        share.detach(),
-        torch.zeros_like(x) if g is None else g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0),
-    )
-
-# %% ../nbs/maths/07_map_adversary.ipynb #c90e4927
-def _attack_batch(model, soft, f, x0, y, limits, k, ball, step_size, steps):
-    "The best iterate of (1) for one batch; gradients come from `soft`, everything else from `model`."
-    mask, x = _top_entries(flat(input_grad(model, x0, y, f)[0]).abs(), k), x0
-    for t in range(steps + 1):
-        seen, share, g = _look(model, f, x, y, mask, graph=soft is model and t < steps)
-        if soft is not model and t < steps:
-            g = _look(soft, f, x, y, mask, graph=True)[2]
-        if t == 0:
-            own, best, out = seen, share, x0
-            _check_curved(g, mask, "model" if soft is model else "attack_model")
-        better = (seen == own) & (share < best)
-        best, out = torch.where(better, share, best), torch.where(bcast(better, x), x, out)
-        if t == steps:
-            return out
-        rule = (
-            ball.with_eps(ball.eps * (1 - t / steps)) if step_size is None else LInfBall(step_size)
-        )
-        x = (x0 + ball.project(x + rule.delta_star(-g) - x0)).clamp(*limits)
-
-
-def _check_curved(g, mask, name):
-    if mask.any() and not g[mask.any(1)].any():
-        raise ValueError(
-            f"{name}: its map does not change with x, all second derivatives are zero, as in networks of ReLUs; "
-            "pass attack_model=softplus_copy(model) from advinterp.models, whose gradients steer the attack"
-        )
+    g = None
+    if graph and share.requires_grad:
+        g = torch.autograd.grad(share.sum(), x, allow_unused=True)[0]  # (2)
+    if g is None:
+        g = torch.zeros_like(x)
+    else:
+        g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return predicted(logits[0]), share.detach(), g
 
 # %% ../nbs/maths/07_map_adversary.ipynb #077f7da7
+@renamed_arguments(radius="eps")
 def map_attack(
-    model,  # callable `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices: which output the map explains
-    radius,  # l2 radius of the perturbation, in the units of x
+    eps: float,  # l2 radius of the perturbation, in the units of x
     *,
-    k=0.4,  # share of the non-zero entries of the map that are pushed out of sight (Gong, Dou and Farnia: .4; Levine et al.: .25)
-    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    steps=10,  # gradient steps
-    step_size=None,  # None: normalised steps, their length falls from radius to radius/steps; a number: sign steps of that size
-    bounds=None,  # `(lo, hi)` of valid inputs, in the units of x: numbers or tensors that broadcast to x
-    attack_model=None,  # smooth stand-in that gives the gradients; None: `model`
-    batch_size=128,  # inputs that are in the model at once
+    k: float = 0.4,  # share of the non-zero entries to push out of sight; Levine et al. take .25
+    output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    steps: int = 10,  # gradient steps
+    step_size: float | None = None,  # of sign steps; None: normalised steps, from eps to eps/steps
+    bounds: tuple
+    | None = None,  # `(lo, hi)` of valid inputs: numbers, or tensors that broadcast to x
+    attack_model: nn.Module | Callable | None = None,  # smooth, gives the gradients; None: `model`
+    batch_size: int = 128,  # inputs that are in the model at once
 ) -> Tensor:  # like `x`
-    "Inputs within `radius` of `x`, of the same predicted class, whose simple gradient has little mass where that of `x` has most (1). Raises ValueError where the map cannot change."
-    soft, x = model if attack_model is None else attack_model, check_float("x", _bare(x))
+    """Inputs near `x`, of the same predicted class, whose simple gradient has moved (1).
+
+    It has little mass where that of `x` has most. Raises ValueError where the map cannot change,
+    as that of a network of ReLUs without an `attack_model`.
+    """
+    soft = model if attack_model is None else attack_model
+    x = check_float("x", _bare(x))
     if not 0 < check_strength("k", k) < 1:
         raise ValueError(f"k={k!r}: expected a fraction in (0, 1); of all entries none can be left")
     if step_size is not None and not check_strength("step_size", step_size):
         raise ValueError(f"step_size={step_size!r}: expected a number > 0")
-    ball = L2Ball(check_strength("radius", radius))
-    _check_count("steps", steps)
+    ball = L2Ball(check_strength("eps", eps))
+    check_count("steps", steps)
     lo, hi = _limits((-torch.inf, torch.inf) if bounds is None else bounds, x)
     if len(x):
         _inspect(x, lo, hi, model, 0)
-    if not len(x) or not radius:
+    if not len(x) or not eps:
         return x.detach().clone()
 
-    def _attack(f, xs, y):
-        return _attack_batch(
-            model, soft, f, xs[:, 0], y, (xs[:, 1], xs[:, 2]), k, ball, step_size, steps
-        )
+    def _attack(explained, x_lo_hi, y):
+        x0, lo, hi = x_lo_hi.unbind(1)
+        mask = _top_entries(flat(input_grad(model, x0, y, explained)[0]).abs(), k)
+        search = (model, soft, explained, x0, y, mask)
+        return _best_iterate(*search, (lo, hi), ball, step_size, steps)
 
     with undisturbed(model, x.device), undisturbed(soft, x.device):
         return _runs(_attack, model, torch.stack([x, lo, hi], 1), _plain(y), output, batch_size)
 
+# %% ../nbs/maths/07_map_adversary.ipynb #c90e4927
+def _best_iterate(model, soft, explained, x0, y, mask, limits, ball, step_size, steps):
+    """The best iterate of (1); gradients come from `soft`, everything else from `model`."""
+    x = x0
+    for step in range(steps + 1):
+        last = step == steps
+        steer = not last and soft is model  # then one look serves as judgement and as gradient
+        seen, share, g = _look(model, explained, x, y, mask, graph=steer)
+        if not last and soft is not model:
+            _, _, g = _look(soft, explained, x, y, mask, graph=True)
+        if step == 0:
+            own, best, out = seen, share, x0
+            _check_curved(g, mask, "model" if soft is model else "attack_model")
+        better = (seen == own) & (share < best)
+        best = torch.where(better, share, best)
+        out = torch.where(bcast(better, x), x, out)
+        if not last:
+            falling = 1 - step / steps
+            rule = LInfBall(step_size) if step_size else ball.with_eps(ball.eps * falling)
+            x = (x0 + ball.project(x + rule.delta_star(-g) - x0)).clamp(*limits)
+    return out
+
+
+def _check_curved(g, mask, name):
+    """Check that some map changes: not all gradients of the share are zero."""
+    if mask.any() and not g[mask.any(1)].any():
+        raise ValueError(
+            f"{name}: its map does not change with x, all second derivatives are zero, "
+            "as in networks of ReLUs; pass attack_model=softplus_copy(model) from "
+            "advinterp.models, whose gradients steer the attack"
+        )
+
 # %% ../nbs/maths/07_map_adversary.ipynb #2e22b4bf
+@renamed_arguments(radius="eps")
 def paper_c_map_attack(
-    model,
-    x,
-    y,  # as in `map_attack`
-    radius,  # l2 radius; 10 in the public code, for inputs normalised as ImageNet's
+    model: nn.Module | Callable,  # `x -> logits`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices: which output the map explains
+    eps: float,  # l2 radius; 10 in the public code, for inputs normalised as ImageNet's
     **kwargs,  # of `map_attack`
 ) -> Tensor:  # like `x`
-    "The attack as the public code that Gong, Dou and Farnia follow runs it: k of 40 %, 10 sign steps of radius/100, no bounds."
-    return map_attack(
-        model, x, y, radius, **{**dict(k=0.4, steps=10, step_size=radius / 100), **kwargs}
-    )
+    """The attack as the public code that Gong, Dou and Farnia follow runs it.
+
+    The share k is 40 %, there are 10 sign steps of eps/100, and no bounds.
+    """
+    settings = dict(k=0.4, steps=10, step_size=eps / 100)
+    return map_attack(model, x, y, eps, **{**settings, **kwargs})

@@ -44,7 +44,7 @@ ARGUMENTS = {
     "callbacks.FreeAdversarialTraining": "dual replays",
     "callbacks.GradientPenalty": "penalty weight",
     "metrics.topk_overlap": "a b k",
-    "map_adversary.map_attack": "model x y radius",
+    "map_adversary.map_attack": "model x y eps",
     "evaluate.aopc_morf": "model x y map patch",
     "evaluate.map_stability": "models x y attribution",
     "metrics.ssim": "a b data_range",
