@@ -9,6 +9,8 @@ __all__ = ['MarginLoss', 'Logistic', 'Hinge', 'SoftplusHinge', 'is_loss_inc', 'i
            'feature_value_impact', 'feature_impact', 'stable_ig_risk', 'ova_adv_loss']
 
 # %% ../nbs/one_layer/10_linear.ipynb #654a3078
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,13 +18,18 @@ from torch import Tensor
 
 from .attribution import derivative, slope_between
 from .core import bcast, check_float, flat
-from .duals import Ball, LInfBall
+from .duals import Ball, Dual, LInfBall
 
 # %% ../nbs/one_layer/10_linear.ipynb #55f11dc5
 class MarginLoss:
-    "A loss `g(z)` of the margin `z = -y(<w,x> + b)`. Subclass it and define `g`; `dg` comes from autograd unless you define it."
+    """A loss `g(z)` of the margin `z = -y(<w,x> + b)`.
 
-    centre = None  # the `c` with `g'(c+u) + g'(c-u) = 1`, where `g'` is a sigmoid around it
+    Subclass it and define `g`; the slope `dg` comes from autograd unless you define it. Where `g'`
+    is a sigmoid around a point `c`, so that `g'(c+u) + g'(c-u) = 1`, name that point in `centre`:
+    penalty duals need it.
+    """
+
+    centre: float | None = None
 
     def g(
         self,
@@ -79,6 +86,28 @@ class SoftplusHinge(Logistic):
         return super().dg(1 + z)
 
 # %% ../nbs/one_layer/10_linear.ipynb #dc6d3ce6
+def is_loss_inc(
+    loss: MarginLoss,  # the loss
+    lo: float = -30.0,  # least margin tried
+    hi: float = 30.0,  # greatest margin tried
+) -> bool:
+    "LOSS-INC: is `g` non-decreasing on a grid of margins?"
+    g = _check_loss(loss).g(_grid(lo, hi))
+    rounding = 1e-12 * g.abs().max()
+    return bool((g.diff() >= -rounding).all())
+
+
+def is_loss_cvx(
+    loss: MarginLoss,  # the loss
+    lo: float = -30.0,  # least margin tried
+    hi: float = 30.0,  # greatest margin tried
+) -> bool:
+    "LOSS-CVX: is `g` non-decreasing with a non-decreasing slope on a grid of margins?"
+    dg = _check_loss(loss).dg(_grid(lo, hi))
+    rounding = 1e-12 * dg.abs().max()
+    return is_loss_inc(loss, lo, hi) and bool((dg.diff() >= -rounding).all())
+
+
 def _check_loss(loss):
     if isinstance(loss, type) or not (hasattr(loss, "g") and hasattr(loss, "dg")):
         raise TypeError(
@@ -90,90 +119,33 @@ def _check_loss(loss):
 def _grid(lo, hi):
     return torch.linspace(lo, hi, 2001, dtype=torch.double)
 
-
-def is_loss_inc(
-    loss,  # a `MarginLoss`
-    lo=-30.0,  # least margin tried
-    hi=30.0,  # greatest margin tried
-) -> bool:
-    "LOSS-INC: is `g` non-decreasing on a grid of margins?"
-    g = _check_loss(loss).g(_grid(lo, hi))
-    return bool((g.diff() >= -1e-12 * g.abs().max()).all())
-
-
-def is_loss_cvx(
-    loss,  # a `MarginLoss`
-    lo=-30.0,  # least margin tried
-    hi=30.0,  # greatest margin tried
-) -> bool:
-    "LOSS-CVX: is `g` non-decreasing with a non-decreasing slope on a grid of margins?"
-    dg = _check_loss(loss).dg(_grid(lo, hi))
-    return is_loss_inc(loss, lo, hi) and bool((dg.diff() >= -1e-12 * dg.abs().max()).all())
-
 # %% ../nbs/one_layer/10_linear.ipynb #0be42e17
-def _signs(y, n, dtype):
-    "The labels in `dtype`, checked to be -1 or +1."
-    if not isinstance(y, Tensor) or y.dtype == torch.bool:
-        raise TypeError(
-            f"y is {y.dtype if isinstance(y, Tensor) else type(y).__name__}: expected a tensor of -1 and +1"
-        )
-    if y.shape != (n,):
-        raise ValueError(f"y has shape {tuple(y.shape)}: expected ({n},), one label per row")
-    if not (y.abs() == 1).all():
-        raise ValueError(
-            f"y holds {y.unique()[:6].tolist()}: expected labels -1 and +1 (from 0/1: 2*y - 1)"
-        )
-    return y.to(dtype)
-
-
-def _probs(p, x):
-    "The probabilities of the rows, checked; equal ones for None."
-    if len(x) == 0:
-        raise ValueError("x has no rows: an expectation needs at least one")
-    if p is None:
-        return x.new_full((len(x),), 1 / len(x))
-    check_float("p", p)
-    if p.shape != (len(x),):
-        raise ValueError(
-            f"p has shape {tuple(p.shape)}: expected ({len(x)},), one probability per row of x"
-        )
-    if not (p >= 0).all() or abs(float(p.sum()) - 1) > 1e-4:
-        raise ValueError(
-            f"p has minimum {float(p.min()):.3g} and sum {float(p.sum()):.6g}: expected probabilities >= 0 with sum 1"
-        )
-    return p.to(x.dtype)
-
-# %% ../nbs/one_layer/10_linear.ipynb #358b61c3
-def _mean(p, v):
-    return (p @ flat(v)).reshape(v.shape[1:])
-
-
 def directed_strength(
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    p=None,  # `(B,)` probabilities of the rows; None: equal
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
 ) -> Tensor:  # `(...)`, one number per feature
-    "Directed strength `a = E[y x]` of each feature (equation 4 of the paper). Raises ValueError for other labels."
+    """Directed strength `a = E[y x]` of each feature (equation 4 of the paper).
+
+    Raises ValueError for labels other than -1 and +1.
+    """
     y = _signs(y, len(check_float("x", x)), x.dtype)
     return _mean(_probs(p, x) * y, x)  # (2)
 
 
-def _label_means(x, y, p):
-    y, p = _signs(y, len(check_float("x", x)), x.dtype), _probs(p, x)
-    P = [(p * (y == s)).sum() for s in (1, -1)]
-    if min(P) <= 0:
-        raise ValueError(
-            f"y has P(y=1)={float(P[0]):.3g} and P(y=-1)={float(P[1]):.3g}: expected both labels to occur"
-        )
-    return [_mean(p * (y == s) / q, x) for s, q in zip((1, -1), P)]
+def _mean(p, v):
+    return (p @ flat(v)).reshape(v.shape[1:])
 
-
+# %% ../nbs/one_layer/10_linear.ipynb #358b61c3
 def feat_trans(
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    p=None,  # `(B,)` probabilities of the rows; None: equal
-) -> tuple:  # (translated features like `x`, the translation `c` `(...)`)
-    "FEAT-TRANS (Lemma 1): `x - c` with `c` the mid-point of the two label means. Raises ValueError if a label does not occur."
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
+) -> tuple[Tensor, Tensor]:  # (translated features like `x`, the translation `c` `(...)`)
+    """FEAT-TRANS (Lemma 1): `x - c` with `c` the mid-point of the two label means.
+
+    Raises ValueError if a label does not occur.
+    """
     pos, neg = _label_means(x, y, p)
     c = (pos + neg) / 2
     return x - c, c
@@ -182,83 +154,108 @@ def feat_trans(
 def is_feat_trans(
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    p=None,  # `(B,)` probabilities of the rows; None: equal
-    tol=1e-6,  # allowed offset, relative to the largest absolute value of `x`
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
+    tol: float = 1e-6,  # allowed offset, relative to the largest absolute value of `x`
 ) -> bool:
     "FEAT-TRANS: are the two label means of every feature opposite?"
     pos, neg = _label_means(x, y, p)
     return bool(((pos + neg) / 2).abs().max() <= tol * x.abs().max())
 
-# %% ../nbs/one_layer/10_linear.ipynb #233955eb
-def _check_wxy(w, x, y):
-    "The labels as -1. and +1., after checking that weights, rows and labels fit."
-    check_float("w", w), check_float("x", x)
-    if x.shape[1:] != w.shape:
+
+def _label_means(x, y, p):
+    "The means of the rows with label 1 and of those with label -1."
+    y = _signs(y, len(check_float("x", x)), x.dtype)
+    p = _probs(p, x)
+    p_pos = (p * (y == 1)).sum()
+    p_neg = (p * (y == -1)).sum()
+    if min(p_pos, p_neg) <= 0:
         raise ValueError(
-            f"w has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])}, the shape of one row of x"
+            f"y has P(y=1)={float(p_pos):.3g} and P(y=-1)={float(p_neg):.3g}: "
+            "expected both labels to occur"
         )
-    if w.dtype != x.dtype:
-        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}: expected one dtype")
-    return _signs(y, len(x), x.dtype)
+    return _mean(p * (y == 1) / p_pos, x), _mean(p * (y == -1) / p_neg, x)
+
+# %% ../nbs/one_layer/10_linear.ipynb #47a3eccc
+def _signs(y, n_rows, dtype):
+    "The labels in `dtype`, checked to be -1 or +1."
+    if not isinstance(y, Tensor) or y.dtype == torch.bool:
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y is {kind}: expected a tensor of -1 and +1")
+    if y.shape != (n_rows,):
+        raise ValueError(f"y has shape {tuple(y.shape)}: expected ({n_rows},), one label per row")
+    if not (y.abs() == 1).all():
+        seen = y.unique()[:6].tolist()
+        raise ValueError(f"y holds {seen}: expected labels -1 and +1 (from 0/1: 2*y - 1)")
+    return y.to(dtype)
 
 
+def _probs(p, x):
+    "The probabilities of the rows, checked; equal ones for None."
+    n_rows = len(x)
+    if n_rows == 0:
+        raise ValueError("x has no rows: an expectation needs at least one")
+    if p is None:
+        return x.new_full((n_rows,), 1 / n_rows)
+    check_float("p", p)
+    if p.shape != (n_rows,):
+        raise ValueError(
+            f"p has shape {tuple(p.shape)}: expected ({n_rows},), one probability per row of x"
+        )
+    if not (p >= 0).all() or abs(float(p.sum()) - 1) > 1e-4:
+        raise ValueError(
+            f"p has minimum {float(p.min()):.3g} and sum {float(p.sum()):.6g}: "
+            "expected probabilities >= 0 with sum 1"
+        )
+    return p.to(x.dtype)
+
+# %% ../nbs/one_layer/10_linear.ipynb #233955eb
 def margin(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    b=0.0,  # bias
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(B,)`
     "The margin `z = -y(<w,x> + b)`: positive on the wrong side."
     y = _check_wxy(w, x, y)
     return -y * (flat(x) @ w.reshape(-1) + b)
 
-# %% ../nbs/one_layer/10_linear.ipynb #79b47ebd
-def _dual(eps):
-    return eps if hasattr(eps, "h_star") else LInfBall(eps)  # a number is the paper's adversary
+
+def _check_wxy(w, x, y):
+    "The labels as -1. and +1., after checking that weights, rows and labels fit."
+    check_float("w", w)
+    check_float("x", x)
+    _check_weights(w, x, [x.shape[1:]])
+    return _signs(y, len(x), x.dtype)
 
 
-def _ray(dual, v):
-    "`A`, `Q` with `h_star(t*v) = A*t + Q*t**2`; `Q` is None for a ball."
-    if isinstance(dual, Ball):
-        return dual.h_star(v), None
-    h1, h2, h4 = (dual.h_star(k * v) for k in (1, 2, 4))
-    A, Q = 2 * h1 - h2 / 2, h2 / 2 - h1
-    if not torch.allclose(4 * A + 16 * Q, h4, rtol=1e3 * torch.finfo(v.dtype).eps, atol=0):
+def _check_weights(w, x, shapes):
+    "Check that the weights have one of the shapes, and the dtype of the rows."
+    if w.shape not in shapes:
+        allowed = " or ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(
-            f"eps={dual!r}: expected a dual whose h_star is linear-quadratic along rays (balls, ElasticNet, WeightedL2, their sums)"
+            f"w has shape {tuple(w.shape)}: expected {allowed} for x of shape {tuple(x.shape)}"
         )
-    return A, Q if (Q > 0).any() else None  # powers of two: for a norm Q is exactly 0
-
-
-def _adv_margin(z, A, Q, loss, n_iter=60):
-    r"The root $\zeta^*$ of $R$ that maximises (4)."
-    if Q is None:
-        return z + A
-    if getattr(loss, "centre", None) is None:
-        raise ValueError(
-            f"loss={loss!r}: with a penalty in place of a ball expected Logistic, Hinge, SoftplusHinge or a loss with a `centre`"
-        )
-    c = torch.full_like(z, loss.centre)
-    up = z + A + Q >= c
-    lo, hi = torch.where(up, c, z + A), torch.where(up, z + A + 2 * Q, c)
-    for _ in range(n_iter):
-        mid = (lo + hi) / 2
-        right = z + A + 2 * Q * loss.dg(mid) >= mid
-        lo, hi = torch.where(right, mid, lo), torch.where(right, hi, mid)
-    return (lo + hi) / 2
+    if w.dtype != x.dtype:
+        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}: expected one dtype")
 
 # %% ../nbs/one_layer/10_linear.ipynb #2931e006
 def adv_loss(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual: `L2Ball(.5)`, `ElasticNet(.1, .01)` ...
-    loss,  # a `MarginLoss` with LOSS-INC; with a penalty dual one with a `centre`
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual: `L2Ball(.5)` ...
+    loss: MarginLoss,  # a loss with LOSS-INC; with a penalty dual one with a `centre`
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(B,)`
-    "Exact adversarial loss, the maximum of `loss(x + delta) - h(delta)` (Lemma 2, equation 8). Raises ValueError for a dual or loss without one."
-    z, dual, loss = margin(w, x, y, b), _dual(eps), _check_loss(loss)
-    A, Q = _ray(dual, bcast(-_signs(y, len(x), x.dtype), x) * w)
+    """Exact adversarial loss, the maximum of `loss(x + delta) - h(delta)` (Lemma 2, equation 8).
+
+    Raises ValueError for a dual whose `h_star` is not linear-quadratic along rays, and for a
+    penalty dual with a loss without a `centre`.
+    """
+    z = margin(w, x, y, b)
+    dual = _dual(eps)
+    _check_loss(loss)
+    A, Q = _ray(dual, _margin_grad(w, _signs(y, len(x), x.dtype)))
     if Q is None:
         return loss.g(z + A)  # (3)
     with torch.no_grad():
@@ -267,53 +264,129 @@ def adv_loss(
     return loss.g(zeta) + t * (z - zeta + A + Q * t)  # (5)
 
 
+def _dual(eps):
+    return eps if hasattr(eps, "h_star") else LInfBall(eps)  # a number is the paper's adversary
+
+
+def _margin_grad(w, y):
+    "`v = -y w`, the gradient of the margin in `x`: one row for each label."
+    return -y.reshape(len(y), *[1] * w.ndim) * w
+
+
+def _ray(dual, v):
+    "`A`, `Q` with `h_star(t*v) = A*t + Q*t**2`; `Q` is None for a ball."
+    if isinstance(dual, Ball):
+        return dual.h_star(v), None
+    h1, h2, h4 = [dual.h_star(t * v) for t in (1, 2, 4)]
+    A = 2 * h1 - h2 / 2
+    Q = h2 / 2 - h1  # exactly 0 for a norm, since the factors are powers of two
+    rounding = 1e3 * torch.finfo(v.dtype).eps
+    if not torch.allclose(4 * A + 16 * Q, h4, rtol=rounding, atol=0):
+        raise ValueError(
+            f"eps={dual!r}: expected a dual whose h_star is linear-quadratic along rays "
+            "(balls, ElasticNet, WeightedL2, their sums)"
+        )
+    return A, Q if (Q > 0).any() else None
+
+
+def _adv_margin(z, A, Q, loss, steps=60):
+    "The root of `R` that maximises (4), by bisection: 60 halvings leave rounding alone."
+    if Q is None:
+        return z + A
+    if getattr(loss, "centre", None) is None:
+        raise ValueError(
+            f"loss={loss!r}: with a penalty in place of a ball expected Logistic, Hinge, "
+            "SoftplusHinge or a loss with a `centre`"
+        )
+    centre = torch.full_like(z, loss.centre)
+    above = z + A + Q >= centre
+    lower = torch.where(above, centre, z + A)
+    upper = torch.where(above, z + A + 2 * Q, centre)
+    for _ in range(steps):
+        mid = (lower + upper) / 2
+        right = z + A + 2 * Q * loss.dg(mid) >= mid
+        lower = torch.where(right, mid, lower)
+        upper = torch.where(right, upper, mid)
+    return (lower + upper) / 2
+
+# %% ../nbs/one_layer/10_linear.ipynb #c9c5dba5
 def adv_slope(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(B,)`
-    "Slope `t` of the loss at the adversarial margin: the `g'` of equations (9) and (10) of the paper."
-    A, Q = _ray(_dual(eps), bcast(-_check_wxy(w, x, y), x) * w)
-    return _check_loss(loss).dg(_adv_margin(margin(w, x, y, b), A, Q, loss))
+    "Slope `t` of the loss at the adversarial margin: the `g'` of the paper's (9) and (10)."
+    signs = _check_wxy(w, x, y)
+    A, Q = _ray(_dual(eps), _margin_grad(w, signs))
+    zeta = _adv_margin(margin(w, x, y, b), A, Q, _check_loss(loss))
+    return loss.dg(zeta)
 
 # %% ../nbs/one_layer/10_linear.ipynb #e9e3be26
 def adv_perturbation(
     w: Tensor,  # `(...)` weights
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    slope=None,  # `(B,)` from `adv_slope`; needed by penalty duals, whose perturbation depends on the example
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    slope: Tensor | None = None,  # `(B,)` from `adv_slope`; penalty duals need it
 ) -> Tensor:  # `(B, ...)`
-    "Worst perturbation of each example (Lemma 2, equation 7): `-y*sign(w)*eps` for a number. Raises ValueError for a penalty dual without `slope`."
-    dual, v = (
-        _dual(eps),
-        w * bcast(-_signs(y, len(y), check_float("w", w).dtype), w.expand(len(y), *w.shape)),
-    )
-    if _ray(dual, v)[1] is None:
+    """Worst perturbation of each example (Lemma 2, equation 7): `-y*sign(w)*eps` for a number.
+
+    The perturbation of a penalty dual depends on the example through the slope of its loss:
+    raises ValueError for one without `slope`.
+    """
+    dual = _dual(eps)
+    v = _margin_grad(w, _signs(y, len(y), check_float("w", w).dtype))
+    _, Q = _ray(dual, v)
+    if Q is None:
         return dual.delta_star(v)  # (3)
     if slope is None:
         raise ValueError(
-            f"eps={dual!r}: the perturbation of a penalty depends on the example, pass slope=adv_slope(w, x, y, eps, loss)"
+            f"eps={dual!r}: the perturbation of a penalty depends on the example, "
+            "pass slope=adv_slope(w, x, y, eps, loss)"
         )
     return dual.delta_star(bcast(slope, v) * v)  # (5)
 
-
+# %% ../nbs/one_layer/10_linear.ipynb #34a3dfcd
 def adv_grad(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(B, ...)`
-    "Gradient of each example's adversarial loss with respect to the weights (Lemma 3, equation 9)."
+    "Gradient of each example's adversarial loss in the weights (Lemma 3, equation 9)."
     t = adv_slope(w, x, y, eps, loss, b)
-    return bcast(-y.to(x.dtype) * t, x) * (x + adv_perturbation(w, y, eps, t))  # (3), (5)
+    attacked = x + adv_perturbation(w, y, eps, t)
+    return bcast(-y.to(x.dtype) * t, x) * attacked  # (3), (5)
 
 # %% ../nbs/one_layer/10_linear.ipynb #e24afe80
+def weighted_average(
+    w: Tensor,  # `(...)` weights
+    q: Tensor,  # `(...)` a quantity per feature
+    S: list | Tensor,  # feature indices or a boolean mask
+) -> Tensor:  # a number
+    """The `w`-weighted average of `q` over the features `S` (Definition WTD-AV, equation 6).
+
+    Raises ValueError where all weights of `S` are 0, and for indices that are no features.
+    """
+    if q.shape != w.shape:
+        raise ValueError(f"q has shape {tuple(q.shape)}: expected {tuple(w.shape)}, the shape of w")
+    S = _subset(S, w.numel())
+    w = w.reshape(-1)[S]
+    q = q.reshape(-1)[S]
+    if not w.any():
+        raise ValueError(
+            "w is 0 on all of S: the weighted average is not defined there, "
+            "see part 1 of Theorem 3.1"
+        )
+    return (w * q).sum() / w.abs().sum()  # (7)
+
+
 def _subset(S, d):
+    "The indices of the features `S` among `d`, checked."
     S = torch.as_tensor(S)
     if S.dtype == torch.bool:
         S = S.nonzero().squeeze(1)
@@ -323,34 +396,17 @@ def _subset(S, d):
         )
     return S
 
-
-def weighted_average(
-    w: Tensor,  # `(...)` weights
-    q: Tensor,  # `(...)` a quantity per feature
-    S,  # feature indices (list or tensor) or a boolean mask
-) -> Tensor:  # a number
-    "The `w`-weighted average of `q` over the features `S` (Definition WTD-AV, equation 6). Raises ValueError where all weights of `S` are 0."
-    if q.shape != w.shape:
-        raise ValueError(f"q has shape {tuple(q.shape)}: expected {tuple(w.shape)}, the shape of w")
-    S = _subset(S, w.numel())
-    w, q = w.reshape(-1)[S], q.reshape(-1)[S]
-    if not w.any():
-        raise ValueError(
-            "w is 0 on all of S: the weighted average is not defined there, see part 1 of Theorem 3.1"
-        )
-    return (w * q).sum() / w.abs().sum()  # (7)
-
 # %% ../nbs/one_layer/10_linear.ipynb #6f752f66
 def expected_update(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    p=None,  # `(B,)` probabilities of the rows of an enumerated distribution; None: equal
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    p: Tensor | None = None,  # `(B,)` probabilities of enumerated rows; None: equal
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(...)`
-    "Mean change of each weight in one step of adversarial SGD with unit learning rate: exact for the distribution of the rows."
+    "Mean change of each weight in one step of adversarial SGD with unit learning rate, exact."
     return -_mean(_probs(p, x), adv_grad(w, x, y, eps, loss, b))
 
 
@@ -358,51 +414,61 @@ def mean_slope(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    p=None,  # `(B,)` probabilities of the rows; None: equal
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # a number
-    "Mean slope of the loss at the adversarial margin (equation 10), a proxy for the error of the model."
+    "Mean slope of the loss at the adversarial margin (equation 10), a proxy for the model's error."
     return _probs(p, x) @ adv_slope(w, x, y, eps, loss, b)
 
-
+# %% ../nbs/one_layer/10_linear.ipynb #40617bd7
 def update_bound(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`, FEAT-TRANS
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any ball
-    loss,  # a `MarginLoss` with LOSS-CVX
-    S,  # feature indices or a boolean mask: a set independent of the rest given `y`
-    p=None,  # `(B,)` probabilities of the rows; None: equal
-    b=0.0,  # bias
+    eps: float | Ball,  # radius of the l-infinity ball, >= 0, or any ball
+    loss: MarginLoss,  # a loss with LOSS-CVX
+    S: list | Tensor,  # feature indices or a mask: a set independent of the rest given `y`
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # a number
-    "Upper bound of Theorem 3.1 (equation 12) on `weighted_average(w, expected_update(...), S)`, for any norm ball. Raises ValueError for a penalty dual."
-    push = adv_perturbation(w, w.new_full((1,), -1), eps)[0]  # delta_star(w)
-    return mean_slope(w, x, y, eps, loss, p, b) * weighted_average(
-        w, directed_strength(x, y, p) - push, S
-    )  # (10)
+    """Upper bound of Theorem 3.1 (equation 12) on the weighted average of the expected update.
+
+    It holds for any norm ball. Raises ValueError for a penalty dual.
+    """
+    negative = w.new_full((1,), -1)
+    push = adv_perturbation(w, negative, eps)[0]  # delta_star(w)
+    strength = directed_strength(x, y, p)
+    slope = mean_slope(w, x, y, eps, loss, p, b)
+    return slope * weighted_average(w, strength - push, S)  # (10)
 
 # %% ../nbs/one_layer/10_linear.ipynb #85657629
 def is_cond_independent(
     x: Tensor,  # `(B, d)` rows of an enumerated distribution
     y: Tensor,  # `(B,)`, -1 or +1
-    S,  # feature indices or a boolean mask
-    p=None,  # `(B,)` probabilities of the rows; None: equal
-    tol=1e-9,  # allowed difference of probabilities
+    S: list | Tensor,  # feature indices or a boolean mask
+    p: Tensor | None = None,  # `(B,)` probabilities of the rows; None: equal
+    tol: float = 1e-9,  # allowed difference of probabilities
 ) -> bool:
-    "Are the features `S` independent of the rest given `y`? Compares joint and product probabilities of all rows."
-    y, p, S = _signs(y, len(x), x.dtype), _probs(p, x), _subset(S, x.shape[1])
+    """Are the features `S` independent of the rest given `y`?
+
+    Compares the joint with the product of probabilities, row by row.
+    """
+    y = _signs(y, len(x), x.dtype)
+    p = _probs(p, x)
+    S = _subset(S, x.shape[1])
     rest = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
     rest[S] = False
     if not rest.any():
         return True
-    s, r = [x[:, k].unique(dim=0, return_inverse=True)[1] for k in (S, rest)]
-    for k in (1, -1):
-        J = p.new_zeros(int(s.max()) + 1, int(r.max()) + 1).index_put(
-            (s, r), p * (y == k), accumulate=True
-        )
-        if (J * J.sum() - J.sum(1, keepdim=True) * J.sum(0)).abs().max() > tol:
+    inside = x[:, S].unique(dim=0, return_inverse=True)[1]
+    outside = x[:, rest].unique(dim=0, return_inverse=True)[1]
+    size = int(inside.max()) + 1, int(outside.max()) + 1
+    for label in (1, -1):
+        cells = p.new_zeros(size).index_put((inside, outside), p * (y == label), accumulate=True)
+        product = cells.sum(1, keepdim=True) * cells.sum(0)
+        if (cells * cells.sum() - product).abs().max() > tol:
             return False
     return True
 
@@ -411,37 +477,40 @@ def expected_update_ci(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)` a sample
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    level=0.95,  # coverage of the interval, in (0, 1)
-    b=0.0,  # bias
-) -> tuple:  # (estimate `(...)`, half width of its interval `(...)`)
-    "Estimate of `expected_update` from a sample, with a confidence interval per weight. Raises ValueError for fewer than 2 rows."
-    from scipy.stats import t
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    level: float = 0.95,  # coverage of the interval, in (0, 1)
+    b: float | Tensor = 0.0,  # bias
+) -> tuple[Tensor, Tensor]:  # (estimate `(...)`, half width of its interval `(...)`)
+    """Estimate of `expected_update` from a sample, with a confidence interval per weight.
+
+    Raises ValueError for fewer than 2 rows, and for a level outside (0, 1).
+    """
+    from scipy.stats import t as student
 
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: expected a number in (0, 1)")
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} rows: an interval needs at least 2")
-    u = -adv_grad(w, x, y, eps, loss, b)
-    return u.mean(0), u.std(0) * float(t.ppf(0.5 + level / 2, len(x) - 1)) / len(x) ** 0.5
+    updates = -adv_grad(w, x, y, eps, loss, b)
+    quantile = float(student.ppf(0.5 + level / 2, len(x) - 1))
+    return updates.mean(0), updates.std(0) * quantile / len(x) ** 0.5
 
 # %% ../nbs/one_layer/10_linear.ipynb #7f952bc4
 def linear_ig(
-    act,  # activation: an elementwise callable such as `torch.sigmoid`, or a `MarginLoss`
+    act: Callable,  # activation: elementwise, such as `torch.sigmoid`, or a `MarginLoss`
     w: Tensor,  # weights `(...)`, or one set per example `(B, ...)`
     x: Tensor,  # `(B, ...)`
-    u,  # baseline: a number or a tensor that broadcasts to `x`
-    b=0.0,  # bias, a number or `(B,)`
+    u: float | Tensor,  # baseline: a number or a tensor that broadcasts to `x`
+    b: float | Tensor = 0.0,  # bias, a number or `(B,)`
 ) -> Tensor:  # `(B, ...)`
-    "Integrated Gradients of `act(<w,x> + b)` from baseline `u`, exact (11). Raises ValueError where shapes do not fit."
-    check_float("x", x), check_float("w", w)
-    if w.shape not in (x.shape[1:], x.shape):
-        raise ValueError(
-            f"w has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} or {tuple(x.shape)}"
-        )
-    if w.dtype != x.dtype:
-        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}: expected one dtype")
+    """Integrated Gradients of `act(<w,x> + b)` from baseline `u`, exact (11).
+
+    Raises ValueError where shapes do not fit, and for an activation that is not elementwise.
+    """
+    check_float("x", x)
+    check_float("w", w)
+    _check_weights(w, x, [x.shape[1:], x.shape])
     u = torch.as_tensor(u, dtype=x.dtype, device=x.device)
     try:
         u = u.expand_as(x)
@@ -449,9 +518,9 @@ def linear_ig(
         raise ValueError(
             f"u has shape {tuple(u.shape)}: expected one that broadcasts to x {tuple(x.shape)}"
         ) from None
-    part = flat((x - u) * w)
-    s = slope_between(act, flat(u * w).sum(1) + b, part.sum(1))
-    return (s[:, None] * part).reshape(x.shape)  # (11)
+    terms = flat((x - u) * w)
+    slope = slope_between(act, flat(u * w).sum(1) + b, terms.sum(1))
+    return (slope[:, None] * terms).reshape(x.shape)  # (11)
 
 # %% ../nbs/one_layer/10_linear.ipynb #ea4909ef
 def feature_value_impact(
@@ -467,68 +536,84 @@ def feature_impact(
     map: Tensor,  # attributions `(B, d)`
     groups: Tensor,  # `(d,)` whole numbers from 0: the feature each column belongs to
 ) -> Tensor:  # `(n_features,)`
-    "Sum of the feature value impacts of the columns of each feature, such as the one-hot columns of a categorical (supplement H)."
-    fvi, groups = feature_value_impact(map), torch.as_tensor(groups)
-    if groups.shape != fvi.shape or groups.is_floating_point() or (groups < 0).any():
+    """Sum of the feature value impacts of the columns of each feature (supplement H).
+
+    Such as over the one-hot columns of a categorical. Raises ValueError for groups that are not
+    one whole number >= 0 for each column.
+    """
+    impact = feature_value_impact(map)
+    groups = torch.as_tensor(groups)
+    if groups.shape != impact.shape or groups.is_floating_point() or (groups < 0).any():
         raise ValueError(
-            f"groups has shape {tuple(groups.shape)}, dtype {groups.dtype}: expected {tuple(fvi.shape)} whole numbers >= 0"
+            f"groups has shape {tuple(groups.shape)}, dtype {groups.dtype}: "
+            f"expected {tuple(impact.shape)} whole numbers >= 0"
         )
-    return fvi.new_zeros(int(groups.max()) + 1).index_add(0, groups.to(fvi.device), fvi)
+    n_features = int(groups.max()) + 1
+    return impact.new_zeros(n_features).index_add(0, groups.to(impact.device), impact)
 
 # %% ../nbs/one_layer/10_linear.ipynb #83f7ddaa
-def _check_absolute(dual, v):
-    signs = 2.0 * torch.randint(2, v.shape, generator=torch.Generator().manual_seed(0)).to(v) - 1
-    if not torch.allclose(
-        dual.h_star(v), dual.h_star(signs * v), rtol=1e3 * torch.finfo(v.dtype).eps, atol=0
-    ):
-        raise ValueError(
-            f"eps={dual!r}: expected an absolute norm, one that does not change with the signs of the coordinates"
-        )
-
-
 def stable_ig_risk(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)`, -1 or +1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual that is absolute
-    loss,  # a `MarginLoss` with LOSS-CVX
-    b=0.0,  # bias
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual that is absolute
+    loss: MarginLoss,  # a loss with LOSS-CVX
+    b: float | Tensor = 0.0,  # bias
 ) -> Tensor:  # `(B,)`
-    r"Loss plus the largest $\ell_1$ norm of its IG within the ball (equations 17, 18), equal to `adv_loss`. Raises ValueError for a loss that is not convex or a norm that is not absolute."
-    y, z, dual = _check_wxy(w, x, y), margin(w, x, y, b), _dual(eps)
-    v = w * bcast(-y, x)
+    """Loss plus the largest l1 norm of its IG within the ball (equations 17, 18).
+
+    Equal to `adv_loss` by Theorem 5.1. Raises ValueError where the theorem does not hold: for a
+    loss that is not convex or a norm that is not absolute.
+    """
+    y = _check_wxy(w, x, y)
+    z = margin(w, x, y, b)
+    dual = _dual(eps)
+    v = _margin_grad(w, y)
     _check_absolute(dual, v)
     t = adv_slope(w, x, y, dual, loss, b)
     delta = adv_perturbation(w, y, dual, t)
-    far = torch.cat([z, z + flat(v * delta).sum(1)]).detach()
-    if len(x) and not is_loss_cvx(loss, float(far.min()), float(far.max())):
+    gain = flat(v * delta).sum(1)
+    reached = torch.cat([z, z + gain]).detach()
+    if len(x) and not is_loss_cvx(loss, float(reached.min()), float(reached.max())):
         raise ValueError(f"loss={loss!r}: expected a convex one, Theorem 5.1 does not hold without")
     ig = linear_ig(loss, v, x + delta, x, -y * b)
-    price = t * flat(v * delta).sum(1) - dual.h_star(
-        bcast(t, x) * v
-    )  # h(delta), by Fenchel-Young equality; 0 for a ball
+    price = t * gain - dual.h_star(bcast(t, x) * v)  # h(delta), as Fenchel-Young is an equality
     return loss.g(z) + flat(ig).abs().sum(1) - price  # (13)
+
+
+def _check_absolute(dual, v):
+    "Check on random signs that the norm does not depend on the signs of the coordinates."
+    coins = torch.randint(2, v.shape, generator=torch.Generator().manual_seed(0))
+    signs = 2.0 * coins.to(v) - 1
+    rounding = 1e3 * torch.finfo(v.dtype).eps
+    if not torch.allclose(dual.h_star(v), dual.h_star(signs * v), rtol=rounding, atol=0):
+        raise ValueError(
+            f"eps={dual!r}: expected an absolute norm, one that does not change with the signs "
+            "of the coordinates"
+        )
 
 # %% ../nbs/one_layer/10_linear.ipynb #75e504fa
 def ova_adv_loss(
     W: Tensor,  # `(k, ...)` weights of the classifiers
     x: Tensor,  # `(B, ...)`
     y: Tensor,  # `(B,)` class indices 0..k-1
-    eps,  # radius of the l-infinity ball, >= 0, or any dual
-    loss,  # as for `adv_loss`
-    b=None,  # `(k,)` biases; None: 0
+    eps: float | Dual,  # radius of the l-infinity ball, >= 0, or any dual
+    loss: MarginLoss,  # as for `adv_loss`
+    b: Tensor | None = None,  # `(k,)` biases; None: 0
 ) -> Tensor:  # `(B,)`
-    "One-vs-all adversarial loss, one adversary per classifier: an upper bound for a joint adversary (supplement E). Raises ValueError for labels outside 0..k-1."
-    k = len(check_float("W", W))
-    if (
-        not isinstance(y, Tensor)
-        or y.is_floating_point()
-        or (len(y) and (y.min() < 0 or y.max() >= k))
-    ):
-        raise ValueError(
-            f"y={y if not isinstance(y, Tensor) else y.unique()[:6].tolist()}: expected class indices 0..{k - 1}"
-        )
-    return sum(
-        adv_loss(W[c], x, 2 * (y == c).long() - 1, eps, loss, 0.0 if b is None else b[c])
-        for c in range(k)
-    )  # (14)
+    """One-vs-all adversarial loss, one adversary per classifier (supplement E).
+
+    An upper bound for a joint adversary. Raises ValueError for labels outside 0..k-1.
+    """
+    n_classes = len(check_float("W", W))
+    _check_classes(y, n_classes)
+    biases = [0.0] * n_classes if b is None else b
+    signs = [2 * (y == c).long() - 1 for c in range(n_classes)]
+    return sum(adv_loss(W[c], x, signs[c], eps, loss, biases[c]) for c in range(n_classes))  # (14)
+
+
+def _check_classes(y, n_classes):
+    is_index = isinstance(y, Tensor) and not y.is_floating_point()
+    if not is_index or (len(y) and (y.min() < 0 or y.max() >= n_classes)):
+        seen = y.unique()[:6].tolist() if isinstance(y, Tensor) else y
+        raise ValueError(f"y={seen}: expected class indices 0..{n_classes - 1}")
