@@ -8,18 +8,21 @@ __all__ = ['published_table1', 'with_published', 'Section', 'fig_png', 'html_tab
 
 # %% ../nbs/studies/41_report.ipynb #996191f0
 import base64
-import html
+import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import jinja2
 import pandas as pd
+from matplotlib.figure import Figure
 
+from ._deprecated import renamed_arguments
 from .core import atomic_path
 
 # %% ../nbs/studies/41_report.ipynb #6b6df1a2
-_published = """
+_TABLE1 = """
 data           attribution  method       strength  dG     drop
 mnist          ig           adversarial  0.3       0.06   0.008
 mnist          ig           l1           0.01      0.004  0.004
@@ -38,31 +41,37 @@ spambase       ig           l1           0.02      0.15   0.001
 """
 
 
-def published_table1() -> (
-    pd.DataFrame
-):  # columns data, attribution, method, strength (raw units), dG, drop (as fractions)
-    "Table 1 of paper A. CIFAR-10's eps = 1 of 255 is given in units of [0,1], like all strengths here."
-    df = pd.read_csv(io.StringIO(_published.strip()), sep=r"\s+", dtype={"strength": str})
-    return df.assign(
-        strength=[float(a) / float(b or 1) for a, _, b in df.strength.str.partition("/").values]
-    )
+def _number(text):
+    "'0.1' and '1/255' as numbers."
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def published_table1() -> pd.DataFrame:
+    """Table 1 of paper A: columns data, attribution, method, strength, dG, drop.
+
+    `dG` and `drop` are fractions. CIFAR-10's eps = 1 of 255 is given in units of [0,1], like all
+    strengths here.
+    """
+    table = io.StringIO(_TABLE1.strip())
+    return pd.read_csv(table, sep=r"\s+", converters=dict(strength=_number))
 
 # %% ../nbs/studies/41_report.ipynb #0be5eed2
 def with_published(
     df: pd.DataFrame,  # results with columns data, method, strength
-    attribution="ig",  # which published rows: 'ig' or 'deep_shap'
-) -> (
-    pd.DataFrame
-):  # `df` with columns `paper_dG` and `paper_drop`, NaN where the paper has no such row
-    "Put the published dG and accuracy drop beside the rows of the same data set, method and strength."
-    pub = published_table1().query("attribution == @attribution").drop(columns="attribution")
-    pub = pub.rename(columns=dict(dG="paper_dG", drop="paper_drop"))
-    key = lambda d: d.assign(_strength=d.strength.astype(float).round(9))
-    return (
-        key(df)
-        .merge(key(pub).drop(columns="strength"), on=["data", "method", "_strength"], how="left")
-        .drop(columns="_strength")
-    )
+    attribution: str = "ig",  # which published rows: 'ig' or 'deep_shap'
+) -> pd.DataFrame:  # `df` with columns `paper_dG` and `paper_drop`
+    """Put the published dG and accuracy drop beside rows of the same data set, method and strength.
+
+    Rows that the paper does not have get NaN.
+    """
+    published = published_table1().query("attribution == @attribution")
+    published = published.rename(columns=dict(dG="paper_dG", drop="paper_drop"))
+    published["_strength"] = published.strength.round(9)
+    ours = df.assign(_strength=df.strength.astype(float).round(9))
+    keys = ["data", "method", "_strength"]
+    both = ours.merge(published[[*keys, "paper_dG", "paper_drop"]], on=keys, how="left")
+    return both.drop(columns="_strength")
 
 # %% ../nbs/studies/41_report.ipynb #ebd4f577
 @dataclass
@@ -70,111 +79,183 @@ class Section:
     "One section of a report: a heading, a paragraph, a table and figures."
 
     title: str  # heading
-    text: str = ""  # paragraph, plain text
-    table: pd.DataFrame = None  # shown as it is: format the columns before
-    figures: dict = field(
-        default_factory=dict
-    )  # file name without ending -> (figure, text for those who cannot see it)
-
-# %% ../nbs/studies/41_report.ipynb #febe05b0
-_style = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d8dee4; --soft: #f6f8fa }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #161b22 } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: .3rem } h2 { font-size: 1.25rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .55rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { background: var(--soft) } td.text, th.text { text-align: left }
-figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } p { max-width: 48rem }
-"""
+    text: str = ""  # plain text; an empty line begins a new paragraph
+    table: pd.DataFrame | None = None  # shown as it is: format the columns before
+    figures: dict = field(default_factory=dict)  # file name without ending -> (figure, alt text)
 
 # %% ../nbs/studies/41_report.ipynb #7bb9d93d
 def fig_png(
-    fig,  # a matplotlib figure
-    dpi=110,  # dots per inch
+    fig: Figure,  # a matplotlib figure
+    dpi: int = 110,  # dots per inch
 ) -> bytes:
     "The figure as PNG, without a time stamp, so that the same figure gives the same bytes."
-    buf = io.BytesIO()
-    fig.savefig(buf, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return buf.getvalue()
-
-
-def _img(png, alt):
-    return f'<figure><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
+    buffer = io.BytesIO()
+    no_stamp = {"Software": None}
+    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata=no_stamp)
+    return buffer.getvalue()
 
 # %% ../nbs/studies/41_report.ipynb #01457d4b
+def _cell(value):
+    "A value as text, a missing one as nothing."
+    missing = pd.api.types.is_scalar(value) and pd.isna(value)
+    return "" if missing else str(value)
+
+
+def _is_text(column):
+    "Does one of the cells begin with a letter?"
+    return any(isinstance(value, str) and value[:1].isalpha() for value in column)
+
+
 def html_table(
     df: pd.DataFrame,  # cells are shown with `str`; missing values as an empty cell
 ) -> str:
     "A data frame as an HTML table: text to the left, everything else to the right."
-    text = [df[c].map(lambda v: isinstance(v, str) and v[:1].isalpha()).any() for c in df]
-    cell = lambda tag, v, t: (
-        f"<{tag}{' class=text' if t else ''}>{'' if not isinstance(v, str) and pd.isna(v) else html.escape(str(v))}</{tag}>"
-    )
-    head = "".join(cell("th", c, t) for c, t in zip(df, text))
-    rows = (
-        "<tr>" + "".join(cell("td", v, t) for v, t in zip(r, text)) + "</tr>"
-        for r in df.itertuples(index=False)
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    cells = df.map(_cell).set_axis([str(name) for name in df.columns], axis=1)
+    cells = cells.reset_index(drop=True)
+    left = [{"selector": "", "props": "text-align: left"}]
+    text = [name for name, column in df.items() if _is_text(column)]
+    digest = hashlib.md5(cells.to_json(orient="split").encode(), usedforsecurity=False)
+    style = cells.style.hide(axis="index")
+    style.format(escape="html").format_index(escape="html", axis=1)
+    style.set_table_styles({str(name): left for name in text})
+    style.set_uuid(digest.hexdigest()[:8])  # the same table gives the same bytes
+    style.cell_ids = False
+    return f'<div class="scroll" tabindex="0">{style.to_html()}</div>'
 
-# %% ../nbs/studies/41_report.ipynb #e0648645
-def _section_html(s, folder):
-    out = [f"<h2>{html.escape(s.title)}</h2>"] + [
-        f"<p>{html.escape(p)}</p>" for p in s.text.split("\n\n") if p
-    ]
-    if s.table is not None:
-        out.append(html_table(s.table))
-    for name, (fig, alt) in s.figures.items():
-        png = fig_png(fig)
-        with atomic_path(folder / f"{name}.png") as f:
-            f.write_bytes(png)
-        out.append(_img(png, alt))
-    return "\n".join(out)
+# %% ../nbs/studies/41_report.ipynb #febe05b0
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d8dee4; --soft: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #161b22 }
+}
+body {
+  font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word
+}
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem }
+h2 {
+  font-size: 1.25rem; line-height: 1.3; margin-top: 2.4rem; padding-bottom: .3rem;
+  border-bottom: 1px solid var(--line)
+}
+p { max-width: 48rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
+th, td {
+  padding: .35rem .55rem; border-bottom: 1px solid var(--line);
+  text-align: right; white-space: nowrap
+}
+th { background: var(--soft) }
+figure { margin: 1.2rem 0 }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+</style>
+</head>
+<body>
+<main>
+<h1>{{ title }}</h1>
+<p>{{ intro }}</p>
+{% for section, pictures in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+{% for paragraph in section.text.split("\\n\\n") if paragraph %}
+<p>{{ paragraph }}</p>
+{% endfor %}
+{% if section.table is not none %}
+{{ html_table(section.table) | safe }}
+{% endif %}
+{% for picture in pictures %}
+<figure><img alt="{{ picture.alt }}" src="data:image/png;base64,{{ picture.encoded }}"></figure>
+{% endfor %}
+</section>
+{% endfor %}
+</main>
+</body>
+</html>
+"""
 
 # %% ../nbs/studies/41_report.ipynb #45a32ba3
+@dataclass
+class _Picture:
+    name: str  # of the file, without ending
+    png: bytes
+    alt: str  # text for those who cannot see it
+
+    @property
+    def encoded(self):
+        return base64.b64encode(self.png).decode()
+
+
+def _pictures(section):
+    return [_Picture(name, fig_png(fig), alt) for name, (fig, alt) in section.figures.items()]
+
+
+def _render(title, intro, sections):
+    "The page; `sections` are pairs of a section and its pictures."
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page = environment.from_string(_PAGE)
+    return page.render(title=title, intro=intro, sections=sections, html_table=html_table)
+
+
 def write_report(
-    folder,  # where `report.html` and the figures (PNG) go
+    folder: Path | str,  # where `report.html` and the figures (PNG) go
     title: str,  # title of the page
     intro: str,  # first paragraph
-    sections: list,  # of `Section`
+    sections: Iterable[Section],  # in the order of the page
 ) -> Path:  # the page
-    "Write a report that is one file and opens offline. Earlier pages are replaced only when the new one is complete."
+    """Write a report that is one file and opens offline.
+
+    Everything is drawn before anything is written: after an error the earlier page and its figures
+    are as they were.
+    """
     folder = Path(folder)
-    body = "\n".join(_section_html(s, folder) for s in sections)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_style}</style></head>\n<body><main><h1>{html.escape(title)}</h1>"
-        f"<p>{html.escape(intro)}</p>\n{body}</main></body></html>\n"
-    )
-    with atomic_path(folder / "report.html") as f:
-        f.write_text(page, encoding="utf-8")
+    drawn = [(section, _pictures(section)) for section in sections]
+    page = _render(title, intro, drawn)
+    for _, pictures in drawn:
+        for picture in pictures:
+            with atomic_path(folder / f"{picture.name}.png") as file:
+                file.write_bytes(picture.png)
+    with atomic_path(folder / "report.html") as file:
+        file.write_text(page, encoding="utf-8")
     return folder / "report.html"
 
 # %% ../nbs/studies/41_report.ipynb #83451c03
+@renamed_arguments(v="value")
 def percent(
-    v,  # a share
-    digits=1,  # decimals
+    value: float,  # a share
+    digits: int = 1,  # decimals
 ) -> str:
     "0.9312 as '93.1 %'; nothing for a missing value."
-    return "" if pd.isna(v) else f"{100 * v:.{digits}f} %"
+    return "" if pd.isna(value) else f"{100 * value:.{digits}f} %"
 
-
+# %% ../nbs/studies/41_report.ipynb #31bcdb86
+@renamed_arguments(v="value")
 def signed(
-    v,  # a number
-    digits=3,  # decimals
+    value: float,  # a number
+    digits: int = 3,  # decimals
 ) -> str:
     "0.0512 as '+0.051'; nothing for a missing value."
-    return "" if pd.isna(v) else f"{v:+.{digits}f}"
+    return "" if pd.isna(value) else f"{value:+.{digits}f}"
 
-
+# %% ../nbs/studies/41_report.ipynb #3c200136
+@renamed_arguments(v="value")
 def interval(
-    v,
-    low,
-    high,  # value and its interval
-    digits=3,  # decimals
+    value: float,  # the value
+    low: float,  # lower end of its interval; NaN: there is none
+    high: float,  # upper end
+    digits: int = 3,  # decimals
 ) -> str:  # '+0.051 [+0.047, +0.055]'
     "A signed value with its interval; the value alone where there is no interval."
-    return signed(v, digits) + (
-        "" if pd.isna(low) or pd.isna(v) else f" [{signed(low, digits)}, {signed(high, digits)}]"
-    )
+    if pd.isna(value) or pd.isna(low):
+        return signed(value, digits)
+    return f"{signed(value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
