@@ -1,22 +1,28 @@
-"What every test runs under: one thread, no window, the same examples each time; slow, GPU and network tests when asked for."
+"""What every test runs under: one thread, no window, the same examples each time.
+
+Slow, GPU and network tests run when they are asked for. `HYPOTHESIS_PROFILE=nightly` draws other
+examples each time, and more of them.
+"""
 
 import os
 import sys
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.load_profile("repeatable")
+settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)
 def close_figures():
-    "No test sees the figures of another one."
+    """No test sees the figures of another one."""
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
@@ -28,12 +34,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    reasons = dict(
-        slow=None if config.getoption("--slow") else "slow: run with --slow",
-        net=None if config.getoption("--net") else "needs the network: run with --net",
-        cuda=None if torch.cuda.is_available() else "needs a GPU",
-    )
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "slow: run with --slow"
+    if not config.getoption("--net"):
+        reasons["net"] = "needs the network: run with --net"
+    if not torch.cuda.is_available():
+        reasons["cuda"] = "needs a GPU"
     for item in items:
-        for mark, why in reasons.items():
-            if why and mark in item.keywords:
-                item.add_marker(pytest.mark.skip(reason=why))
+        for mark, reason in reasons.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))

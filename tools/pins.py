@@ -1,10 +1,12 @@
 """Check that the environment is the one in constraints.txt, and that its parts import together.
 
-Some versions of nbdev, execnb and fastcore install side by side and then fail at import: this says so in one line, before
-anything else does so in many.
+Some versions of nbdev, execnb and fastcore install side by side and then fail at import: this says
+so in one line, before anything else does so in many.
 
     python tools/pins.py            checks
-    python tools/pins.py --write    makes constraints.txt from what is installed here and settings.ini asks for"""
+    python tools/pins.py --write    makes constraints.txt from what is installed here and what
+                                    settings.ini asks for
+"""
 
 import importlib
 import sys
@@ -13,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
 
-MODULES = (
+MODULES = [
     "fastcore.all",
     "execnb.nbio",
     "nbdev.export",
@@ -27,88 +30,92 @@ MODULES = (
     "seaborn",
     "smalldocs",
     "advinterp",
-)
+]
 
 
-def pins() -> dict:
-    "The pinned versions by package name."
-    return dict(
-        l.strip().split("==")
-        for l in (ROOT / "constraints.txt").read_text().splitlines()
-        if l.strip() and not l.startswith("#")
-    )
+def pins() -> dict[str, str]:
+    """The pinned versions by package name."""
+    lines = [line.strip() for line in CONSTRAINTS.read_text().splitlines()]
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
-def needed() -> dict:
-    "The installed versions of what settings.ini asks for, development tools included, and of all that this asks for in turn."
+def asked_for() -> list:
+    """The requirements in settings.ini, development tools included."""
     from packaging.requirements import Requirement
 
-    cfg = ConfigParser(delimiters=["="])
-    cfg.read(ROOT / "settings.ini", encoding="utf-8")
-    todo, out, seen = (
-        [
-            Requirement(r)
-            for k in ("requirements", "dev_requirements")
-            for r in cfg["DEFAULT"][k].split()
-        ],
-        {},
-        set(),
-    )
-    while todo:
-        r = todo.pop()
-        if (key := (r.name.lower(), *sorted(r.extras))) in seen:
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    keys = ("requirements", "dev_requirements")
+    return [Requirement(text) for key in keys for text in settings["DEFAULT"][key].split()]
+
+
+def applies(requirement, extras) -> bool:
+    """Is a requirement of a package meant for this platform and these extras of the package?"""
+    if requirement.marker is None:
+        return True
+    return any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+def needed() -> dict[str, str]:
+    """The installed versions of what settings.ini asks for, and of all that this asks for."""
+    from packaging.requirements import Requirement
+
+    waiting = asked_for()
+    versions = {}
+    seen = set()
+    while waiting:
+        requirement = waiting.pop()
+        key = (requirement.name.lower(), *sorted(requirement.extras))
+        if key in seen:
             continue
         seen.add(key)
         try:
-            d = distribution(r.name)
+            package = distribution(requirement.name)
         except PackageNotFoundError:
             continue
-        out[d.metadata["Name"]] = d.version.split("+")[0]
-        todo += [
-            q
-            for q in map(Requirement, d.requires or [])
-            if q.marker is None or any(q.marker.evaluate({"extra": e}) for e in ("", *r.extras))
-        ]
-    return out
+        versions[package.metadata["Name"]] = package.version.split("+")[0]
+        further = [Requirement(text) for text in package.requires or []]
+        waiting += [other for other in further if applies(other, requirement.extras)]
+    return versions
 
 
 def write():
-    "Write constraints.txt; its comment lines stay."
-    file = ROOT / "constraints.txt"
-    head = [l for l in file.read_text().splitlines() if l.startswith("#")]
-    file.write_text(
-        "\n".join(
-            head + [f"{k}=={v}" for k, v in sorted(needed().items(), key=lambda o: o[0].lower())]
-        )
-        + "\n"
-    )
+    """Write constraints.txt; its comment lines stay."""
+    comments = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("#")]
+    versions = sorted(needed().items(), key=lambda item: item[0].lower())
+    lines = comments + [f"{name}=={version}" for name, version in versions]
+    CONSTRAINTS.write_text("\n".join(lines) + "\n")
 
 
-def differing() -> list:
-    "Installed packages whose version is not the pinned one; a package that this platform does not need is not installed."
+def differing() -> list[str]:
+    """Installed packages of another version; what this platform does not need is not installed."""
     bad = []
-    for name, want in pins().items():
+    for name, wanted in pins().items():
         try:
-            have = version(name).split("+")[0]
+            installed = version(name).split("+")[0]
         except PackageNotFoundError:
             continue
-        if have != want:
-            bad.append(f"{name}: {have} is installed, constraints.txt has {want}")
+        if installed != wanted:
+            bad.append(f"{name}: {installed} is installed, constraints.txt has {wanted}")
     return bad
+
+
+def import_error(module: str) -> str:
+    """What goes wrong when a module is imported; nothing where it works."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return f"import {module}: {type(error).__name__}: {error}"
+    return ""
 
 
 def main():
     if "--write" in sys.argv:
-        return write()
-    bad = differing()
-    for m in MODULES:
-        try:
-            importlib.import_module(m)
-        except Exception as e:
-            bad.append(f"import {m}: {type(e).__name__}: {e}")
-    print(
-        "\n".join(bad) or f"pins: {len(pins())} versions as pinned, {len(MODULES)} modules import"
-    )
+        write()
+        return
+    bad = differing() + [error for module in MODULES if (error := import_error(module))]
+    good = f"pins: {len(pins())} versions as pinned, {len(MODULES)} modules import"
+    print("\n".join(bad) or good)
     sys.exit(bool(bad))
 
 
