@@ -16,20 +16,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import check_float, check_same_shape, check_strength, flat
-
-# %% ../nbs/maths/01_duals.ipynb #fe280e76
-def _batch(name, x):
-    "Check that `x` is a batch of floats with at least one feature; half precision is widened to float32."
-    if not check_float(name, x).shape[1:].numel():
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)}: expected at least one feature per example"
-        )
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+from .core import check_count, check_float, check_same_shape, check_strength, flat
 
 # %% ../nbs/maths/01_duals.ipynb #e032a94b
 class Dual:
-    "A convex penalty pair. A subclass needs `h_star` alone; it may give `h` and a closed form of `delta_star`."
+    """A convex penalty pair. A subclass needs `h_star` alone.
+
+    It may give `h` and a closed form of `delta_star`, and name its `strengths`.
+    """
 
     strengths = ()  # names of the attributes that multiply the penalty
     formula = "h* = h_star(g)"  # for `repr`
@@ -47,14 +41,18 @@ class Dual:
     ) -> Tensor:  # `(B,)`
         "The price of a perturbation: the conjugate of `h_star`."
         raise NotImplementedError(
-            f"h of {self!r} has no closed form here; at delta = delta_star(g) it is <g, delta> - h_star(g)"
+            f"h of {self!r} has no closed form here; "
+            "at delta = delta_star(g) it is <g, delta> - h_star(g)"
         )
 
     def delta_star(
         self,
         g: Tensor,  # `(B, ...)` gradients
     ) -> Tensor:  # like `g`
-        "The best perturbation against the linearised loss, equation (2) by autograd. A NaN slope at a zero of `g` (a kink) becomes 0."
+        """The best perturbation against the linearised loss, equation (2) by autograd.
+
+        A NaN slope at a zero of `g` (a kink) becomes 0.
+        """
         check_float("g", g)
         keep = torch.is_grad_enabled() and g.requires_grad
         with torch.enable_grad():
@@ -62,17 +60,33 @@ class Dual:
             value = self.h_star(z)
             if value.shape != g.shape[:1]:
                 raise ValueError(
-                    f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} examples: expected one number per example"
+                    f"{type(self).__name__}.h_star gave shape {tuple(value.shape)} for {len(g)} "
+                    "examples: expected one number per example"
                 )
             (delta,) = torch.autograd.grad(value.sum(), z, create_graph=keep)  # (2)
         return delta.masked_fill(delta.isnan() & (g == 0), 0.0)
 
+    def is_zero(self) -> bool:
+        "Are all strengths 0, so that nothing is penalised and nothing worth a move?"
+        return bool(self.strengths) and not any(getattr(self, name) for name in self.strengths)
+
     def __repr__(self):
-        args = [f"{s}={getattr(self, s):.3g}" for s in self.strengths] + self._extra()
-        return f"{type(self).__name__}({', '.join(args)}) <-> {self.formula}"
+        strengths = [f"{name}={getattr(self, name):.3g}" for name in self.strengths]
+        arguments = ", ".join(strengths + self._extra())
+        return f"{type(self).__name__}({arguments}) <-> {self.formula}"
 
     def _extra(self):
+        "Further arguments, as `repr` shows them."
         return []
+
+
+def _batch(name, x):
+    "`x`, checked: a batch of floats with at least one feature; half precision becomes float32."
+    if not check_float(name, x).shape[1:].numel():
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}: expected at least one feature per example"
+        )
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 # %% ../nbs/maths/01_duals.ipynb #8382c950
 @patch
@@ -87,13 +101,16 @@ def gap(
 
 # %% ../nbs/maths/01_duals.ipynb #c0cb3022
 class Ball(Dual):
-    "The ball of radius `eps` of a norm: `h` is 0 inside and infinite outside, `h_star` is `eps` times the dual norm (5)."
+    """The ball of radius `eps` of a norm, equation (5).
+
+    `h` is 0 inside and infinite outside, `h_star` is `eps` times the dual norm.
+    """
 
     strengths = ("eps",)
 
     def __init__(
         self,
-        eps: float,  # radius, in the units of the input; on the map side, the strength of the penalty
+        eps: float,  # radius, in the units of the input; on the map side, the strength
     ):
         self.eps = check_strength("eps", eps)
 
@@ -104,10 +121,10 @@ class Ball(Dual):
         "The norm of which this is the ball."
         raise NotImplementedError(f"{type(self).__name__} must define norm(delta) -> (B,)")
 
-    def h(self, delta):
-        n = self.norm(delta)
-        inside = n <= self.eps * (1 + torch.finfo(delta.dtype).eps ** 0.5)
-        return torch.zeros_like(n).masked_fill(~inside, math.inf)
+    def h(self, delta: Tensor) -> Tensor:
+        norm = self.norm(delta)
+        inside = norm <= self.eps * (1 + torch.finfo(delta.dtype).eps ** 0.5)
+        return torch.zeros_like(norm).masked_fill(~inside, math.inf)
 
     def steepest(
         self,
@@ -126,7 +143,7 @@ class Ball(Dual):
     def random_point(
         self,
         x: Tensor,  # `(B, ...)`: shape, dtype and device of the result
-        generator=None,  # `torch.Generator` to draw from; None: torch's own
+        generator: torch.Generator | None = None,  # to draw from; None: torch's own
     ) -> Tensor:  # like `x`
         "A point for each example, uniform in the ball."
         raise NotImplementedError(f"{type(self).__name__} must define random_point(x, generator)")
@@ -156,21 +173,22 @@ class LInfBall(Ball):
 
     formula = "L1: h* = eps*||g||_1"
 
-    def norm(self, delta):
+    def norm(self, delta: Tensor) -> Tensor:
         return flat(_batch("delta", delta)).abs().amax(1).to(delta.dtype)
 
-    def h_star(self, g):
+    def h_star(self, g: Tensor) -> Tensor:
         return (self.eps * flat(_batch("g", g)).abs().sum(1)).to(g.dtype)  # (6)
 
-    def delta_star(self, g):
+    def delta_star(self, g: Tensor) -> Tensor:
         return self.eps * check_float("g", g).sign()  # (6)
 
-    def project(self, delta):
+    def project(self, delta: Tensor) -> Tensor:
         return check_float("delta", delta).clamp(-self.eps, self.eps)
 
-    def random_point(self, x, generator=None):
-        v = _batch("x", x)
-        return (self.eps * (2 * _draw(torch.rand, v, v.shape, generator) - 1)).to(x.dtype)
+    def random_point(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        like = _batch("x", x)
+        uniform = _draw(torch.rand, like, like.shape, generator)
+        return (self.eps * (2 * uniform - 1)).to(x.dtype)
 
 
 L1 = LInfBall
@@ -179,12 +197,14 @@ L1 = LInfBall
 def _water_level(u):
     "The `t` of (8) for each row of `u`, whose maximum is 0: Newton's method from the left."
     d = u.shape[1]
-    r = torch.empty_like(u)
+    above = torch.empty_like(u)  # (u - t)_+, in one buffer for all steps
     t = (u.mean(1, keepdim=True) - 1 / d).clamp_(min=-1)
-    for _ in range(math.ceil(math.log2(d) - math.log2(torch.finfo(u.dtype).eps) / 2) + 1):
-        torch.sub(u, t, out=r).relu_()
-        f = r.sum(1, keepdim=True) - 1
-        new = t + (f / r.sign_().sum(1, keepdim=True)).clamp_(min=0)
+    enough = math.ceil(math.log2(d) - math.log2(torch.finfo(u.dtype).eps) / 2) + 1
+    for _ in range(enough):
+        torch.sub(u, t, out=above).relu_()
+        f = above.sum(1, keepdim=True) - 1
+        count = above.sign_().sum(1, keepdim=True)
+        new = t + (f / count).clamp_(min=0)
         if u.device.type == "cpu" and torch.equal(new, t):
             break  # elsewhere the test would cost more than the steps it saves
         t = new
@@ -192,14 +212,13 @@ def _water_level(u):
 
 
 def _level(u):
-    "The same `t`. On the CPU from the largest eighth of each row, wherever no other entry is above the level."
-    k = u.shape[1] // 8
-    if u.device.type == "cpu" and k >= 32:
-        top = torch.from_numpy(np.partition(u.numpy(), -k, axis=1)[:, -k:]).clamp(
-            min=-1
-        )  # its first column is its smallest entry
-        t = _water_level(top)
-        if (t >= top[:, :1]).all():
+    "The same `t`. On the CPU from the largest eighth of each row, where no other lies above it."
+    eighth = u.shape[1] // 8
+    if u.device.type == "cpu" and eighth >= 32:
+        largest = torch.from_numpy(np.partition(u.numpy(), -eighth, axis=1)[:, -eighth:])
+        largest = largest.clamp(min=-1)
+        t = _water_level(largest)
+        if (t >= largest[:, :1]).all():  # the first column holds the smallest of them
             return t
     return _water_level(u.clamp(min=-1))
 
@@ -207,48 +226,50 @@ def _level(u):
 @torch.no_grad()
 def _l1_project(v, eps):
     "Rows of `v` projected on the l1 ball by (8), in place on one buffer."
-    a = v.abs()
-    inside = a.sum(1, keepdim=True) <= eps
-    u = a.sub_(a.amax(1, keepdim=True)).div_(max(eps, torch.finfo(v.dtype).tiny))
+    size = v.abs()
+    inside = size.sum(1, keepdim=True) <= eps
+    u = size.sub_(size.amax(1, keepdim=True)).div_(max(eps, torch.finfo(v.dtype).tiny))
     w = u.sub_(_level(u)).relu_().mul_(eps).copysign_(v)  # (8)
     return torch.where(inside, v, w, out=w)
 
 # %% ../nbs/maths/01_duals.ipynb #e10a8121
 class L1Ball(Ball):
-    "The coordinates share a budget of `eps`; on the map, `eps` times the largest coordinate (7). Ties share evenly."
+    "The coordinates share a budget of `eps`; on the map, `eps` times the largest coordinate (7)."
 
     formula = "LInf: h* = eps*||g||_inf"
 
-    def norm(self, delta):
+    def norm(self, delta: Tensor) -> Tensor:
         return flat(_batch("delta", delta)).abs().sum(1).to(delta.dtype)
 
-    def h_star(self, g):
+    def h_star(self, g: Tensor) -> Tensor:
         return (self.eps * flat(_batch("g", g)).abs().amax(1)).to(g.dtype)  # (7)
 
-    def delta_star(self, g):
-        v = flat(_batch("g", g))
-        a = v.abs()
-        top = (a == a.amax(1, keepdim=True)).to(v.dtype)
-        return (
-            (self.eps * v.sign() * top / top.sum(1, keepdim=True)).to(g.dtype).reshape(g.shape)
-        )  # (7)
+    def delta_star(self, g: Tensor) -> Tensor:
+        rows = flat(_batch("g", g))
+        size = rows.abs()
+        top = (size == size.amax(1, keepdim=True)).to(rows.dtype)  # ties share evenly
+        delta = self.eps * rows.sign() * top / top.sum(1, keepdim=True)  # (7)
+        return delta.to(g.dtype).reshape(g.shape)
 
-    def project(self, delta):
+    def project(self, delta: Tensor) -> Tensor:
         v = flat(_batch("delta", delta))
         w = _l1_project(v, self.eps)
         if torch.is_grad_enabled() and v.requires_grad:
-            s = w.sign()
-            n = s.abs().sum(1, keepdim=True).clamp(min=1)
-            dv = torch.where(w == v, v, v * s.abs() - s * (s * v).sum(1, keepdim=True) / n)
+            sign = w.sign()
+            count = sign.abs().sum(1, keepdim=True).clamp(min=1)
+            moved = v * sign.abs() - sign * (sign * v).sum(1, keepdim=True) / count
+            dv = torch.where(w == v, v, moved)
             w = w + (dv - dv.detach())  # the value of w, the derivative of dv
         return w.to(delta.dtype).reshape(delta.shape)
 
-    def random_point(self, x, generator=None):
-        v = flat(_batch("x", x))
-        B, d = v.shape
-        e = -torch.log1p(-_draw(torch.rand, v, (B, d + 1), generator))
-        sign = 1 - 2 * (_draw(torch.rand, v, v.shape, generator) < 0.5).to(v.dtype)
-        return (self.eps * sign * e[:, :d] / e.sum(1, keepdim=True)).to(x.dtype).reshape(x.shape)
+    def random_point(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        like = flat(_batch("x", x))
+        n_rows, d = like.shape
+        exponential = -torch.log1p(-_draw(torch.rand, like, (n_rows, d + 1), generator))
+        negative = _draw(torch.rand, like, like.shape, generator) < 0.5
+        sign = 1 - 2 * negative.to(like.dtype)
+        point = self.eps * sign * exponential[:, :d] / exponential.sum(1, keepdim=True)
+        return point.to(x.dtype).reshape(x.shape)
 
 
 LInf = L1Ball
@@ -263,18 +284,18 @@ class _Whole:
     def split(self, x):
         return flat(x)  # (B, d)
 
-    def pool(self, b, op):
-        return op(b, 1, True)  # (B, groups)
+    def pool(self, blocks, reduce):
+        return reduce(blocks, 1, True)  # (B, groups)
 
-    def spread(self, s):
-        return s  # broadcasts against the blocks
+    def spread(self, numbers):
+        return numbers  # broadcasts against the blocks
 
-    def join(self, b, x):
-        return b.reshape(x.shape)
+    def join(self, blocks, x):
+        return blocks.reshape(x.shape)
 
 
 class _Patches(_Whole):
-    "Square patches of the last two axes; those at the lower and right edge are smaller where the size does not divide."
+    "Square patches of the last two axes, smaller at the lower and right edge where need be."
 
     def __init__(self, side, across):
         self.side, self.across = side, across
@@ -282,74 +303,86 @@ class _Patches(_Whole):
     def __repr__(self):
         return f"patch={self.side}{', across_channels=True' if self.across else ''}"
 
-    def split(self, x):  # (B, kept channels, pooled channels, rows of patches, side, W)
+    def split(self, x):  # (B, kept channels, pooled channels, rows of patches, side, width)
         if x.ndim < 3:
             raise ValueError(
-                f"patches need images of shape (B, ..., H, W), got {tuple(x.shape)}: give groups= instead"
+                f"patches need images of shape (B, ..., H, W), got {tuple(x.shape)}: "
+                "give groups= instead"
             )
-        p, c = self.side, x.shape[1:-2].numel()
-        H, W = (-(-n // p) * p for n in x.shape[-2:])
-        if x.shape[-2:] != (H, W):
-            x = F.pad(x, (0, W - x.shape[-1], 0, H - x.shape[-2]))  # zeros change no norm
-        return x.reshape(len(x), *((1, c) if self.across else (c, 1)), H // p, p, W)
+        side = self.side
+        n_channels = x.shape[1:-2].numel()
+        height, width = (-(-size // side) * side for size in x.shape[-2:])  # rounded up
+        if x.shape[-2:] != (height, width):
+            # zeros change no norm
+            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+        channels = (1, n_channels) if self.across else (n_channels, 1)
+        return x.reshape(len(x), *channels, height // side, side, width)
 
-    def pool(self, b, op):
-        return op(op(b, (2, 4), True).unflatten(-1, (-1, self.side)), -1, True).squeeze(-1)
+    def pool(self, blocks, reduce):
+        columns = reduce(blocks, (2, 4), True)
+        return reduce(columns.unflatten(-1, (-1, self.side)), -1, True).squeeze(-1)
 
-    def spread(self, s):
-        return s.repeat_interleave(self.side, -1)
+    def spread(self, numbers):
+        return numbers.repeat_interleave(self.side, -1)
 
-    def join(self, b, x):
-        H, W = x.shape[-2:]
-        return b.reshape(*x.shape[:-2], b.shape[3] * self.side, b.shape[5])[..., :H, :W]
+    def join(self, blocks, x):
+        height, width = x.shape[-2:]
+        padded = blocks.reshape(*x.shape[:-2], blocks.shape[3] * self.side, blocks.shape[5])
+        return padded[..., :height, :width]
 
-# %% ../nbs/maths/01_duals.ipynb #a8769393
+
+def _check_groups(groups):
+    "`groups`, where it is an integer tensor that can be a partition."
+    real = isinstance(groups, Tensor) and not (groups.is_floating_point() or groups.is_complex())
+    if not real or groups.dtype == torch.bool:
+        kind = getattr(groups, "dtype", type(groups).__name__)
+        raise TypeError(f"groups: expected an integer tensor of shape x.shape[1:], got {kind}")
+    if not groups.numel():
+        raise ValueError(f"groups has shape {tuple(groups.shape)}: expected at least one feature")
+    if groups.min() < 0:
+        raise ValueError(
+            f"groups has the index {int(groups.min())}: expected indices >= 0, "
+            "one for every feature, so that the groups are a partition"
+        )
+    return groups
+
+
+_reductions = {torch.sum: "sum", torch.amax: "amax", torch.amin: "amin"}
+
+
 class _Labels(_Whole):
     "Any partition: features with the same index form a group."
 
     def __init__(self, groups):
-        if (
-            not isinstance(groups, Tensor)
-            or groups.is_floating_point()
-            or groups.is_complex()
-            or groups.dtype == torch.bool
-        ):
-            raise TypeError(
-                f"groups: expected an integer tensor of shape x.shape[1:], got {getattr(groups, 'dtype', type(groups).__name__)}"
-            )
-        if not groups.numel():
-            raise ValueError(
-                f"groups has shape {tuple(groups.shape)}: expected at least one feature"
-            )
-        if groups.min() < 0:
-            raise ValueError(
-                f"groups has the index {int(groups.min())}: expected indices >= 0, one for every feature, so that the groups are a partition"
-            )
-        names, index = groups.long().unique(return_inverse=True)
-        self.shape, self.n, self.index = groups.shape, len(names), index.flatten()
+        names, index = _check_groups(groups).long().unique(return_inverse=True)
+        self.shape = groups.shape
+        self.n_groups = len(names)
+        self.index = index.flatten()
 
     def __repr__(self):
-        return f"{self.n} groups of shape {tuple(self.shape)}"
+        return f"{self.n_groups} groups of shape {tuple(self.shape)}"
 
     def split(self, x):
         if x.shape[1:] != self.shape:
             raise ValueError(
-                f"groups has shape {tuple(self.shape)}: expected one index for every feature, shape {tuple(x.shape[1:])}"
+                f"groups has shape {tuple(self.shape)}: "
+                f"expected one index for every feature, shape {tuple(x.shape[1:])}"
             )
         return flat(x)
 
-    def pool(self, b, op):
-        reduce = {torch.sum: "sum", torch.amax: "amax", torch.amin: "amin"}[op]
-        return b.new_zeros(len(b), self.n).scatter_reduce(
-            1, self.index.to(b.device).expand_as(b), b, reduce
-        )  # onto 0, which changes neither a sum nor the largest absolute value
+    def pool(self, blocks, reduce):
+        index = self.index.to(blocks.device).expand_as(blocks)
+        # Starts at 0, which changes neither a sum nor the largest absolute value.
+        start = blocks.new_zeros(len(blocks), self.n_groups)
+        return start.scatter_reduce(1, index, blocks, _reductions[reduce])
 
-    def spread(self, s):
-        return s[:, self.index.to(s.device)]
+    def spread(self, numbers):
+        return numbers[:, self.index.to(numbers.device)]
 
 # %% ../nbs/maths/01_duals.ipynb #13044524
-def _scale(u, s):
-    return u * s if u.requires_grad else u.mul_(s)  # a fresh buffer costs more than the product
+def _scale(u, factor):
+    "`u * factor`; in place where no graph needs `u`, as a new array costs more than the product."
+    return u * factor if u.requires_grad else u.mul_(factor)
 
 
 class _EuclideanBall(Ball):
@@ -361,47 +394,58 @@ class _EuclideanBall(Ball):
         return [] if type(self.parts) is _Whole else [repr(self.parts)]
 
     def _unit(self, v):
-        "Per group the largest entry `m`, the norm `n` of the group over `m` (1 for a zero group), and the groups over `m`."
-        b = self.parts.split(v)
-        c = b.detach()
-        m = torch.maximum(self.parts.pool(c, torch.amax), -self.parts.pool(c, torch.amin))
-        s = self.parts.spread(torch.where(m > 0, m, 1.0))
-        u = b / s
-        sq = self.parts.pool(u.square() if u.requires_grad else u.square_(), torch.sum)
-        if not u.requires_grad:
-            torch.div(b, s, out=u)  # the squares were in its buffer
-        return m, torch.where(sq > 0, sq, 1.0).sqrt(), u
+        """Per group its largest entry `m` and its norm over `m` (1 for a zero group), and `u`.
+
+        `u` holds the groups over `m`, in an array of its own that the caller may overwrite.
+        """
+        blocks = self.parts.split(v)
+        values = blocks.detach()
+        highest = self.parts.pool(values, torch.amax)
+        lowest = self.parts.pool(values, torch.amin)
+        m = torch.maximum(highest, -lowest)
+        scale = self.parts.spread(torch.where(m > 0, m, 1.0))
+        u = blocks / scale
+        if u.requires_grad:
+            squares = self.parts.pool(u.square(), torch.sum)
+        else:
+            # A second array of the size of the batch would cost more than to divide once again.
+            squares = self.parts.pool(u.square_(), torch.sum)
+            torch.div(blocks, scale, out=u)
+        return m, torch.where(squares > 0, squares, 1.0).sqrt(), u
 
     def _norms(self, name, x):
-        m, n, _ = self._unit(_batch(name, x))
-        return flat(m * n)
+        "The norm of each group."
+        m, length, _ = self._unit(_batch(name, x))
+        return flat(m * length)
 
-    def norm(self, delta):
+    def norm(self, delta: Tensor) -> Tensor:
         return self._norms("delta", delta).amax(1).to(delta.dtype)
 
-    def h_star(self, g):
+    def h_star(self, g: Tensor) -> Tensor:
         return (self.eps * self._norms("g", g).sum(1)).to(g.dtype)  # (9)
 
-    def delta_star(self, g):
-        _, n, u = self._unit(_batch("g", g))
-        return self.parts.join(_scale(u, self.parts.spread(self.eps / n)), g).to(g.dtype)  # (9)
+    def delta_star(self, g: Tensor) -> Tensor:
+        _, length, u = self._unit(_batch("g", g))
+        delta = _scale(u, self.parts.spread(self.eps / length))  # (9)
+        return self.parts.join(delta, g).to(g.dtype)
 
-    def project(self, delta):
+    def project(self, delta: Tensor) -> Tensor:
         v = _batch("delta", delta)
-        m, n, u = self._unit(v)
-        w = torch.where(
-            self.parts.spread(m * n <= self.eps),
-            self.parts.split(v),
-            _scale(u, self.parts.spread(self.eps / n)),
-        )
-        return self.parts.join(w, delta).to(delta.dtype)
+        m, length, u = self._unit(v)
+        inside = self.parts.spread(m * length <= self.eps)
+        shrunk = _scale(u, self.parts.spread(self.eps / length))
+        nearest = torch.where(inside, self.parts.split(v), shrunk)
+        return self.parts.join(nearest, delta).to(delta.dtype)
 
-    def random_point(self, x, generator=None):
-        v = _batch("x", x)
-        _, n, u = self._unit(_draw(torch.randn, v, v.shape, generator))
-        size = self.parts.pool(self.parts.split(v.new_ones(1, *v.shape[1:])), torch.sum)
-        r = self.eps * _draw(torch.rand, v, n.shape, generator) ** (1 / size)
-        return self.parts.join(_scale(u, self.parts.spread(r / n)), x).to(x.dtype)
+    def random_point(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        like = _batch("x", x)
+        _, length, u = self._unit(_draw(torch.randn, like, like.shape, generator))
+        ones = like.new_ones(1, *like.shape[1:])
+        size = self.parts.pool(self.parts.split(ones), torch.sum)
+        uniform = _draw(torch.rand, like, length.shape, generator)
+        radius = self.eps * uniform ** (1 / size)
+        point = _scale(u, self.parts.spread(radius / length))
+        return self.parts.join(point, x).to(x.dtype)
 
 # %% ../nbs/maths/01_duals.ipynb #bb6f8aa9
 class L2Ball(_EuclideanBall):
@@ -410,8 +454,15 @@ class L2Ball(_EuclideanBall):
     formula = "L2: h* = eps*||g||_2"
 
 
+L2 = L2Ball
+
+# %% ../nbs/maths/01_duals.ipynb #19335b0d
 class GroupBall(_EuclideanBall):
-    "Each group of features may move by `eps` in the Euclidean norm; on the map, `eps` times the group norm (9)."
+    """Each group of features may move by `eps` in the Euclidean norm.
+
+    On the map, `eps` times the group norm (9). Groups are square patches, or what `groups` says:
+    equal indices, from 0 up with or without gaps, form a group.
+    """
 
     formula = "GroupL21: h* = eps*||g||_{2,1}"
 
@@ -419,20 +470,22 @@ class GroupBall(_EuclideanBall):
         self,
         eps: float,  # radius of the ball of every group
         patch: int = 14,  # side of the square patches; 14 is paper C's code
-        groups: Tensor = None,  # instead of patches: an index tensor of shape `x.shape[1:]`; equal indices, from 0 up with or without gaps, form a group
-        across_channels=False,  # patches over all channels at once; False: per channel, as in paper C's code
+        groups: Tensor | None = None,  # instead of patches: an index tensor of shape `x.shape[1:]`
+        across_channels: bool = False,  # patches over all channels; False: each, as in C's code
     ):
         super().__init__(eps)
         if groups is not None and across_channels:
             raise ValueError(
-                "across_channels=True belongs to patches: an index tensor says itself which channels go together"
+                "across_channels=True belongs to patches: "
+                "an index tensor says itself which channels go together"
             )
-        if groups is None and (isinstance(patch, bool) or not isinstance(patch, int) or patch < 1):
-            raise ValueError(f"patch={patch!r}: expected a whole number >= 1")
-        self.parts = _Patches(patch, across_channels) if groups is None else _Labels(groups)
+        if groups is None:
+            self.parts = _Patches(check_count("patch", patch), across_channels)
+        else:
+            self.parts = _Labels(groups)
 
 
-L2, GroupL21 = L2Ball, GroupBall
+GroupL21 = GroupBall
 
 # %% ../nbs/maths/01_duals.ipynb #c6d10618
 class ElasticNet(Dual):
@@ -446,21 +499,20 @@ class ElasticNet(Dual):
         eps1: float,  # strength of the l1 norm; moves of up to `eps1` per coordinate are free
         eps2: float,  # strength of the squared l2 norm; 0 gives the l-infinity ball
     ):
-        self.eps1, self.eps2 = check_strength("eps1", eps1), check_strength("eps2", eps2)
+        self.eps1 = check_strength("eps1", eps1)
+        self.eps2 = check_strength("eps2", eps2)
 
-    def h(self, delta):
+    def h(self, delta: Tensor) -> Tensor:
         if self.eps2 == 0:
             return LInfBall(self.eps1).h(delta)
-        return (
-            (flat(_batch("delta", delta)).abs() - self.eps1).relu().square().sum(1)
-            / (4 * self.eps2)
-        ).to(delta.dtype)  # (10)
+        beyond = (flat(_batch("delta", delta)).abs() - self.eps1).relu()
+        return (beyond.square().sum(1) / (4 * self.eps2)).to(delta.dtype)  # (10)
 
-    def h_star(self, g):
-        v = flat(_batch("g", g))
-        return (self.eps1 * v.abs().sum(1) + self.eps2 * v.square().sum(1)).to(g.dtype)
+    def h_star(self, g: Tensor) -> Tensor:
+        rows = flat(_batch("g", g))
+        return (self.eps1 * rows.abs().sum(1) + self.eps2 * rows.square().sum(1)).to(g.dtype)
 
-    def delta_star(self, g):
+    def delta_star(self, g: Tensor) -> Tensor:
         return self.eps1 * check_float("g", g).sign() + 2 * self.eps2 * g  # (10)
 
 # %% ../nbs/maths/01_duals.ipynb #b28f5468
@@ -469,19 +521,22 @@ def _check_weight(weight):
     if isinstance(weight, (int, float)):
         weight = torch.tensor(check_strength("weight", weight), dtype=torch.double)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(
-            f"weight: expected a number or a tensor of a floating dtype, got {getattr(weight, 'dtype', type(weight).__name__)}"
-        )
+        kind = getattr(weight, "dtype", type(weight).__name__)
+        raise TypeError(f"weight: expected a number or a tensor of a floating dtype, got {kind}")
     if not ((weight > 0) & weight.isfinite()).all():
         raise ValueError(
-            f"weight has values from {weight.min():.3g} to {weight.max():.3g}: expected finite numbers > 0, "
-            "else h is infinite; for weights that change sign use the harmonisation adversary"
+            f"weight has values from {weight.min():.3g} to {weight.max():.3g}: "
+            "expected finite numbers > 0, else h is infinite; "
+            "for weights that change sign use the harmonisation adversary"
         )
     return weight
 
 
 class WeightedL2(Dual):
-    "`eps` times the weighted squared l2 norm of the map (11)."
+    """`eps` times the weighted squared l2 norm of the map (11).
+
+    The weight is shared by the examples (shape `x.shape[1:]`) or one for each (shape `x.shape`).
+    """
 
     strengths = ("eps",)
     formula = "h* = eps*sum(weight*g^2), h = sum(delta^2/weight) / (4*eps)"
@@ -489,40 +544,44 @@ class WeightedL2(Dual):
     def __init__(
         self,
         eps: float,  # strength
-        weight,  # > 0: a number or a tensor that broadcasts to `x`, of shape `x.shape[1:]` (shared) or `x.shape` (per example)
+        weight: float | Tensor,  # > 0: a number, or a tensor that broadcasts to `x`
     ):
-        self.eps, self.weight = check_strength("eps", eps), _check_weight(weight)
+        self.eps = check_strength("eps", eps)
+        self.weight = _check_weight(weight)
 
     def _extra(self):
-        return [
-            f"weight={'of shape ' + str(tuple(self.weight.shape)) if self.weight.ndim else f'{self.weight:.3g}'}"
-        ]
+        if self.weight.ndim:
+            return [f"weight=of shape {tuple(self.weight.shape)}"]
+        return [f"weight={self.weight:.3g}"]
 
-    def _w(self, x):
-        w = self.weight.to(x)
+    def _weight_for(self, x):
+        "The weight in the dtype and on the device of `x`, to which it has to broadcast."
+        weight = self.weight.to(x)
         try:
-            ok = torch.broadcast_shapes(w.shape, x.shape) == x.shape
+            fits = torch.broadcast_shapes(weight.shape, x.shape) == x.shape
         except RuntimeError:
-            ok = False
-        if not ok:
+            fits = False
+        if not fits:
             raise ValueError(
-                f"weight has shape {tuple(w.shape)}: expected {tuple(x.shape[1:])} (shared) or {tuple(x.shape)} (per example), or what broadcasts to it"
+                f"weight has shape {tuple(weight.shape)}: expected {tuple(x.shape[1:])} (shared) "
+                f"or {tuple(x.shape)} (per example), or what broadcasts to it"
             )
-        return w
+        return weight
 
-    def h(self, delta):
+    def h(self, delta: Tensor) -> Tensor:
         if self.eps == 0:
             return LInfBall(0.0).h(delta)
-        v = _batch("delta", delta)
-        return (flat(v.square() / self._w(v)).sum(1) / (4 * self.eps)).to(delta.dtype)  # (11)
+        wide = _batch("delta", delta)
+        squares = flat(wide.square() / self._weight_for(wide))
+        return (squares.sum(1) / (4 * self.eps)).to(delta.dtype)  # (11)
 
-    def h_star(self, g):
-        v = _batch("g", g)
-        return (self.eps * flat(self._w(v) * v.square()).sum(1)).to(g.dtype)
+    def h_star(self, g: Tensor) -> Tensor:
+        wide = _batch("g", g)
+        return (self.eps * flat(self._weight_for(wide) * wide.square()).sum(1)).to(g.dtype)
 
-    def delta_star(self, g):
-        v = _batch("g", g)
-        return (2 * self.eps * self._w(v) * v).to(g.dtype)  # (11)
+    def delta_star(self, g: Tensor) -> Tensor:
+        wide = _batch("g", g)
+        return (2 * self.eps * self._weight_for(wide) * wide).to(g.dtype)  # (11)
 
 # %% ../nbs/maths/01_duals.ipynb #be9e5a03
 class ScaledDual(Dual):
@@ -530,26 +589,35 @@ class ScaledDual(Dual):
 
     def __init__(
         self,
-        dual,  # any dual
-        factor,  # number >= 0
+        dual: Dual,  # any dual
+        factor: float,  # at least 0
     ):
         self.dual, self.factor = dual, factor
 
-    def h_star(self, g):
+    def h_star(self, g: Tensor) -> Tensor:
         return self.factor * self.dual.h_star(g)
 
-    def delta_star(self, g):
+    def delta_star(self, g: Tensor) -> Tensor:
         return self.factor * self.dual.delta_star(g)
 
-    def h(self, delta):
-        return (
-            self.factor * self.dual.h(delta / self.factor)
-            if self.factor
-            else LInfBall(0.0).h(delta)
-        )
+    def h(self, delta: Tensor) -> Tensor:
+        if self.is_zero():
+            return LInfBall(0.0).h(delta)
+        return self.factor * self.dual.h(delta / self.factor)
+
+    def is_zero(self) -> bool:
+        return self.factor == 0
 
     def __repr__(self):
         return f"{self.factor:.3g} * {self.dual!r}"
+
+# %% ../nbs/maths/01_duals.ipynb #e306a3a4
+def _has_closed_price(ball, other):
+    "Is the best split of a move between these two the projection on `ball` and the rest?"
+    radial = isinstance(other, L2Ball)
+    radial |= isinstance(other, WeightedL2) and other.weight.numel() == 1
+    grows = isinstance(other, (LInfBall, L1Ball, L2Ball, GroupBall, ElasticNet, WeightedL2))
+    return (isinstance(ball, Ball) and radial) or (isinstance(ball, LInfBall) and grows)
 
 
 class SumDual(Dual):
@@ -557,24 +625,20 @@ class SumDual(Dual):
 
     def __init__(
         self,
-        a,
-        b,  # duals
+        a: Dual,  # any dual
+        b: Dual,  # another one
     ):
         self.a, self.b = a, b
 
-    def h_star(self, g):
+    def h_star(self, g: Tensor) -> Tensor:
         return self.a.h_star(g) + self.b.h_star(g)
 
-    def delta_star(self, g):
+    def delta_star(self, g: Tensor) -> Tensor:
         return self.a.delta_star(g) + self.b.delta_star(g)
 
-    def h(self, delta):
+    def h(self, delta: Tensor) -> Tensor:
         for ball, other in ((self.a, self.b), (self.b, self.a)):
-            radial = isinstance(other, L2Ball) or (
-                isinstance(other, WeightedL2) and other.weight.numel() == 1
-            )
-            grows = isinstance(other, (LInfBall, L1Ball, L2Ball, GroupBall, ElasticNet, WeightedL2))
-            if (isinstance(ball, Ball) and radial) or (isinstance(ball, LInfBall) and grows):
+            if _has_closed_price(ball, other):
                 return other.h(delta - ball.project(delta))  # (12)
         return super().h(delta)
 
@@ -583,14 +647,17 @@ class SumDual(Dual):
 
 # %% ../nbs/maths/01_duals.ipynb #2633c9c8
 @patch
-def __mul__(self: Dual, factor):
+def __mul__(
+    self: Dual,
+    factor: float,  # at least 0
+) -> Dual:
     "`factor * dual`: the penalty times `factor` (for a ball, the radius times `factor`)."
     factor = check_strength("factor", factor)
     if not self.strengths:
         return ScaledDual(self, factor)
     new = copy.copy(self)
-    for s in self.strengths:
-        setattr(new, s, factor * getattr(self, s))
+    for name in self.strengths:
+        setattr(new, name, factor * getattr(self, name))
     return new
 
 
@@ -598,6 +665,9 @@ Dual.__rmul__ = Dual.__mul__
 
 
 @patch
-def __add__(self: Dual, other):
+def __add__(
+    self: Dual,
+    other: Dual,  # the penalty to add
+) -> Dual:
     "The sum of two penalties."
     return SumDual(self, other) if isinstance(other, Dual) else NotImplemented
