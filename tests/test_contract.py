@@ -1,4 +1,4 @@
-"The public names that other people's scripts rely on: they exist, under these names and with these arguments."
+"""The public names that other people's scripts rely on: they exist, with these arguments."""
 
 import importlib
 import inspect
@@ -6,26 +6,29 @@ import inspect
 import pytest
 import torch
 
-NAMES = dict(
-    core="input_grad frozen set_seed",
-    duals="L1 LInfBall L2 L2Ball LInf L1Ball GroupL21 GroupBall ElasticNet WeightedL2",
-    attribution="saliency input_x_grad integrated_gradients smoothgrad vargrad sparsified_smoothgrad moreau_grad deep_shap completeness_gap",
-    adversary="OneStep PGD",
-    penalty="GradNorm JacobianNorm TargetMap StableIG WeightNorm",
-    linear="Logistic Hinge SoftplusHinge adv_perturbation adv_loss adv_grad feat_trans directed_strength weighted_average expected_update "
-    "update_bound linear_ig stable_ig_risk",
-    data="load get_data",
-    callbacks="AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
-    train="adv_learner",
-    estimator="AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path",
-    metrics="gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy",
-    map_adversary="map_attack",
-    interpretation="AttributionInterpretation compare_maps",
-    evaluate="accuracy robust_accuracy robustness_curve worst_case map_attack map_robustness map_stability aopc_morf cascading_randomization "
-    "label_randomization gradient_norms feature_impact",
-    roar="diff_roar roar kar",
-    study="compare Results",
-)
+NAMES = {
+    "core": "input_grad frozen set_seed",
+    "duals": "L1 LInfBall L2 L2Ball LInf L1Ball GroupL21 GroupBall ElasticNet WeightedL2",
+    "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
+    "sparsified_smoothgrad "
+    "moreau_grad deep_shap completeness_gap",
+    "adversary": "OneStep PGD",
+    "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm",
+    "linear": "Logistic Hinge SoftplusHinge adv_perturbation adv_loss adv_grad feat_trans "
+    "directed_strength weighted_average expected_update update_bound linear_ig stable_ig_risk",
+    "data": "load get_data",
+    "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
+    "train": "adv_learner",
+    "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path",
+    "metrics": "gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy",
+    "map_adversary": "map_attack",
+    "interpretation": "AttributionInterpretation compare_maps",
+    "evaluate": "accuracy robust_accuracy robustness_curve worst_case map_attack map_robustness "
+    "map_stability aopc_morf cascading_randomization label_randomization gradient_norms "
+    "feature_impact",
+    "roar": "diff_roar roar kar",
+    "study": "compare Results",
+}
 
 ARGUMENTS = {
     "core.input_grad": "model x y loss_func create_graph",
@@ -52,23 +55,26 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("module,name", [(m, n) for m, ns in NAMES.items() for n in ns.split()])
+def public(module: str):
+    return importlib.import_module(f"advinterp.{module}")
+
+
+PAIRS = [(module, name) for module, names in NAMES.items() for name in names.split()]
+
+
+@pytest.mark.filterwarnings("ignore:.*the old name goes:FutureWarning")
+@pytest.mark.parametrize("module,name", PAIRS)
 def test_name(module, name):
-    assert hasattr(importlib.import_module(f"advinterp.{module}"), name)
+    assert hasattr(public(module), name)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments(name):
-    "The arguments come first, in this order; further ones may follow."
-    module, f = name.split(".")
-    got = [
-        p
-        for p in inspect.signature(
-            getattr(importlib.import_module(f"advinterp.{module}"), f)
-        ).parameters
-    ]
-    want = ARGUMENTS[name].split()
-    assert got[: len(want)] == want
+    """The arguments come first, in this order; further ones may follow."""
+    module, function = name.split(".")
+    found = list(inspect.signature(getattr(public(module), function)).parameters)
+    wanted = ARGUMENTS[name].split()
+    assert found[: len(wanted)] == wanted
 
 
 def test_two_names_of_one_dual():
@@ -77,35 +83,26 @@ def test_two_names_of_one_dual():
     assert (d.L1, d.L2, d.LInf, d.GroupL21) == (d.LInfBall, d.L2Ball, d.L1Ball, d.GroupBall)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "saliency",
-        "input_x_grad",
-        "integrated_gradients",
-        "smoothgrad",
-        "vargrad",
-        "sparsified_smoothgrad",
-        "moreau_grad",
-        "deep_shap",
-    ],
-)
+@pytest.mark.parametrize("name", NAMES["attribution"].split()[:-1])
 @pytest.mark.parametrize("output", ["logit", "prob"])
 def test_attributions_share_one_calling_form(name, output):
-    f = getattr(importlib.import_module("advinterp.attribution"), name)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    x, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
-    m = f(net, x, y, output=output)
-    assert m.shape == x.shape and m.isfinite().all()
+    x = torch.randn(4, 6)
+    maps = getattr(public("attribution"), name)(net, x, torch.tensor([0, 1, 2, 0]), output=output)
+    assert maps.shape == x.shape
+    assert maps.isfinite().all()
 
 
 def test_load_has_the_six_fields():
-    from advinterp.data import load
-
-    a = load("digits")
-    assert (
-        a._fields[:6] == ("x", "y", "x_test", "y_test", "feature_names", "class_names")
-        and a.x_test is None
-        and len(a.x) == len(a.y) == 1797
+    digits = public("data").load("digits")
+    assert digits._fields[:6] == (
+        "x",
+        "y",
+        "x_test",
+        "y_test",
+        "feature_names",
+        "class_names",
     )
+    assert digits.x_test is None
+    assert len(digits.x) == len(digits.y) == 1797

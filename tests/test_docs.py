@@ -1,37 +1,72 @@
-"The site: it builds without a warning, and every page is opened in a headless Chromium, on a desk and on a phone, in the light and in the dark."
+"""The site: it builds without a warning, and every page is opened in a headless Chromium.
+
+On a desk and on a phone, in the light and in the dark.
+"""
 
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
 from advinterp._modidx import d as modidx
+from tests.repo import NOTEBOOKS
 from tools import browser, docs
 
-DESK, PHONE = dict(width=1280, height=900), dict(width=390, height=844)
+pytestmark = pytest.mark.whole
+
+DESK = dict(width=1280, height=900)
+PHONE = dict(width=390, height=844)
 AXE = "axe-core@4.14.1"
-LOOK = """(() => { const main = document.querySelector('main');
-  const bare = (e) => { const c = e.cloneNode(true); c.querySelectorAll('pre, code, script, .katex').forEach(x => x.remove()); return c.innerText; };
-  const math = [...main.querySelectorAll('.math')], prose = [main, document.querySelector('#TOC')].filter(Boolean).map(bare).join(' ');
-  return { text: main.innerText.length, formulas: math.length, wide: document.documentElement.scrollWidth - innerWidth,
-           dark: document.documentElement.classList.contains('quarto-dark'),
-           raw: math.filter(e => !e.querySelector('.katex') || e.querySelector('.katex-error')).map(e => e.innerText.slice(0, 80))
-                .concat(prose.match(/\\$\\$|\\\\[([]|\\\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || []),
-           blind: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt || i.src.slice(0, 80)) }; })()"""
+
+# what a reader sees on a page
+LOOK = r"""(() => {
+  const main = document.querySelector('main');
+  const bare = (element) => {
+    const copy = element.cloneNode(true);
+    copy.querySelectorAll('pre, code, script, .katex').forEach(part => part.remove());
+    return copy.innerText;
+  };
+  const math = [...main.querySelectorAll('.math')];
+  const isRaw = e => !e.querySelector('.katex') || e.querySelector('.katex-error');
+  const prose = [main, document.querySelector('#TOC')].filter(Boolean).map(bare).join(' ');
+  const leftovers = prose.match(/\$\$|\\[([]|\\(?:frac|mathbb|epsilon|nabla|tag|begin)/g) || [];
+  const code = [...main.querySelectorAll('pre.sourceCode')];
+  return {
+    text: main.innerText.length,
+    formulas: math.length,
+    wide: document.documentElement.scrollWidth - innerWidth,
+    cut: code.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 200)),
+    dark: document.documentElement.classList.contains('quarto-dark'),
+    raw: math.filter(isRaw).map(e => e.innerText.slice(0, 80)).concat(leftovers),
+    blind: [...document.images].filter(image => !image.complete || !image.naturalWidth)
+      .map(image => image.alt || image.src.slice(0, 80)),
+  };
+})()"""
+
 # the theme follows the system a moment later
-SETTLE = """new Promise(done => { const end = Date.now() + 5000, dark = () => document.documentElement.classList.contains('quarto-dark');
-  const f = () => dark() == %s || Date.now() > end ? done() : setTimeout(f, 20); f(); })"""
-# a letter stands for each formula: KaTeX draws it for the eye and writes MathML for the ear, and its thousands of spans would take minutes
-CHECK = """(document.querySelectorAll('.katex').forEach(e => e.replaceWith('x')), document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>'),
-  axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))
-  .map(v => `${v.id} (${v.impact}): ${v.help}: ${v.nodes.slice(0, 3).map(n => n.target.join(' ')).join('; ')}`)))"""
+SETTLE = """new Promise(done => {
+  const end = Date.now() + 5000;
+  const isDark = () => document.documentElement.classList.contains('quarto-dark');
+  const look = () => isDark() == %s || Date.now() > end ? done() : setTimeout(look, 20);
+  look();
+})"""
+
+# a letter stands for each formula: KaTeX draws it for the eye and writes MathML for the ear, and
+# its thousands of spans would take minutes
+CHECK = """(
+  document.querySelectorAll('.katex').forEach(formula => formula.replaceWith('x')),
+  document.head.insertAdjacentHTML('beforeend',
+    '<style>* { transition: none !important }</style>'),
+  axe.run(document, {resultTypes: ['violations']}).then(result => result.violations
+    .filter(found => ['serious', 'critical'].includes(found.impact))
+    .map(found => `${found.id} (${found.impact}): ${found.help}: ` +
+      found.nodes.slice(0, 3).map(node => node.target.join(' ')).join('; '))))"""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "The folder of the built site, and what is wrong with it."
+    """The folder of the built site, and what is wrong with it."""
     out = tmp_path_factory.mktemp("docs") / "site"
     return out, docs.build(out)
 
@@ -40,44 +75,46 @@ def site(tmp_path_factory):
 def chromium():
     if not browser.find():
         pytest.skip("no Chromium here: install it (Debian: chromium) or name it in CHROMIUM")
-    with browser.Browser(timeout=180) as b:
-        yield b
+    with browser.Browser(timeout=180) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def axe():
-    "The script of axe-core; None where npm cannot get it."
+    """The script of axe-core; None where npm cannot get it."""
     folder = docs.npm(AXE)
     return (folder / "axe.min.js").read_text(encoding="utf-8") if folder else None
 
 
 @pytest.fixture(scope="module")
 def seen(site, chromium, axe):
-    "What a reader's browser finds on each page: (page, width, dark) -> facts; axe-core looks once in each theme and once at each width."
+    """What a reader's browser finds on each page: (page, width, dark) -> facts.
+
+    axe-core looks once in each theme and once at each width.
+    """
     facts = {}
-    for p in sorted(site[0].rglob("*.html")):
-        for window, checked in (
-            (DESK, False),
-            (PHONE, True),
-        ):  # `checked`: is axe-core to see the dark theme?
-            with chromium.open(p.as_uri(), **window) as page:
-                for dark in (not checked, checked):
+    for path in sorted(site[0].rglob("*.html")):
+        name = path.relative_to(site[0]).as_posix()
+        for window, checked_theme in ((DESK, False), (PHONE, True)):
+            with chromium.open(path.as_uri(), **window) as page:
+                for dark in (not checked_theme, checked_theme):
                     page.show(**window, dark=dark)
                     page.eval(SETTLE % str(dark).lower())
-                    f = facts[p.relative_to(site[0]).as_posix(), window["width"], dark] = page.eval(
-                        LOOK
-                    )
-                f["problems"] = page.problems
+                    found = page.eval(LOOK)
+                    facts[name, window["width"], dark] = found
+                found["problems"] = page.problems
                 if axe:
-                    f["axe"] = page.eval(f"{axe}; {CHECK}")
+                    page.eval(axe)
+                    found["axe"] = page.eval(CHECK)
     return facts
 
 
-def wrong(seen, f):
-    return {k: f(v) for k, v in seen.items() if f(v)}
+def wrong(seen, fault) -> dict:
+    """The views of pages in which a fault shows."""
+    return {view: found for view, facts in seen.items() if (found := fault(facts))}
 
 
-def offline(site):
+def has_katex(site) -> bool:
     return (site[0] / "site_libs/katex").is_dir()
 
 
@@ -86,159 +123,185 @@ def test_no_warning_broken_link_or_picture_without_text(site):
 
 
 def test_a_page_per_notebook_and_all_in_llms_txt(site):
-    pages = {p.relative_to(site[0]).with_suffix("").as_posix() for p in site[0].rglob("*.html")}
-    notebooks = [
-        p.relative_to(docs.NBS)
-        for p in docs.NBS.rglob("*.ipynb")
-        if not any(o[0] in "._" for o in p.relative_to(docs.NBS).parts)
-    ]
+    files = list(site[0].rglob("*.html"))
+    pages = {path.relative_to(site[0]).with_suffix("").as_posix() for path in files}
     listed = (site[0] / "llms.txt").read_text(encoding="utf-8")
-    assert len(pages) >= len(notebooks) > 0
-    assert not [
-        p
-        for p in pages
-        if f"/{p}.llms.md)" not in listed or not (site[0] / f"{p}.llms.md").is_file()
-    ]
+    assert len(pages) >= len(NOTEBOOKS) > 0
+    assert not [page for page in pages if f"/{page}.llms.md)" not in listed]
+    assert not [page for page in pages if not (site[0] / f"{page}.llms.md").is_file()]
+
+
+def public_places() -> dict[str, str]:
+    """Where the index of nbdev says that a public name is documented; methods are with theirs."""
+    places = {}
+    for names in modidx["syms"].values():
+        for name, (place, _) in names.items():
+            symbol = name.split(".py")[-1] if ".py" in name else name
+            is_method = symbol.removeprefix("advinterp.papers.").count(".") > 2
+            if not is_method and not name.rsplit(".", 1)[1].startswith("_"):
+                places[name] = place
+    return places
 
 
 def test_every_public_name_has_its_entry(site):
-    ids, missing = {}, []
-    for syms in modidx["syms"].values():
-        for name, (place, _) in syms.items():
-            page, anchor = place.split("#")
-            if name.count(".") > 2 or name.rsplit(".", 1)[1].startswith("_"):
-                continue  # methods are with their class
-            if page not in ids:
-                ids[page] = docs.Links(site[0] / page).ids if (site[0] / page).is_file() else set()
-            if anchor not in ids[page]:
-                missing.append(f"{name} -> {place}")
-    assert not missing, missing
+    ids = {}
+    missing = []
+    for name, place in public_places().items():
+        page, anchor = place.split("#")
+        if page not in ids:
+            ids[page] = docs.Links(site[0] / page).ids if (site[0] / page).is_file() else set()
+        if anchor not in ids[page]:
+            missing.append(f"{name} -> {place}")
+    assert ids
+    assert not missing
 
 
 def test_no_page_is_heavy(site):
-    assert not {
-        p.name: p.stat().st_size for p in site[0].rglob("*.html") if p.stat().st_size > 1_500_000
-    }
+    sizes = {path.name: path.stat().st_size for path in site[0].rglob("*.html")}
+    assert not {name: size for name, size in sizes.items() if size > 1_500_000}
 
 
 def test_no_error_in_the_browser(site, seen):
-    bad = wrong(
-        seen,
-        lambda v: [p for p in v.get("problems", []) if offline(site) or "katex" not in p.lower()],
-    )
-    assert not bad, bad
+    def errors(facts):
+        problems = facts.get("problems", [])
+        return [text for text in problems if has_katex(site) or "katex" not in text.lower()]
+
+    assert not wrong(seen, errors)
 
 
 def test_every_formula_is_rendered(site, seen):
-    if not offline(site):
+    if not has_katex(site):
         pytest.skip("no KaTeX to copy into the site: npm is missing, and Debian's libjs-katex too")
-    assert sum(v["formulas"] for v in seen.values()) > 20
-    assert not wrong(seen, lambda v: v["raw"]), wrong(seen, lambda v: v["raw"])
+    assert sum(facts["formulas"] for facts in seen.values()) > 20
+    assert not wrong(seen, lambda facts: facts["raw"])
 
 
 def test_both_themes_are_shown(seen):
-    assert not [k for k, v in seen.items() if v["dark"] != k[2]]
+    assert not [view for view, facts in seen.items() if facts["dark"] != view[2]]
 
 
 def test_no_page_is_empty(seen):
-    assert not wrong(seen, lambda v: v["text"] < 300)
+    assert not wrong(seen, lambda facts: facts["text"] < 300)
 
 
 def test_every_picture_is_seen(seen):
-    assert not wrong(seen, lambda v: v["blind"])
+    assert not wrong(seen, lambda facts: facts["blind"])
 
 
 def test_no_page_scrolls_sideways(seen):
-    assert not wrong(seen, lambda v: v["wide"] > 0)
+    assert not wrong(seen, lambda facts: facts["wide"] > 0)
+
+
+def test_code_fits_the_page(seen):
+    """At 1280 px no line of code runs off the right edge."""
+    at_a_desk = {view: facts for view, facts in seen.items() if view[1] == DESK["width"]}
+    assert at_a_desk
+    assert not wrong(at_a_desk, lambda facts: facts["cut"])
 
 
 def test_no_page_has_a_barrier(seen, axe):
-    "axe-core finds nothing serious or critical: contrast in both themes, names, keyboard, structure."
+    """axe-core finds nothing serious: contrast in both themes, names, keyboard, structure."""
     if not axe:
         pytest.skip(f"no {AXE}: npm is missing or has no network")
-    found = wrong(seen, lambda v: v.get("axe"))
-    assert not found, json.dumps(
-        {f"{k[0]}, {k[1]} wide, {'dark' if k[2] else 'light'}": v for k, v in found.items()},
-        indent=1,
-    )
+    found = wrong(seen, lambda facts: facts.get("axe"))
+    named = {f"{page}, {width} wide, dark: {dark}": v for (page, width, dark), v in found.items()}
+    assert not found, json.dumps(named, indent=1)
 
 
 def test_axe_finds_a_barrier(chromium, axe, tmp_path):
-    "The check above is able to fail."
+    """The check above is able to fail."""
     if not axe:
         pytest.skip(f"no {AXE}: npm is missing or has no network")
     (tmp_path / "bad.html").write_text(
-        '<html lang="en"><title>t</title><main><p style="color: #bbb; background: #fff">pale</p><button></button></main></html>'
+        '<html lang="en"><title>t</title><main><p style="color: #bbb; background: #fff">pale</p>'
+        "<button></button></main></html>"
     )
     with chromium.open((tmp_path / "bad.html").as_uri()) as page:
-        found = " ".join(page.eval(f"{axe}; {CHECK}"))
-    assert "color-contrast" in found and "button-name" in found
+        page.eval(axe)
+        found = " ".join(page.eval(CHECK))
+    assert "color-contrast" in found
+    assert "button-name" in found
+
+
+SEARCH = """(async () => {
+  const input = document.querySelector('.smalldocs-search input');
+  input.value = 'gradient';
+  input.dispatchEvent(new Event('input', {bubbles: true}));
+  await new Promise(done => setTimeout(done, 700));
+  return document.querySelectorAll('.smalldocs-search-results a').length;
+})()"""
 
 
 def test_search_works_from_a_file(site, chromium):
-    js = """(async () => { const i = document.querySelector('.smalldocs-search input'); i.value = 'gradient';
-      i.dispatchEvent(new Event('input', {bubbles: true})); await new Promise(r => setTimeout(r, 700));
-      return document.querySelectorAll('.smalldocs-search-results a').length; })()"""
-    with chromium.open((site[0] / "core.html").as_uri()) as page:
-        assert page.eval(js) > 0
+    with chromium.open((site[0] / "index.html").as_uri()) as page:
+        assert page.eval(SEARCH) > 0
+
+
+COPY = """(async () => {
+  let copied = null;
+  navigator.clipboard.writeText = (text) => { copied = text; return Promise.resolve(); };
+  const button = document.querySelector('main .code-copy-button');
+  button.click();
+  await new Promise(done => setTimeout(done, 100));
+  return [copied, button.parentElement.querySelector('code').innerText];
+})()"""
 
 
 def test_code_can_be_copied(site, chromium):
-    "A click on the button of a code block puts its code on the clipboard."
-    js = """(async () => { let got = null; navigator.clipboard.writeText = (t) => { got = t; return Promise.resolve(); };
-      const b = document.querySelector('main .code-copy-button'); b.click(); await new Promise(r => setTimeout(r, 100));
-      return [got, b.parentElement.querySelector('code').innerText]; })()"""
+    """A click on the button of a code block puts its code on the clipboard."""
     with chromium.open((site[0] / "index.html").as_uri()) as page:
-        got, code = page.eval(js)
-    assert got and got.strip() == code.strip()
+        copied, code = page.eval(COPY)
+    assert copied
+    assert copied.strip() == code.strip()
 
 
 # ---------------------------------------------------------------- the build fails on what is broken
 
 DOT = b"\x89PNG\r\n\x1a\n"
+BROKEN = {
+    "link": ("[a page](nowhere.ipynb)", "broken link nowhere"),
+    "place": ("[a place](index.ipynb#nowhere)", "no such place"),
+    "reference": ("What @fig-nowhere shows", "fig-nowhere"),
+    "picture": ("![a picture](nowhere.png)", "nowhere.png"),
+    "alternative text": ("![](dot.png)", "without alternative text"),
+    "printed link": (r"\[a page\](index.ipynb)", "unresolved"),
+}
+WHOLE = "![a dot](dot.png), [this page](index.ipynb#a-place)\n\n## A place"
 
 
-@pytest.mark.parametrize(
-    "text,said",
-    [
-        ("[a page](nowhere.ipynb)", "broken link nowhere"),
-        ("[a place](index.ipynb#nowhere)", "no such place"),
-        ("What @fig-nowhere shows", "fig-nowhere"),
-        ("![a picture](nowhere.png)", "nowhere.png"),
-        ("![](dot.png)", "without alternative text"),
-        ("![a dot](dot.png), [this page](index.ipynb#a-place)\n\n## A place", None),
-    ],
-    ids=["link", "place", "reference", "picture", "alternative text", "nothing broken"],
-)
-def test_build_fails_on_what_is_broken(text, said, tmp_path, monkeypatch, capsys):
-    "One page with one thing broken, by the same command as the site; the last one has nothing broken."
+def build_site_of(text, tmp_path, monkeypatch) -> int | None:
+    """Build a site of one page by the command; its exit code."""
     root = tmp_path / "root"
-    nbs = root / "nbs"
-    nbs.mkdir(parents=True)
-    for f in ("settings.ini", "nbs/nbdev.yml"):
-        shutil.copy(docs.ROOT / f, root / f)
-    (nbs / "_quarto.yml").write_text("project:\n  type: website\nmetadata-files: [nbdev.yml]\n")
-    (nbs / "dot.png").write_bytes(DOT)
+    pages = root / "nbs"
+    pages.mkdir(parents=True)
+    for name in ("settings.ini", "nbs/nbdev.yml"):
+        shutil.copy(docs.ROOT / name, root / name)
+    quarto = "project:\n  type: website\nmetadata-files: [nbdev.yml]\n"
+    (pages / "_quarto.yml").write_text(quarto)
+    (pages / "dot.png").write_bytes(DOT)
+    sources = ["# A page\n\n> With a subtitle", text]
     cells = [
-        dict(cell_type="markdown", id=f"c{i}", metadata={}, source=s)
-        for i, s in enumerate(["# A page\n\n> With a subtitle", text])
+        dict(cell_type="markdown", id=f"c{i}", metadata={}, source=source)
+        for i, source in enumerate(sources)
     ]
-    (nbs / "index.ipynb").write_text(
-        json.dumps(
-            dict(
-                cells=cells,
-                metadata=dict(
-                    kernelspec=dict(name="python3", display_name="python3", language="python")
-                ),
-                nbformat=4,
-                nbformat_minor=5,
-            )
-        )
-    )
+    kernel = dict(name="python3", display_name="python3", language="python")
+    notebook = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    (pages / "index.ipynb").write_text(json.dumps(notebook))
     monkeypatch.setattr(docs, "ROOT", root)
-    monkeypatch.setattr(docs, "NBS", nbs)
+    monkeypatch.setattr(docs, "NBS", pages)
     monkeypatch.setattr(sys, "argv", ["docs.py", "--out", str(tmp_path / "site")])
-    with pytest.raises(SystemExit) as e:
+    with pytest.raises(SystemExit) as exit:
         docs.main()
-    out = capsys.readouterr().out
-    assert bool(e.value.code) == bool(said) and (said or "1 pages") in out, out
+    return exit.value.code
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_build_fails_on_what_is_broken(name, tmp_path, monkeypatch, capsys):
+    text, said = BROKEN[name]
+    assert build_site_of(text, tmp_path, monkeypatch)
+    assert said in capsys.readouterr().out
+
+
+def test_build_of_what_is_whole(tmp_path, monkeypatch, capsys):
+    assert not build_site_of(WHOLE, tmp_path, monkeypatch)
+    assert "1 pages" in capsys.readouterr().out

@@ -1,12 +1,11 @@
-"What the Makefile runs finds what it is there to find."
+"""What the Makefile runs finds what it is there to find."""
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-from tools import browser, docs, fresh, pins, readme
+from tools import browser, docs, fresh, readme
 
 
 def nb(*cells):
@@ -37,14 +36,17 @@ def test_readme_shows_prose_code_and_results(tmp_path):
         )
     )
     assert readme.readme(f) == (
-        readme.NOTE
-        + "\n\n# Name\n\n> Subtitle\n\n[core](nbs/00_core.ipynb#a) [web](https://x.org) [here](#b)\n\n"
+        readme.NOTE + "\n\n# Name\n\n> Subtitle\n\n"
+        "[core](nbs/00_core.ipynb#a) [web](https://x.org) [here](#b)\n\n"
         "```python\nprint(1+1)\n```\n\n```\n2\n```\n\n|a|\n|-|\n"
     )
 
 
 def test_site_problems_are_found(tmp_path):
-    good = '<main><h2 id="a">A</h2><a href="b.html#b">b</a><img src="p.png" alt="a picture"><code>@fig-one</code></main>'
+    good = (
+        '<main><h2 id="a">A</h2><a href="b.html#b">b</a>'
+        '<img src="p.png" alt="a picture"><code>@fig-one</code></main>'
+    )
     (tmp_path / "a.html").write_text(good)
     (tmp_path / "p.png").write_bytes(b"x")
     (tmp_path / "b.html").write_text(
@@ -109,7 +111,10 @@ def test_browser_sees_raw_formulas(tmp_path):
         pytest.skip("no Chromium here: install it (Debian: chromium) or name it in CHROMIUM")
     from tests.test_docs import LOOK
 
-    raw = r'<main><p><span class="math inline">\(x\)</span> and $$y$$ and \[z\]</p><pre>\(code\)</pre></main><nav id="TOC">\mathbb{E}</nav>'
+    raw = (
+        r'<main><p><span class="math inline">\(x\)</span> and $$y$$ and \[z\]</p>'
+        r'<pre>\(code\)</pre></main><nav id="TOC">\mathbb{E}</nav>'
+    )
     done = (
         '<main><p><span class="math inline"><span class="katex">x</span></span> costs $5</p></main>'
     )
