@@ -19,7 +19,8 @@ NAMES = {
     "data": "load get_data",
     "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
     "train": "adv_learner",
-    "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV adversarial_path",
+    "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV "
+    "adversarial_path",
     "metrics": "gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy",
     "map_adversary": "map_attack",
     "interpretation": "AttributionInterpretation compare_maps",
