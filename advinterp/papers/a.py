@@ -7,7 +7,10 @@ __all__ = ['runs_a', 'effects', 'claim', 'score', 'items_a']
 
 # %% ../../nbs/papers/52_a.ipynb #ac2d5872
 import json
+from collections.abc import Callable
 from functools import partial
+from operator import methodcaller
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,14 +23,15 @@ from ..duals import LInfBall
 from ..evaluate import seed_interval
 from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn
-from .common import Item, verdict
+from .common import Item, item_of_runs, verdict
 from .scorecard import scorecard
 from ..plots import gini_boxplot, tradeoff
 from ..report import Section, interval, percent, signed, with_published
-from ..study import _title, impact_figure, load_run, map_figure, plan, tabulate, train
+from ..study import impact_figure, load_run, map_figure, plan, tabulate, train
 
 # %% ../../nbs/papers/52_a.ipynb #b8fb0af4
-_ftrl, _image = dict(optimiser="ftrl"), dict(shap=True, fast=True)
+_ftrl = dict(optimiser="ftrl")
+_image = dict(shap=True, fast=True)
 _long = dict(
     n_train=None,
     epochs=21,
@@ -56,7 +60,7 @@ _wide = dict(
     ig_steps=100,
 )
 
-_settings = dict(
+_settings = dict(  # data set, changes of its recipe, seeds
     quick=[
         ("mushroom", _ftrl, 5),
         ("spambase", _ftrl, 5),
@@ -74,8 +78,10 @@ _settings = dict(
         ("cifar10", _wide, 3),
     ],
 )
+_tables = ("mushroom", "spambase")  # the data sets that are no images
 
-_grid = dict(  # the published strength first: every model is attacked at it
+# strengths of adversary and penalty, the published one first: every model is attacked at it
+_grid = dict(
     mushroom=([0.1, 0.05, 0.15, 0.2, 0.3], [0.02, 0.01, 0.04, 0.06, 0.1]),
     spambase=([0.1, 0.03, 0.07, 0.15, 0.2], [0.02, 0.005, 0.01, 0.03, 0.05]),
     mnist=([0.3, 0.1, 0.2], [0.01, 0.003, 0.03]),
@@ -85,295 +91,320 @@ _grid = dict(  # the published strength first: every model is attacked at it
 
 # %% ../../nbs/papers/52_a.ipynb #56dbf310
 def runs_a(
-    preset="quick",  # 'quick' or 'paper'
-    device="cpu",  # torch device
-    data=None,  # names of data sets; None: all five
-    grid=False,  # also the other strengths of figure 3: of seed 0 for images, of three seeds and FTRL for tables
+    preset: str = "quick",  # 'quick' or 'paper'
+    device: str = "cpu",  # torch device
+    data: list[str] | None = None,  # names of data sets; None: all five
+    grid: bool = False,  # also the other strengths, of figure 3
 ) -> list:  # of `Run`
-    "The runs of paper A."
+    """The runs of paper A.
+
+    The other strengths have one seed for images, three seeds and FTRL for tables.
+    """
     runs = []
     for name, changes, seeds in _settings[preset]:
         if data and name not in data:
             continue
         runs += plan(name, seeds=seeds, device=device, **changes)
-        table = name in ("mushroom", "spambase")
-        if grid and (changes is _ftrl or not table):
-            runs += plan(
-                name,
-                eps=_grid[name][0],
-                lam=_grid[name][1],
-                seeds=3 if table else 1,
-                device=device,
-                **changes,
-            )
+        is_table = name in _tables
+        if grid and (changes is _ftrl or not is_table):
+            eps, lam = _grid[name]
+            few = 3 if is_table else 1
+            runs += plan(name, eps=eps, lam=lam, seeds=few, device=device, **changes)
     return list(dict.fromkeys(runs))
 
 # %% ../../nbs/papers/52_a.ipynb #b5c55f84
-_attributions = dict(ig="", deep_shap="_shap")
+_endings = dict(ig="", deep_shap="_shap")  # attribution -> end of its columns' names
 
 
-def _means(df, k):
-    g = (
-        df[df.method != "natural"]
-        .dropna(subset=[f"dG{k}"])
-        .groupby(["data", "method", "strength"], sort=False)
-    )
-    return g.agg(
-        dG=(f"dG{k}", "mean"),
-        low=(f"dG{k}_seeds_low", "first"),
-        high=(f"dG{k}_seeds_high", "first"),
-        gini=(f"gini{k}", "mean"),
+def _optimisers(runs):
+    return list(dict.fromkeys(run.recipe.optimiser for run in runs))
+
+
+def _of_optimiser(runs, optimiser):
+    return [run for run in runs if run.recipe.optimiser == optimiser]
+
+
+def _has_published_strength(run):
+    return run.strength in (run.recipe.eps, run.recipe.lam)
+
+
+def _means(df, ending):
+    rows = df[df.method != "natural"].dropna(subset=[f"dG{ending}"])
+    groups = rows.groupby(["data", "method", "strength"], sort=False)
+    means = groups.agg(
+        dG=(f"dG{ending}", "mean"),
+        low=(f"dG{ending}_seeds_low", "first"),
+        high=(f"dG{ending}_seeds_high", "first"),
+        gini=(f"gini{ending}", "mean"),
         accuracy=("accuracy", "mean"),
         drop=("accuracy_drop", "mean"),
         robust=("robust_accuracy", "mean"),
         seeds=("seed", "nunique"),
-    ).reset_index()
+    )
+    return means.reset_index()
+
+
+def _verdict_beside(effect):
+    "Nothing where the paper has no number."
+    return "" if pd.isna(effect.paper_dG) else verdict(effect.low, effect.high, effect.paper_dG)
 
 
 def effects(
-    runs,  # list of `Run` that may be done
-    out,  # folder of the study
-) -> pd.DataFrame:  # data, method, strength, attribution, optimiser; dG, low, high, drop, gini, ...; paper_dG, paper_drop, verdict
-    "Mean effects over the seeds, with the published ones."
+    runs: list,  # of `Run`, those that may be done
+    out: Path | str,  # folder of the study
+) -> pd.DataFrame:  # data, method, strength, attribution, optimiser; dG, low, high, ...
+    """Mean effects over the seeds, with the published ones.
+
+    `verdict` says whether the interval of dG has the sign of the published one, `paper_dG`; it is
+    empty where there is none.
+    """
     parts = []
-    for opt in dict.fromkeys(r.recipe.optimiser for r in runs):
-        df = tabulate([r for r in runs if r.recipe.optimiser == opt], out)
-        parts += [
-            with_published(_means(df, k), a).assign(optimiser=opt, attribution=a)
-            for a, k in _attributions.items()
-            if f"dG{k}" in df
-        ]
-    e = pd.concat(parts, ignore_index=True)
-    return e.assign(verdict=[verdict(*v) for v in zip(e.paper_dG, e.low, e.high)])
+    for optimiser in _optimisers(runs):
+        df = tabulate(_of_optimiser(runs, optimiser), out)
+        for attribution, ending in _endings.items():
+            if f"dG{ending}" in df:
+                part = with_published(_means(df, ending), attribution)
+                parts.append(part.assign(optimiser=optimiser, attribution=attribution))
+    every = pd.concat(parts, ignore_index=True)
+    return every.assign(verdict=[_verdict_beside(effect) for effect in every.itertuples()])
 
 # %% ../../nbs/papers/52_a.ipynb #e22ce7a6
+def _gain_of_adversary(rows, ending):
+    "The claim on one data set; None where a way of training is missing."
+    columns = [f"dG{ending}", "accuracy"]
+    complete = rows.dropna(subset=columns[:1])
+    by_seed = complete.pivot_table(index="seed", columns="method", values=columns)
+    if not len(by_seed) or not {"l1", "adversarial"} <= set(rows.method):
+        return None
+    gain, accuracy = (by_seed[column].adversarial - by_seed[column].l1 for column in columns)
+    low, high = seed_interval(gain.dropna())
+    return dict(
+        gain=gain.mean(),
+        low=low,
+        high=high,
+        accuracy=accuracy.mean(),
+        seeds=gain.notna().sum(),
+        verdict=verdict(low, high),
+    )
+
+
 def claim(
-    runs,  # list of `Run` that may be done
-    out,  # folder of the study
-) -> pd.DataFrame:  # data, attribution, optimiser, gain, low, high, paper, verdict
-    "How much further the adversary gets than the l1 penalty, at the published strengths: dG(a) - dG(l), seed by seed."
+    runs: list,  # of `Run`, those that may be done
+    out: Path | str,  # folder of the study
+) -> pd.DataFrame:  # data, attribution, optimiser, gain, low, high, accuracy, seeds, verdict
+    """How much further the adversary gets than the l1 penalty, at the published strengths.
+
+    The gain is dG(a) - dG(l), seed by seed; confirmed where its interval lies above zero.
+    """
     rows = []
-    for opt in dict.fromkeys(r.recipe.optimiser for r in runs):
-        df = tabulate(
-            [
-                r
-                for r in runs
-                if r.recipe.optimiser == opt and r.strength in (r.recipe.eps, r.recipe.lam, 0.0)
-            ],
-            out,
-        )
-        for a, k in _attributions.items():
-            for name, d in df.groupby("data", sort=False) if f"dG{k}" in df else ():
-                by = d.dropna(subset=[f"dG{k}"]).pivot_table(
-                    index="seed", columns="method", values=[f"dG{k}", "accuracy"]
-                )
-                if not len(by) or not {"l1", "adversarial"} <= set(d.method):
-                    continue
-                diff, acc = (by[c].adversarial - by[c].l1 for c in (f"dG{k}", "accuracy"))
-                rows.append(
-                    dict(
-                        data=name,
-                        attribution=a,
-                        optimiser=opt,
-                        gain=diff.mean(),
-                        **dict(zip(("low", "high"), seed_interval(diff.dropna()))),
-                        accuracy=acc.mean(),
-                        seeds=diff.notna().sum(),
-                    )
-                )
+    for optimiser in _optimisers(runs):
+        at_published = [
+            run
+            for run in _of_optimiser(runs, optimiser)
+            if _has_published_strength(run) or run.strength == 0.0
+        ]
+        df = tabulate(at_published, out)
+        for attribution, ending in _endings.items():
+            if f"dG{ending}" not in df:
+                continue
+            about = dict(attribution=attribution, optimiser=optimiser)
+            for data, of_data in df.groupby("data", sort=False):
+                if gain := _gain_of_adversary(of_data, ending):
+                    rows.append(dict(data=data, **about, **gain))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/52_a.ipynb #60d66f26
+_titles = dict(natural="natural", l1="l1 weights", adversarial="adversarial")
+
+
+def _intervals(values, low, high):
+    return [interval(*value_and_ends) for value_and_ends in zip(values, low, high)]
+
+
+def _signed_percent(share):
+    return f"{100 * share:+.1f} %"
+
+
 def _table1(runs, out):
-    e, c = effects(runs, out), claim(runs, out)
-    e = e[e.paper_dG.notna()].sort_values("data", kind="stable")
-    t = pd.DataFrame(
-        dict(
-            data=e.data,
-            attribution=e.attribution,
-            model=e.method.map(_title),
-            strength=e.strength.map("{:.3g}".format),
-            optimiser=e.optimiser,
-            seeds=e.seeds,
-            **{
-                "dG [95 %]": [interval(*v) for v in zip(e.dG, e.low, e.high)],
-                "paper's dG": e.paper_dG.map(signed),
-                "difference": (e.dG - e.paper_dG).map(signed),
-                "verdict": e.verdict,
-                "drop": e["drop"].map(percent),
-                "paper's drop": e.paper_drop.map(percent),
-                "robust accuracy": e.robust.map(percent),
-            },
-        )
-    )
+    found = effects(runs, out)
+    found = found[found.paper_dG.notna()].sort_values("data", kind="stable")
+    table = {
+        "data": found.data,
+        "attribution": found.attribution,
+        "model": found.method.map(_titles),
+        "strength": found.strength.map("{:.3g}".format),
+        "optimiser": found.optimiser,
+        "seeds": found.seeds,
+        "dG [95 %]": _intervals(found.dG, found.low, found.high),
+        "paper's dG": found.paper_dG.map(signed),
+        "difference": (found.dG - found.paper_dG).map(signed),
+        "verdict": found.verdict,
+        "drop": found["drop"].map(percent),
+        "paper's drop": found.paper_drop.map(percent),
+        "robust accuracy": found.robust.map(percent),
+    }
     yield Section(
         "Table 1: gain in Gini over the natural model",
-        "Means over the seeds with 95 % t intervals. Drop: accuracy lost against the natural model. Robust accuracy: under PGD-20 within the published eps.",
-        t,
+        "Means over the seeds with 95 % t intervals; confirmed where the interval lies on the "
+        "published side of zero. Drop: accuracy lost against the natural model. Robust accuracy: "
+        "under PGD-20 within the published eps.",
+        pd.DataFrame(table),
     )
-    c = pd.DataFrame(
-        dict(
-            data=c.data,
-            attribution=c.attribution,
-            optimiser=c.optimiser,
-            seeds=c.seeds,
-            **{
-                "dG(a) - dG(l) [95 %]": [interval(*v) for v in zip(c.gain, c.low, c.high)],
-                "accuracy(a) - accuracy(l)": c.accuracy.map(lambda v: f"{100 * v:+.1f} %"),
-                "claim": [
-                    {True: "confirmed", False: "not confirmed"}[bool(l > 0)]
-                    if l == l
-                    else "no interval"
-                    for l in c.low
-                ],
-            },
-        )
-    )
+    claimed = claim(runs, out)
+    table = {
+        "data": claimed.data,
+        "attribution": claimed.attribution,
+        "optimiser": claimed.optimiser,
+        "seeds": claimed.seeds,
+        "dG(a) - dG(l) [95 %]": _intervals(claimed.gain, claimed.low, claimed.high),
+        "accuracy(a) - accuracy(l)": claimed.accuracy.map(_signed_percent),
+        "claim": claimed.verdict,
+    }
     yield Section(
         "The claim: the adversary gains more than the l1 penalty",
-        "Difference of the two gains, seed by seed, with a 95 % t interval; confirmed where the interval lies above zero.",
-        c,
+        "Difference of the two gains, seed by seed, with a 95 % t interval; confirmed where the "
+        "interval lies above zero, open where it contains zero.",
+        pd.DataFrame(table),
     )
 
 # %% ../../nbs/papers/52_a.ipynb #fae6d392
+def _panel_title(recipe, attribution):
+    title = f"{recipe.data} [{attribution}]"
+    with_adam = recipe.optimiser == "adam" and recipe.model == "one_layer"
+    return f"{title} (Adam)" if with_adam else title
+
+
+def _natural_of(run, runs):
+    "The natural model of the same recipe and seed."
+    for other in runs:
+        if (other.recipe, other.method, other.seed) == (run.recipe, "natural", run.seed):
+            return other
+    raise LookupError(f"no natural model beside {run.name}")
+
+
 def _gains(runs, out, seed=0):
     "Point-wise dG of the first seed: `{data [attribution]: {model: (n,)}}`."
     panels = {}
-    for r in runs:
-        if (
-            r.seed != seed
-            or r.method == "natural"
-            or r.strength not in (r.recipe.eps, r.recipe.lam)
-        ):
+    for run in runs:
+        if run.seed != seed or run.method == "natural" or not _has_published_strength(run):
             continue
-        base = next(
-            b for b in runs if b.recipe == r.recipe and b.method == "natural" and b.seed == seed
-        )
-        (_, a), (_, b) = load_run(r, out), load_run(base, out)
-        for name, k in _attributions.items():
-            if f"gini{k}" in a:
-                panels.setdefault(
-                    f"{r.recipe.data} [{name}]"
-                    + (
-                        " (Adam)"
-                        if r.recipe.optimiser == "adam" and r.recipe.model == "one_layer"
-                        else ""
-                    ),
-                    {},
-                )[_title[r.method]] = a[f"gini{k}"].astype(float) - b[f"gini{k}"]
+        _, arrays = load_run(run, out)
+        _, natural = load_run(_natural_of(run, runs), out)
+        for attribution, ending in _endings.items():
+            column = f"gini{ending}"
+            if column in arrays:
+                panel = panels.setdefault(_panel_title(run.recipe, attribution), {})
+                panel[_titles[run.method]] = arrays[column].astype(float) - natural[column]
     return panels
 
 
 def _fig2(runs, out):
-    g = _gains(runs, out)
-    names = list(g)
-    figs = {
-        f"A_fig2_{i // 4 + 1}": (
-            gini_boxplot({n: g[n] for n in names[i : i + 4]}),
-            "Box plots of the point-wise gain in Gini: " + ", ".join(names[i : i + 4]),
+    panels = _gains(runs, out)
+    titles = list(panels)
+    figures = {}
+    for first in range(0, len(titles), 4):
+        shown = titles[first : first + 4]
+        figures[f"A_fig2_{first // 4 + 1}"] = (
+            gini_boxplot({title: panels[title] for title in shown}),
+            "Box plots of the point-wise gain in Gini: " + ", ".join(shown),
         )
-        for i in range(0, len(names), 4)
-    }
     yield Section(
         "Figure 2: gain in Gini, example by example",
-        "Gini of the attribution under each model minus that under the natural model, for the same example; first seed. Diamonds: means.",
-        figures=figs,
+        "Gini of the attribution under each model minus that under the natural model, for the "
+        "same example; first seed. Diamonds: means.",
+        figures=figures,
     )
 
 # %% ../../nbs/papers/52_a.ipynb #dbd47d14
+def _measured(runs, out):
+    "The rows of the runs that are done, of the first optimiser of each data set."
+    optimiser = {}
+    for run in runs:
+        optimiser.setdefault(run.recipe.data, run.recipe.optimiser)
+    rows = []
+    for run in runs:
+        is_first = run.recipe.optimiser == optimiser[run.recipe.data]
+        if run.method != "natural" and is_first and job_folder(run.job(), out).exists():
+            about = dict(data=run.recipe.data, method=run.method, strength=run.strength)
+            rows.append(dict(read_job(run.job(), out)["row"], **about))
+    return pd.DataFrame(rows)
+
+
+def _curve(rows, column):
+    "Gini, accuracy and labels, a point for each strength."
+    complete = rows.dropna(subset=[column])
+    means = complete.groupby("strength")[[column, "accuracy"]].mean()
+    labels = [f"{strength:.3g}" for strength in means.index]
+    return *means.to_numpy().T, labels
+
+
 def _fig3(runs, out):
-    optimiser, figs = (
-        {r.recipe.data: r.recipe.optimiser for r in reversed(runs)},
-        {},
-    )  # the first one of each data set
-    done = [
-        r
-        for r in runs
-        if r.method != "natural"
-        and r.recipe.optimiser == optimiser[r.recipe.data]
-        and job_folder(r.job(), out).exists()
-    ]
-    df = pd.DataFrame(
-        [
-            dict(
-                read_job(r.job(), out)["row"],
-                data=r.recipe.data,
-                method=r.method,
-                strength=r.strength,
-            )
-            for r in done
-        ]
-    )
-    for name, d in df.groupby("data", sort=False):
-        parts = {
-            f"{_title[m]} [{a}]": x.dropna(subset=[f"gini{k}"])
-            .groupby("strength")[[f"gini{k}", "accuracy"]]
-            .mean()
-            for m, x in d.groupby("method", sort=False)
-            for a, k in _attributions.items()
-            if f"gini{k}" in x
-        }
-        curves = {
-            k: (*m.to_numpy().T, [f"{s:.3g}" for s in m.index]) for k, m in parts.items() if len(m)
-        }
-        figs[f"A_fig3_{name}"] = (
+    figures = {}
+    for data, of_data in _measured(runs, out).groupby("data", sort=False):
+        curves = {}
+        for method, rows in of_data.groupby("method", sort=False):
+            for attribution, ending in _endings.items():
+                column = f"gini{ending}"
+                if column in rows and rows[column].notna().any():
+                    curves[f"{_titles[method]} [{attribution}]"] = _curve(rows, column)
+        figures[f"A_fig3_{data}"] = (
             tradeoff(curves),
-            f"Accuracy against mean Gini on {name}: " + ", ".join(curves),
+            f"Accuracy against mean Gini on {data}: " + ", ".join(curves),
         )
     yield Section(
         "Figure 3: accuracy against sparseness",
-        "One line for each way of training and attribution method, one point for each strength (written beside it): upper right is better.",
-        figures=figs,
+        "One line for each way of training and attribution method, one point for each strength "
+        "(written beside it): upper right is better.",
+        figures=figures,
     )
 
 # %% ../../nbs/papers/52_a.ipynb #b1226fc4
-def _first(runs, data):
+def _first_of_each(runs, data):
     "First seed and published strength of each method, FTRL for tables: title -> run."
-    ok = [
-        r
-        for r in runs
-        if r.recipe.data == data and r.seed == 0 and r.strength in (0.0, r.recipe.eps, r.recipe.lam)
-    ]
-    return {_title[r.method]: r for r in ok if r.recipe.optimiser == ok[0].recipe.optimiser}
+    of_data = [run for run in runs if run.recipe.data == data and run.seed == 0]
+    shown = [run for run in of_data if run.strength == 0.0 or _has_published_strength(run)]
+    optimiser = shown[0].recipe.optimiser
+    return {_titles[run.method]: run for run in _of_optimiser(shown, optimiser)}
 
 
 def _impacts(data, item, runs, out):
-    fig = impact_figure({k: load_run(r, out)[1] for k, r in _first(runs, data).items()})
+    arrays = {title: load_run(run, out)[1] for title, run in _first_of_each(runs, data).items()}
+    alt = f"Feature impacts on {data}, natural against adversarial"
     yield Section(
         f"Figure {item}: feature impact on {data}",
-        "Mean magnitude of the attribution over the test examples, the values of one categorical feature summed, sorted by the natural model.",
-        figures={
-            f"A_fig{item.replace('.', '')}": (
-                fig,
-                f"Feature impacts on {data}, natural against adversarial",
-            )
-        },
+        "Mean magnitude of the attribution over the test examples, the values of one categorical "
+        "feature summed, sorted by the natural model.",
+        figures={f"A_fig{item.replace('.', '')}": (impact_figure(arrays), alt)},
     )
 
 
-def _shap_maps(run, a, out):
-    "DeepSHAP of the stored examples, from the stored weights."
+def _with_stored_weights(weights):
     model = madry_cnn()
-    model.load_state_dict(load_file(job_folder(run.job(), out) / "model.safetensors"))
-    x = torch.as_tensor(a["x"])
-    return dict(a, maps=deep_shap(model, x, torch.as_tensor(a["y"][: len(x)])).numpy())
+    model.load_state_dict(load_file(weights))
+    return model
+
+
+def _shap_maps(run, out):
+    "The arrays of a run with DeepSHAP, from the stored weights, in place of its maps."
+    _, arrays = load_run(run, out)
+    model = _with_stored_weights(job_folder(run.job(), out) / "model.safetensors")
+    x = torch.as_tensor(arrays["x"])
+    y = torch.as_tensor(arrays["y"][: len(x)])
+    return dict(arrays, maps=deep_shap(model, x, y).numpy())
 
 
 def _maps(data, item, shap, runs, out, classes=None):
-    a = {
-        k: (_shap_maps(r, load_run(r, out)[1], out) if shap else load_run(r, out)[1])
-        for k, r in _first(runs, data).items()
-    }
+    arrays = {}
+    for title, run in _first_of_each(runs, data).items():
+        arrays[title] = _shap_maps(run, out) if shap else load_run(run, out)[1]
     name = "DeepSHAP" if shap else "Integrated Gradients"
+    figure = map_figure(arrays, classes=classes) or map_figure(arrays, rows=1)
+    alt = f"{name} maps on {data}, one column for each model"
     yield Section(
         f"Figure {item}: {name} on {data}",
-        "Test images that all models classify correctly and the magnitude of their maps, each on its own scale, with the Gini index.",
-        figures={
-            f"A_fig{item.replace('.', '')}": (
-                map_figure(a, classes=classes) or map_figure(a, rows=1),
-                f"{name} maps on {data}, one column for each model",
-            )
-        },
+        "Test images that all models classify correctly and the magnitude of their maps, each on "
+        "its own scale, with the Gini index.",
+        figures={f"A_fig{item.replace('.', '')}": (figure, alt)},
     )
 
 # %% ../../nbs/papers/52_a.ipynb #08259f6c
@@ -382,38 +413,35 @@ def _trained(run, folder):
     stored = folder.parent / run.job().name / "model.safetensors"
     if not stored.exists():
         return train(run).model
-    model = madry_cnn()
-    model.load_state_dict(load_file(stored))
-    return model.to(run.device).eval()
+    return _with_stored_weights(stored).to(run.device).eval()
 
 
 def score(
-    folder,
-    tick,  # where to write, called with the work done
-    data,
-    preset,
-    device,
-    n,
-    radius,
-    patch,
-    steps,  # data set, preset of its runs, examples, of the interpretation attack, of AOPC, of PGD
+    folder: Path,  # where to write
+    tick: Callable,  # called with the work done
+    data: str,  # data set
+    preset: str,  # of its runs
+    device: str,  # torch device
+    n: int,  # test examples
+    radius: float,  # of the interpretation attack
+    patch: int | None,  # side of the regions of AOPC
+    steps: int,  # of PGD
 ) -> dict:  # rows of the scorecard, under `card`
     "The job of a scorecard: natural against adversarial models, paired by seed."
-    runs = [r for r in runs_a(preset, device, data=[data]) if r.method != "l1"]
-    kinds = {
-        k: [_trained(r, folder) for r in runs if r.method == k] for k in ("natural", "adversarial")
-    }
-    r = runs[0].recipe
-    d = get_data(data, bs=r.bs, n_train=r.n_train, device=device).valid_ds
-    card = scorecard(
-        kinds, d.x[:n], d.y[:n], PGD(LInfBall(r.eps), steps, bounds=r.bounds), radius, patch=patch
-    )
+    runs = [run for run in runs_a(preset, device, data=[data]) if run.method != "l1"]
+    kinds = dict(natural=[], adversarial=[])
+    for method, models in kinds.items():
+        models += [_trained(run, folder) for run in runs if run.method == method]
+    recipe = runs[0].recipe
+    test = get_data(data, bs=recipe.bs, n_train=recipe.n_train, device=device).valid_ds
+    attack = PGD(LInfBall(recipe.eps), steps, bounds=recipe.bounds)
+    card = scorecard(kinds, test.x[:n], test.y[:n], attack, radius, patch=patch)
     tick(1)
     return dict(card=json.loads(card.to_json(orient="records")))
 
-
+# %% ../../nbs/papers/52_a.ipynb #5e4434cb
 def _score_job(preset="quick", device="cpu"):
-    s = dict(
+    settings = dict(
         data="mnist",
         preset=preset,
         device=device,
@@ -422,119 +450,132 @@ def _score_job(preset="quick", device="cpu"):
         patch=4,
         steps=40,
     )
-    return Job("advinterp.papers.a:score", s, f"{s['data']}-scorecard", 5_000.0)
+    return Job("advinterp.papers.a:score", settings, "mnist-scorecard", 5_000.0)
+
+
+def _score_jobs(preset, device="cpu"):
+    runs = [run for run in runs_a(preset, device, data=["mnist"]) if run.method != "l1"]
+    return [*(run.job() for run in runs), _score_job(preset, device)]
 
 
 def _card(out, preset="quick", device="cpu"):
     job = _score_job(preset, device)
     if not job_folder(job, out).exists():
         return []
-    c = pd.DataFrame(read_job(job, out)["row"]["card"])
-    t = pd.DataFrame(
-        {
-            "metric": c.metric,
-            "claimed better": c.better,
-            **{k: c[k].map("{:.3f}".format) for k in ("natural", "adversarial")},
-            "difference [95 %]": [interval(*v) for v in zip(c.difference, c.low, c.high)],
-            "claim": c.verdict,
-        }
+    card = pd.DataFrame(read_job(job, out)["row"]["card"])
+    table = {
+        "metric": card.metric,
+        "claimed better": card.better,
+        "natural": card.natural.map("{:.3f}".format),
+        "adversarial": card.adversarial.map("{:.3f}".format),
+        "difference [95 %]": _intervals(card.difference, card.low, card.high),
+        "claim": card.verdict,
+    }
+    text = (
+        f"MNIST, first {job.settings['n']} test images, means over three seeds with 95 % t "
+        "intervals of the difference. Robust accuracy: PGD-40 within eps .3; interpretation "
+        "attack: l2 radius 1; AOPC: regions of 4 pixels; top entries: 10 %. Stability between "
+        "seeds is bootstrapped over the images."
     )
-    n = job.settings["n"]
-    return [
-        Section(
-            "Natural against adversarial models on every metric",
-            f"MNIST, first {n} test images, means over three seeds with 95 % t intervals of the difference. Robust accuracy: PGD-40 within eps .3; interpretation attack: l2 radius 1; AOPC: regions of 4 pixels; "
-            "top entries: 10 %. Stability between seeds is bootstrapped over the images.",
-            t,
-        )
-    ]
+    title = "Natural against adversarial models on every metric"
+    return [Section(title, text, pd.DataFrame(table))]
 
 # %% ../../nbs/papers/52_a.ipynb #8af9e0c4
-def _item(name, title, draw, scaled, minutes, gpu="1", **which):
-    jobs = lambda preset, device="cpu": [r.job() for r in runs_a(preset, device, **which)]
-
-    def _sections(out, preset="quick", device="cpu"):
-        runs = [r for r in runs_a(preset, device, **which) if job_folder(r.job(), out).exists()]
-        return list(draw(runs, out)) if runs else []
-
-    return Item(f"A.{name}", title, jobs, _sections, scaled, minutes, gpu)
-
-
-_images = "10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: a small net, 15,000 images"
-
-
-def _score_jobs(preset, device="cpu"):
-    return [
-        *(r.job() for r in runs_a(preset, device, data=["mnist"]) if r.method != "l1"),
-        _score_job(preset, device),
-    ]
+def _item(name, title, draw, scaled, minutes, gpu_hours="1", **which):
+    return item_of_runs(
+        f"A.{name}",
+        title,
+        runs=partial(runs_a, **which),
+        draw=draw,
+        scaled=scaled,
+        minutes=minutes,
+        gpu_hours=gpu_hours,
+        as_job=methodcaller("job"),
+    )
 
 
-def items_a() -> list:  # of `Item`
+def _map_item(number, data, shap, minutes):
+    "One of the figures J.6 to J.10."
+    return _item(
+        name=f"figJ{number}",
+        title=f"{'DeepSHAP' if shap else 'Integrated Gradients'} on {data}",
+        draw=partial(_maps, data, f"J.{number}", shap),
+        scaled=_small_net if data == "cifar10" else "10,000 training images",
+        minutes=minutes,
+        gpu_hours="8",
+        data=[data],
+    )
+
+
+_small_net = "a small net, 15,000 images"
+_images = f"10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: {_small_net}"
+
+# %% ../../nbs/papers/52_a.ipynb #72252e34
+def items_a() -> list[Item]:
     "The tables and figures of paper A."
-    maps = (
-        (6, "mnist", False, 24),
-        (7, "fashion_mnist", False, 16),
-        (8, "cifar10", False, 24),
-        (9, "mnist", True, 24),
-        (10, "fashion_mnist", True, 16),
-    )  # the last: minutes
     return [
-        _item("table1", "gain in Gini on five data sets", _table1, _images, 68, "40"),
         _item(
-            "fig1",
-            "one image (a bird in the paper) under each model",
-            partial(_maps, "cifar10", "1", False, classes=[2]),
-            "a small net, 15,000 images",
-            24,
-            "30",
+            name="table1",
+            title="gain in Gini on five data sets",
+            draw=_table1,
+            scaled=_images,
+            minutes=68,
+            gpu_hours="40",
+        ),
+        _item(
+            name="fig1",
+            title="one image (a bird in the paper) under each model",
+            draw=partial(_maps, "cifar10", "1", False, classes=[2]),
+            scaled=_small_net,
+            minutes=24,
+            gpu_hours="30",
             data=["cifar10"],
         ),
-        _item("fig2", "point-wise gain in Gini", _fig2, _images, 68, "40"),
         _item(
-            "fig3",
-            "accuracy against sparseness",
-            _fig3,
-            _images + "; other strengths with one seed",
-            105,
-            "100",
+            name="fig2",
+            title="point-wise gain in Gini",
+            draw=_fig2,
+            scaled=_images,
+            minutes=68,
+            gpu_hours="40",
+        ),
+        _item(
+            name="fig3",
+            title="accuracy against sparseness",
+            draw=_fig3,
+            scaled=f"{_images}; other strengths with one seed",
+            minutes=105,
+            gpu_hours="100",
             grid=True,
         ),
         _item(
-            "figJ4",
-            "feature impact on Mushroom",
-            partial(_impacts, "mushroom", "J.4"),
-            "nothing",
-            3,
+            name="figJ4",
+            title="feature impact on Mushroom",
+            draw=partial(_impacts, "mushroom", "J.4"),
+            scaled="nothing",
+            minutes=3,
             data=["mushroom"],
         ),
         _item(
-            "figJ5",
-            "feature impact on Spambase",
-            partial(_impacts, "spambase", "J.5"),
-            "nothing",
-            1,
+            name="figJ5",
+            title="feature impact on Spambase",
+            draw=partial(_impacts, "spambase", "J.5"),
+            scaled="nothing",
+            minutes=1,
             data=["spambase"],
         ),
-        *[
-            _item(
-                f"figJ{i}",
-                f"{'DeepSHAP' if shap else 'Integrated Gradients'} on {d}",
-                partial(_maps, d, f"J.{i}", shap),
-                "10,000 training images" if d != "cifar10" else "a small net, 15,000 images",
-                m,
-                "8",
-                data=[d],
-            )
-            for i, d, shap, m in maps
-        ],
+        _map_item(6, "mnist", shap=False, minutes=24),
+        _map_item(7, "fashion_mnist", shap=False, minutes=16),
+        _map_item(8, "cifar10", shap=False, minutes=24),
+        _map_item(9, "mnist", shap=True, minutes=24),
+        _map_item(10, "fashion_mnist", shap=True, minutes=16),
         Item(
-            "A.scorecard",
-            "every metric of the papers on MNIST",
-            _score_jobs,
-            _card,
-            "10,000 training images, 300 test images",
-            26,
-            "10",
+            name="A.scorecard",
+            title="every metric of the papers on MNIST",
+            jobs=_score_jobs,
+            sections=_card,
+            scaled="10,000 training images, 300 test images",
+            minutes=26,
+            gpu_hours="10",
         ),
     ]
