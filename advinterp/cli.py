@@ -6,287 +6,296 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/60_cli.ipynb #7ea52847
-import argparse
+import inspect
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Annotated, Literal, get_origin
 
-# %% ../nbs/commands/60_cli.ipynb #2216e9bb
-def _compare(args):
-    from advinterp.study import compare
+import typer
+from fastcore.docments import docments
+from typer.core import TyperCommand, TyperGroup
 
-    changes = {} if args.epochs is None else dict(epochs=args.epochs, adv_epochs=args.epochs)
-    results = compare(
-        args.data,
-        methods=args.methods,
-        eps=args.eps,
-        lam=args.lam,
-        seeds=args.seeds,
-        out=args.out,
-        device=args.device,
-        resume=args.resume,
-        n_jobs=args.jobs,
-        backend=args.backend,
-        **changes,
-    )
-    print(results.show())
-    print(f"\nreport: {os.path.join(args.out, 'report.html')}")
-
-# %% ../nbs/commands/60_cli.ipynb #c21f4f5c
-def _add_compare(commands):
-    p = commands.add_parser(
-        "compare",
-        help="train natural, l1 and adversarial models and compare how concise their explanations are",
-    )
-    p.add_argument(
-        "--data",
-        nargs="+",
-        default=["digits", "breast_cancer"],
-        metavar="NAME",
-        help="data sets (default: digits breast_cancer)",
-    )
-    p.add_argument(
-        "--methods",
-        nargs="+",
-        default=["l1", "adversarial"],
-        metavar="METHOD",
-        help="besides natural: l1, adversarial (default: both)",
-    )
-    p.add_argument(
-        "--eps",
-        nargs="+",
-        type=float,
-        metavar="EPS",
-        help="strengths of the adversary, in the inputs' units (default: the recipe's)",
-    )
-    p.add_argument(
-        "--lambda",
-        nargs="+",
-        type=float,
-        dest="lam",
-        metavar="LAMBDA",
-        help="strengths of the l1 penalty (default: the recipe's)",
-    )
-    p.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="how many seeds: 0 ... N-1 (default: 1)"
-    )
-    p.add_argument(
-        "--epochs", type=int, metavar="N", help="epochs of every model (default: the recipe's)"
-    )
-    p.add_argument(
-        "--out",
-        default="results",
-        metavar="FOLDER",
-        help="where results.csv, report.html and the figures go (default: results)",
-    )
-    p.add_argument(
-        "--device",
-        default=None,
-        help="cpu, cuda, mps ... (default: the accelerator where there is one)",
-    )
-    p.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an earlier study in the same folder: finished runs are kept",
-    )
-    _add_workers(p, jobs=1)
-    p.set_defaults(command=_compare)
+# %% ../nbs/commands/60_cli.ipynb #7f264a9c
+def _say(message, code):
+    "Tell what went wrong; the exit that says so as well."
+    print(f"advinterp: {message}", file=sys.stderr)
+    return typer.Exit(code)
 
 
-def _add_workers(p, jobs):
-    p.add_argument(
-        "--jobs",
-        type=int,
-        default=jobs,
-        metavar="N",
-        help=f"processes that train at the same time; -1: one for each core (default: {jobs})",
-    )
-    p.add_argument(
-        "--backend",
-        default="loky",
-        help="where they run: loky, threading, or dask, ray on a cluster that shares the folder (default: loky)",
-    )
-
-# %% ../nbs/commands/60_cli.ipynb #83329c64
-def _reproduce(args):
-    from advinterp.papers.reproduce import items, reproduce
-
-    if args.list or not args.name:
-        for i in items():
-            print(f"{i.name:13} {i.title:48} {i.cost}")
-        return
-    print(reproduce(args.name, args.preset, args.out, args.device, args.jobs, args.backend))
+def _show(line):
+    "Print a line; where the reader has gone, as `head` does when it has enough, there is no more."
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python complains when it ends
+        raise typer.Exit(0) from None
 
 
-def _add_reproduce(commands):
-    p = commands.add_parser(
-        "reproduce", help="a table or figure of the papers, with the published value beside ours"
-    )
-    p.add_argument(
-        "name", nargs="?", help="A.table1, ... or A for all of a paper; --list shows them"
-    )
-    p.add_argument(
-        "--list",
-        action="store_true",
-        help="show what there is, what it costs, and whether it was run to the end",
-    )
-    p.add_argument(
-        "--preset",
-        default="quick",
-        choices=["quick", "paper"],
-        help="a small scale for two cores, or the published settings (default: quick)",
-    )
-    p.add_argument(
-        "--out",
-        default="results/reproduce",
-        metavar="FOLDER",
-        help="where studies and pages go (default: results/reproduce)",
-    )
-    p.add_argument(
-        "--device",
-        default=None,
-        help="cpu, cuda, mps ... (default: the accelerator where there is one)",
-    )
-    _add_workers(p, jobs=-1)
-    p.set_defaults(command=_reproduce)
+class _Commands(TyperGroup):
+    "The commands, whose errors end in one sentence and an exit code."
 
-# %% ../nbs/commands/60_cli.ipynb #2182da2b
-def _study(args):
-    if args.action == "status":
-        from advinterp.jobs import status
-
-        s = status(args.out)
-        print(
-            s.drop(columns="error").to_string(index=False),
-            *[f"\n{r.run}: {r.error}" for r in s.itertuples() if r.error],
-        )
-        return
-    from advinterp.study import open_study
-
-    results = open_study(args.out)
-    if results.empty:
-        raise ValueError(f"out={args.out!r}: no run is finished yet")
-    print(results.show() if args.action == "table" else results.report())
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # both are a RuntimeError
+            raise
+        except KeyboardInterrupt:
+            raise _say("stopped; finished runs are kept, --resume continues", 130) from None
+        except (ValueError, OSError, RuntimeError) as error:
+            if ctx.params["traceback"]:
+                raise
+            code = 1 if isinstance(error, RuntimeError) else 2
+            raise _say(error, code) from error
 
 
-def _add_study(commands):
-    p = commands.add_parser("study", help="the state, the table or the report of a study")
-    p.add_argument("action", choices=["status", "table", "report"])
-    p.add_argument("out", metavar="FOLDER", help="the folder that --out named")
-    p.set_defaults(command=_study)
-
-# %% ../nbs/commands/60_cli.ipynb #6d68a6e7
-def _data(args):
-    from advinterp.data import data_table, fetch, verify
-
-    if args.action == "list":
-        for r in data_table():
-            absent = (
-                f"absent: advinterp data fetch {r['name']}"
-                if r["public"]
-                else f"absent, no public loader: {r['source']}"
-            )
-            print(f"{r['name']:18} {r['rows']:>7} + {r['test_rows']:<6} {r['where'] or absent}")
-        return
-    names = args.names or [
-        r["name"] for r in data_table() if args.action == "verify" and r["where"]
-    ]
-    if not names:
-        raise ValueError(
-            f"data {args.action}: name at least one data set; `advinterp data list` shows them"
-        )
-    for n in names:
-        if args.action == "fetch":
-            fetch(n)
-        r = verify(n)
-        print(f"{n}: sound, {r['rows']} + {r['test_rows']} rows, {r['folder'] or r['where']}")
+_app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings=dict(help_option_names=["-h", "--help"]),
+)
 
 
-def _add_data(commands):
-    p = commands.add_parser("data", help="list, fetch or verify data sets")
-    p.add_argument("action", choices=["list", "fetch", "verify"])
-    p.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="data sets; verify without names checks all that are here",
-    )
-    p.set_defaults(command=_data)
-
-# %% ../nbs/commands/60_cli.ipynb #875583be
-def _info(args):
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    from advinterp.data import cache_dir
-
-    for n in (
-        "advinterp",
-        "torch",
-        "torchvision",
-        "fastai",
-        "captum",
-        "shap",
-        "numpy",
-        "scikit-learn",
-    ):
-        print(f"{n:13} {version(n)}")
-    gpu = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "none"
-    )
-    rows = dict(
-        python=platform.python_version(),
-        machine=f"{platform.machine()}, {os.cpu_count()} cores",
-        accelerator=gpu,
-        ADVINTERP_DATA=os.environ.get("ADVINTERP_DATA", "not set"),
-        cache=cache_dir(),
-    )
-    for k, v in rows.items():
-        print(f"{k:13} {v}")
-
-# %% ../nbs/commands/60_cli.ipynb #08911f0b
-def _parser():
-    p = argparse.ArgumentParser(
-        "advinterp",
-        description="Adversarial and regularised training for concise, stable, structured explanations.",
-    )
-    p.add_argument("--traceback", action="store_true", help="show where an error came from")
-    commands = p.add_subparsers(required=True, metavar="COMMAND")
-    _add_compare(commands)
-    _add_reproduce(commands)
-    _add_study(commands)
-    _add_data(commands)
-    commands.add_parser("info", help="versions, devices and folders").set_defaults(command=_info)
-    return p
+@_app.callback()
+def _advinterp(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="show where an error came from")
+    ] = False,
+):
+    "Adversarial and regularised training for concise, stable, structured explanations."
 
 # %% ../nbs/commands/60_cli.ipynb #d3ca26ef
 def main(
-    argv=None,  # arguments; None: those of the process
+    argv: list[str] | None = None,  # arguments; None: those of the process
 ) -> int:  # exit code: 0, 1 where runs failed, 2 for bad input, 130 when interrupted
     "The command `advinterp`."
-    args = _parser().parse_args(argv)
-    warnings.filterwarnings(
-        "ignore", message=".*torch.jit.script.* is deprecated"
-    )  # of libraries that are imported, not of ours
+    # a warning of libraries that are imported, which nobody who reads it here can do anything about
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+    code = 0
     try:
-        args.command(args)
-    except KeyboardInterrupt:
-        print("advinterp: stopped; finished runs are kept, --resume continues", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as e:
-        if args.traceback:
-            raise
-        print(f"advinterp: {e}", file=sys.stderr)
-        return 2
-    except RuntimeError as e:
-        if args.traceback:
-            raise
-        print(f"advinterp: {e}", file=sys.stderr)
-        return 1
-    return 0
+        typer.main.get_command(_app).main(argv, prog_name="advinterp")
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code
+
+# %% ../nbs/commands/60_cli.ipynb #df4e54a9
+def _is_option(arg):
+    "Is this the name of an option? A negative number is not."
+    try:
+        float(arg)
+    except ValueError:
+        return arg.startswith("-")
+    return False
+
+
+class _Command(TyperCommand):
+    "A command with options that take several values."
+
+    def parse_args(self, ctx, args):
+        several = set()
+        for parameter in self.params:
+            if getattr(parameter, "multiple", False):
+                several.update(parameter.opts)
+        spread = []
+        option = None  # the one whose values are being read
+        for arg in args:
+            if _is_option(arg):
+                option = arg if arg in several else None
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def _annotated(parameter, help):
+    "The type of a parameter, with what typer has to know beside it."
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        return Annotated[parameter.annotation, typer.Argument(help=help)]
+    name = parameter.name.strip("_").replace("_", "-")  # `lambda_` is --lambda
+    metavar = None
+    if get_origin(parameter.annotation) is not Literal:  # whose choices are shown
+        metavar = name.upper()
+    if isinstance(parameter.default, tuple):
+        metavar += "..."
+    return Annotated[parameter.annotation, typer.Option(f"--{name}", help=help, metavar=metavar)]
+
+
+def _command(function: Callable) -> Callable:
+    "Make a function a command: the comments of its parameters become the help texts."
+    comments = docments(function, returns=False)
+    signature = inspect.signature(function)
+    parameters = [
+        parameter.replace(annotation=_annotated(parameter, comments[parameter.name]))
+        for parameter in signature.parameters.values()
+    ]
+
+    def run(**arguments):
+        return function(**arguments)
+
+    run.__doc__ = function.__doc__
+    run.__signature__ = signature.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    _app.command(function.__name__.strip("_"), cls=_Command)(run)
+    return function
+
+# %% ../nbs/commands/60_cli.ipynb #2216e9bb
+@_command
+def _compare(
+    *,
+    data: list[str] = ("digits", "breast_cancer"),  # data sets
+    methods: list[str] = ("l1", "adversarial"),  # besides natural: l1, adversarial
+    eps: list[float] = (),  # strengths of the adversary, in the inputs' units; else the recipe's
+    lambda_: list[float] = (),  # strengths of the l1 penalty; else the recipe's
+    seeds: int = 1,  # how many seeds: 0 ... N-1
+    epochs: int | None = None,  # epochs of every model; else the recipe's
+    out: str = "results",  # where results.csv, report.html and the figures go
+    device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
+    resume: bool = False,  # continue an earlier study in the folder: finished runs are kept
+    jobs: int = 1,  # processes that train at the same time; -1: one for each core
+    backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
+):
+    "Train natural, l1 and adversarial models and compare how concise their explanations are."
+    from advinterp.study import compare
+
+    changes = {} if epochs is None else dict(epochs=epochs, adv_epochs=epochs)
+    results = compare(
+        data,
+        methods=methods,
+        eps=eps or None,
+        lam=lambda_ or None,
+        seeds=seeds,
+        out=out,
+        device=device,
+        resume=resume,
+        n_jobs=jobs,
+        backend=backend,
+        **changes,
+    )
+    _show(results.show())
+    _show(f"\nreport: {os.path.join(out, 'report.html')}")
+
+# %% ../nbs/commands/60_cli.ipynb #83329c64
+@_command
+def _reproduce(
+    name: str | None = None,  # A.table1, ... or A for all of a paper; --list shows them
+    *,
+    list_: bool = False,  # show what there is, what it costs, and whether it was run to the end
+    preset: Literal["quick", "paper"] = "quick",  # a small scale, or the published settings
+    out: str = "results/reproduce",  # where studies and pages go
+    device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
+    jobs: int = -1,  # processes that train at the same time; -1: one for each core
+    backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
+):
+    "A table or figure of the papers, with the published value beside ours."
+    from advinterp.papers.reproduce import items, reproduce
+
+    if list_ or not name:
+        for item in items():
+            _show(f"{item.name:13} {item.title:48} {item.cost}")
+        return
+    _show(reproduce(name, preset, out, device, jobs, backend))
+
+# %% ../nbs/commands/60_cli.ipynb #2182da2b
+def _print_status(out):
+    from advinterp.jobs import status
+
+    runs = status(out)
+    _show(runs.drop(columns="error").to_string(index=False))
+    for run in runs.itertuples():
+        if run.error:
+            _show(f"{run.run}: {run.error}")
+
+
+@_command
+def _study(
+    action: Literal["status", "table", "report"],  # of every run; of all; the page anew
+    out: str,  # the folder that --out named
+):
+    "The state, the table or the report of a study."
+    if action == "status":
+        _print_status(out)
+        return
+    from advinterp.study import open_study
+
+    results = open_study(out)
+    if results.empty:
+        raise ValueError(f"out={out!r}: no run is finished yet")
+    _show(results.show() if action == "table" else results.report())
+
+# %% ../nbs/commands/60_cli.ipynb #6d68a6e7
+def _print_data_table():
+    from advinterp.data import data_table
+
+    for row in data_table():
+        place = row["where"]
+        if not place and row["public"]:
+            place = f"absent: advinterp data fetch {row['name']}"
+        elif not place:
+            place = f"absent, no public loader: {row['source']}"
+        _show(f"{row['name']:18} {row['rows']:>7} + {row['test_rows']:<6} {place}")
+
+
+@_command
+def _data(
+    action: Literal["list", "fetch", "verify"],  # show all, download, or check the files again
+    names: list[str] = (),  # data sets; verify without names checks all that are here
+):
+    "List, fetch or verify data sets."
+    if action == "list":
+        _print_data_table()
+        return
+    from advinterp.data import data_table, fetch, verify
+
+    if action == "verify" and not names:
+        names = [row["name"] for row in data_table() if row["where"]]
+    if not names:
+        raise ValueError(
+            f"data {action}: name at least one data set; `advinterp data list` shows them"
+        )
+    for name in names:
+        if action == "fetch":
+            fetch(name)
+        row = verify(name)
+        place = row["folder"] or row["where"]
+        _show(f"{name}: sound, {row['rows']} + {row['test_rows']} rows, {place}")
+
+# %% ../nbs/commands/60_cli.ipynb #875583be
+_LIBRARIES = (
+    "advinterp",
+    "torch",
+    "torchvision",
+    "fastai",
+    "captum",
+    "shap",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def _accelerator():
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "mps" if torch.backends.mps.is_available() else "none"
+
+
+@_command
+def _info():
+    "Versions, devices and folders."
+    import platform
+    from importlib.metadata import version
+
+    from advinterp.data import cache_dir
+
+    rows = {name: version(name) for name in _LIBRARIES}
+    rows["python"] = platform.python_version()
+    rows["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    rows["accelerator"] = _accelerator()
+    rows["ADVINTERP_DATA"] = os.environ.get("ADVINTERP_DATA", "not set")
+    rows["cache"] = cache_dir()
+    for name, value in rows.items():
+        _show(f"{name:13} {value}")
