@@ -6,9 +6,10 @@
 __all__ = ['run_one', 'rows_b', 'claims_b', 'items_b']
 
 # %% ../../nbs/papers/53_b.ipynb #74c26f4a
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.optimizer import OptimWrapper
@@ -16,29 +17,42 @@ from safetensors.torch import load_file, save_file
 
 from ..adversary import PGD, paper_b_cifar, paper_b_mnist
 from ..attribution import saliency
-from ..core import set_seed
+from ..core import check_choice, set_seed
 from ..data import get_data
 from ..duals import L2Ball
-from ..evaluate import accuracy, gradient_norms, robust_accuracy, seed_interval
+from ..evaluate import accuracy, gradient_norms, robust_accuracy
 from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn, noack_cnn, small_conv
-from .common import Item
+from advinterp.papers.common import (
+    Item,
+    claim_row,
+    claim_section,
+    item_of_runs,
+    mean_and_half,
+    read_published,
+)
 from ..penalty import JacobianNorm, TargetMap, Targets, smoothgrad_targets, threshold_map
 from ..plots import saliency_grid
-from ..report import Section, interval
+from ..report import Section
 from ..study import StepDecay, Tick
 from ..train import adv_learner
 
 # %% ../../nbs/papers/53_b.ipynb #39c4e9b6
 _teacher = dict(interp="adversarial", interp_permuted="adversarial", interp_natural="natural")
-_defaults = dict(
+_defaults = dict(  # what the settings of a job leave out
     net="madry_cnn",
     step_size=None,
     weights=dict(jacobian=0.01, interp=0.07, interp_permuted=0.05, interp_natural=0.33),
-)  # what the settings of a job leave out
+)
 _quick = dict(n_train=5_000, n_test=1_000, drops=[0.7], fast=True)
 _paper = dict(
-    n_train=None, n_test=10_000, epochs=30, drops=[1 / 3, 2 / 3], steps=40, lr=0.01, fast=False
+    n_train=None,
+    n_test=10_000,
+    epochs=30,
+    drops=[1 / 3, 2 / 3],
+    steps=40,
+    lr=0.01,
+    fast=False,
 )
 
 _settings = dict(
@@ -71,17 +85,14 @@ _settings = dict(
 )
 
 
-def _cost(s):
-    return (
-        dict(natural=1, jacobian=2.5, adversarial=3 if s["fast"] else 9).get(s["method"], 3)
-        * s["epochs"]
-    )
+def _cost(settings):
+    passes = dict(natural=1, jacobian=2.5, adversarial=3 if settings["fast"] else 9)
+    return passes.get(settings["method"], 3) * settings["epochs"]
 
 
-def _as_job(s):
-    return Job(
-        "advinterp.papers.b:run_one", s, f"{s['data']}-{s['method']}-seed{s['seed']}", _cost(s)
-    )
+def _as_job(settings):
+    label = f"{settings['data']}-{settings['method']}-seed{settings['seed']}"
+    return Job("advinterp.papers.b:run_one", settings, label, _cost(settings))
 
 
 def _job(method, seed, preset="quick", device="cpu", data="mnist"):
@@ -90,17 +101,25 @@ def _job(method, seed, preset="quick", device="cpu", data="mnist"):
     )
 
 # %% ../../nbs/papers/53_b.ipynb #4a3ccca4
-def _loaders(s):
-    return get_data(s["data"], bs=s["bs"], seed=s["seed"], n_train=s["n_train"], device=s["device"])
+def _loaders(settings):
+    return get_data(
+        settings["data"],
+        bs=settings["bs"],
+        seed=settings["seed"],
+        n_train=settings["n_train"],
+        device=settings["device"],
+    )
 
 
-def _net(s, dls):
-    c, h, _ = dls.train_ds.x.shape[1:]
-    return dict(
-        madry_cnn=partial(madry_cnn, c, dls.c, h, dropout=0.5, init_std=None),
-        noack_cnn=partial(noack_cnn, c, dls.c),
-        small_conv=partial(small_conv, c, dls.c, h),
-    )[(_defaults | s)["net"]]()
+def _net(settings, dls):
+    channels, side, _ = dls.train_ds.x.shape[1:]
+    net = (_defaults | settings)["net"]
+    check_choice("net", net, ("madry_cnn", "noack_cnn", "small_conv"))
+    if net == "madry_cnn":
+        return madry_cnn(channels, dls.c, side, dropout=0.5, init_std=None)
+    if net == "noack_cnn":
+        return noack_cnn(channels, dls.c)
+    return small_conv(channels, dls.c, side)
 
 
 def _stored(job, dls, out):
@@ -114,271 +133,232 @@ def _has_weights(job, out):
     return (job_folder(job, out) / "model.safetensors").exists()
 
 
-def _targets(s, dls, out):
+def _targets(settings, dls, out):
     "SmoothGrad maps of the teacher for the training images, thresholded."
-    job, train = _as_job(dict(s, method=_teacher[s["method"]])), dls.train_ds
-    teacher = (
-        _stored(job, dls, out) if _has_weights(job, out) else _train(job.settings, dls, out).model
-    )
+    method = settings["method"]
+    job = _as_job(dict(settings, method=_teacher[method]))
+    if _has_weights(job, out):
+        teacher = _stored(job, dls, out)
+    else:
+        teacher = _train(job.settings, dls, out).model
+    train = dls.train_ds
     maps = smoothgrad_targets(
         teacher,
         train.x,
         train.y,
         phi=1.0,
-        permute=float(s["method"] == "interp_permuted"),
+        permute=1.0 if method == "interp_permuted" else 0.0,
         path=out / "targets" / f"{job.name}.safetensors",
-        seed=s["seed"],
+        seed=settings["seed"],
     )
     return Targets(train.x, maps)
 
 # %% ../../nbs/papers/53_b.ipynb #baa3c682
-def _train(s, dls, out, tick=lambda: None):
+def _protect(learn, settings, targets):
+    "Bring the method of a run into a Learner."
+    method = settings["method"]
+    full = _defaults | settings
+    if targets is not None:
+        learn.penalise(TargetMap(targets, absolute=True), full["weights"][method])
+    if method == "jacobian":
+        learn.penalise(JacobianNorm(1), full["weights"][method])
+    if method == "adversarial":
+        attack = PGD(
+            L2Ball(settings["eps"]),
+            steps=settings["steps"],
+            step_size=full["step_size"],
+            bounds=(0.0, 1.0),
+            fast="auto" if settings["fast"] else False,
+        )
+        learn.adversarial(attack)
+
+
+def _train(settings, dls, out, tick=lambda: None):
     "A fitted Learner."
-    method, full = s["method"], _defaults | s
-    weight = full["weights"].get(method)
-    targets = _targets(s, dls, out) if method in _teacher else None
-    set_seed(s["seed"])
+    targets = _targets(settings, dls, out) if settings["method"] in _teacher else None
+    set_seed(settings["seed"])
     learn = adv_learner(
         dls,
-        _net(s, dls),
+        _net(settings, dls),
         opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9)),
-        cbs=[Tick(tick), StepDecay(s["drops"])],
+        cbs=[Tick(tick), StepDecay(settings["drops"])],
     )
-    if targets is not None:
-        learn.penalise(TargetMap(targets, absolute=True), weight)
-    if method == "jacobian":
-        learn.penalise(JacobianNorm(1), weight)
-    if method == "adversarial":
-        learn.adversarial(
-            PGD(
-                L2Ball(s["eps"]),
-                steps=s["steps"],
-                step_size=full["step_size"],
-                bounds=(0.0, 1.0),
-                fast="auto" if s["fast"] else False,
-            )
-        )
+    _protect(learn, settings, targets)
     with learn.no_bar(), learn.no_logging():
-        learn.fit(s["epochs"], s["lr"])
+        learn.fit(settings["epochs"], settings["lr"])
     return learn
 
-
+# %% ../../nbs/papers/53_b.ipynb #2012c207
 def run_one(
-    folder,  # where to write
-    tick,  # called with the work done
-    **s,  # settings, see `_settings`
+    folder: Path,  # where to write
+    tick: Callable,  # called with the work done
+    **settings,  # of the run, see `_settings`
 ) -> dict:  # accuracy, robust accuracy, gradient norms
     "The job of a run: train, measure, keep the weights."
-    dls = _loaders(s)
-    n = s["n_test"]
-    learn = _train(
-        s, dls, folder.parent.parent, lambda: tick(_cost(s) / (s["epochs"] * len(dls.train)))
-    )
-    model, test, train = learn.model, dls.valid_ds, dls.train_ds
-    attack, norms = (
-        (paper_b_cifar if s["data"] == "cifar10" else paper_b_mnist)(s["eps"]),
-        gradient_norms(model, train.x[:n], train.y[:n]),
-    )
-    save_file(
-        {k: v.contiguous().cpu() for k, v in model.state_dict().items()},
-        folder / "model.safetensors",
-    )
+    dls = _loaders(settings)
+    n_batches = settings["epochs"] * len(dls.train)
+    study = folder.parent.parent
+    learn = _train(settings, dls, study, lambda: tick(_cost(settings) / n_batches))
+    model = learn.model
+    test, train = dls.valid_ds, dls.train_ds
+    n = settings["n_test"]
+    attack_of = paper_b_cifar if settings["data"] == "cifar10" else paper_b_mnist
+    norms = gradient_norms(model, train.x[:n], train.y[:n])
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
     return dict(
         accuracy=accuracy(model, test.x, test.y),
         train_accuracy=accuracy(model, train.x, train.y),
-        robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack),
+        robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack_of(settings["eps"])),
         true_norm=norms.true.mean().item(),
         other_norm=norms.others.mean().item(),
     )
 
 # %% ../../nbs/papers/53_b.ipynb #85d64635
-_published = pd.DataFrame(
-    [
-        ("mnist", "natural", "Std. Training", 99.38, 61.05, 7.43, 3.93),
-        ("mnist", "adversarial", "Adv. Training", 99.29, 90.21, 2.48, 1.47),
-        ("mnist", "jacobian", "Jacobian Reg.", 99.13, 82.86, 1.69, 0.68),
-        ("mnist", "interp", "Interp. Reg. R.", 99.15, 85.17, 1.72, 1.19),
-        ("mnist", "interp_permuted", "Interp. Reg. R. Perm.", 99.12, 80.83, 0.85, 1.67),
-        ("mnist", "interp_natural", "Interp. Reg. N.R.", 99.13, 60.96, 5.45, 2.37),
-        ("cifar10", "natural", "Std. Training", 78.29, 14.93),
-        ("cifar10", "adversarial", "Adv. Training", 74.51, 57.43),
-        ("cifar10", "jacobian", "Jacobian Reg.", 74.21, 51.34),
-        ("cifar10", "interp", "Interp. Reg.", 74.66, 51.43),
-    ],
-    columns=["data", "method", "row", "accuracy", "robust_accuracy", "true_norm", "other_norm"],
-)
+_published = read_published("b_tables")  # tables 1 to 3
 
 
 def _jobs(data, preset, device="cpu"):
-    return [
-        _job(m, seed, preset, device, data)
-        for seed in range(3 if preset == "quick" else 5)
-        for m in _published.method[_published.data == data]
-    ]
+    methods = _published.method[_published.data == data]
+    seeds = range(3 if preset == "quick" else 5)
+    return [_job(method, seed, preset, device, data) for seed in seeds for method in methods]
 
 
 def rows_b(
-    jobs,  # of `_job`
-    out,  # folder of the study
-) -> pd.DataFrame:  # one row per run that is done
+    jobs: list[Job],  # those that may be done
+    out: Path | str,  # folder of the study
+) -> pd.DataFrame:  # one row per run: data, method, seed, and its numbers
     "The rows of the runs that are done."
-    return pd.DataFrame(
-        [
-            dict({k: j.settings[k] for k in ("data", "method", "seed")}, **read_job(j, out)["row"])
-            for j in jobs
-            if job_folder(j, out).exists()
-        ]
-    )
-
-
-def _pm(v, scale=1.0, digits=2):
-    low, high = seed_interval(v)
-    return f"{scale * np.mean(v):.{digits}f}" + (
-        f" ± {scale * (high - low) / 2:.{digits}f}" if low == low else ""
-    )
+    rows = []
+    for job in jobs:
+        if job_folder(job, out).exists():
+            about = {name: job.settings[name] for name in ("data", "method", "seed")}
+            rows.append(dict(about, **read_job(job, out)["row"]))
+    return pd.DataFrame(rows)
 
 
 def _table(jobs, out, columns, scale=1.0):
+    "Ours beside the published numbers; `columns`: name of a number -> heading."
     df = rows_b(jobs, out)
-    return pd.DataFrame(
-        [
-            {
-                "model": p.row,
-                "seeds": len(d),
-                **{
-                    k: v
-                    for c, n in columns.items()
-                    for k, v in ((n, _pm(d[c], scale)), (f"{n}, paper", f"{getattr(p, c):g}"))
-                },
-            }
-            for p in _published.itertuples()
-            if len(d := df[(df.method == p.method) & (df.data == p.data)])
-        ]
-    )
+    lines = []
+    for published in _published.itertuples():
+        rows = df[(df.method == published.method) & (df.data == published.data)]
+        if not len(rows):
+            continue
+        line = {"model": published.row, "seeds": len(rows)}
+        for column, heading in columns.items():
+            line[heading] = mean_and_half(rows[column], scale)
+            line[f"{heading}, paper"] = f"{getattr(published, column):g}"
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 # %% ../../nbs/papers/53_b.ipynb #7fd2caf0
+_both_sets = ("mnist", "cifar10")
 _claims = (  # sentence, better, worse, column, data sets of which the paper says so
     (
-        "Interpretation regularisation with robust targets makes a model more robust than standard training",
+        "Interpretation regularisation with robust targets makes a model more robust than "
+        "standard training",
         "interp",
         "natural",
         "robust_accuracy",
-        "mnist cifar10",
+        _both_sets,
     ),
-    ("Jacobian regularisation does too", "jacobian", "natural", "robust_accuracy", "mnist cifar10"),
+    (
+        "Jacobian regularisation does too",
+        "jacobian",
+        "natural",
+        "robust_accuracy",
+        _both_sets,
+    ),
     (
         "Adversarial training is more robust than either: than interpretation regularisation",
         "adversarial",
         "interp",
         "robust_accuracy",
-        "mnist cifar10",
+        _both_sets,
     ),
     (
         "Interpretation regularisation beats Jacobian regularisation",
         "interp",
         "jacobian",
         "robust_accuracy",
-        "mnist",
+        ("mnist",),
     ),
     (
         "Permuted targets help less than the robust ones",
         "interp",
         "interp_permuted",
         "robust_accuracy",
-        "mnist",
+        ("mnist",),
     ),
-    ("Permuted targets still help", "interp_permuted", "natural", "robust_accuracy", "mnist"),
+    (
+        "Permuted targets still help",
+        "interp_permuted",
+        "natural",
+        "robust_accuracy",
+        ("mnist",),
+    ),
     (
         "Targets from a natural teacher help less than robust ones",
         "interp",
         "interp_natural",
         "robust_accuracy",
-        "mnist",
+        ("mnist",),
     ),
     (
         "Standard training has larger gradients than interpretation regularisation",
         "natural",
         "interp",
         "true_norm",
-        "mnist",
+        ("mnist",),
     ),
 )
 
 
 def claims_b(
-    jobs,
-    out,  # as for `rows_b`
-    data="mnist",  # or 'cifar10'
-) -> pd.DataFrame:  # claim, difference with its interval, verdict
+    jobs: list[Job],  # those that may be done
+    out: Path | str,  # folder of the study
+    data: str = "mnist",  # of which data set: 'mnist' or 'cifar10'
+) -> pd.DataFrame:  # claim, measured, difference, low, high, verdict
     "The claims of paper B about a data set as differences, seed by seed."
-    df, rows = rows_b(jobs, out), []
-    for sentence, a, b, c, where in _claims:
-        by = df.pivot(index="seed", columns="method", values=c)
-        if data not in where.split() or not {a, b} <= set(by):
+    check_choice("data", data, _both_sets)
+    df = rows_b(jobs, out)
+    rows = []
+    for sentence, better, worse, column, about in _claims:
+        by_seed = df.pivot(index="seed", columns="method", values=column)
+        if data not in about or not {better, worse} <= set(by_seed):
             continue
-        d = (by[a] - by[b]).dropna()
-        low, high = seed_interval(d)
-        rows.append(
-            dict(
-                claim=sentence,
-                measured=f"{a} - {b}, {c.replace('_', ' ')}",
-                difference=d.mean(),
-                low=low,
-                high=high,
-                verdict="no interval"
-                if low != low
-                else "confirmed"
-                if low > 0
-                else "not confirmed",
-            )
-        )
+        measured = f"{better} - {worse}, {column.replace('_', ' ')}"
+        differences = (by_seed[better] - by_seed[worse]).dropna()
+        rows.append(claim_row(sentence, measured, differences))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/53_b.ipynb #86449e0d
-_name = dict(mnist="MNIST", cifar10="CIFAR-10")
-
-
-def _claim_section(data, jobs, out):
-    c = claims_b(jobs, out, data)
-    return Section(
-        f"The claims on {_name[data]}",
-        "Differences seed by seed with 95 % t intervals; confirmed where the interval lies above zero.",
-        pd.DataFrame(
-            dict(
-                claim=c.claim,
-                measured=c.measured,
-                difference=[interval(*v) for v in zip(c.difference, c.low, c.high)],
-                verdict=c.verdict,
-            )
-        )
-        if len(c)
-        else None,
-    )
+_names = dict(mnist="MNIST", cifar10="CIFAR-10")
 
 
 def _accuracies(title, data, jobs, out):
+    settings = jobs[0].settings
+    step = "0.5" if data == "mnist" else "0.04"
     text = (
-        f"Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball of radius {jobs[0].settings['eps']:.3g} with 40 steps of {'0.5' if data == 'mnist' else '0.04'} "
-        f"(first {jobs[0].settings['n_test']:,} test images). Per cent, ± half the 95 % interval."
+        "Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball "
+        f"of radius {settings['eps']:.3g} with 40 steps of {step} "
+        f"(first {settings['n_test']:,} test images). Per cent, ± half the 95 % interval."
     )
+    columns = dict(accuracy="Std. Acc.", robust_accuracy="Adv. Acc.")
     return [
-        Section(
-            f"{title}: {_name[data]} accuracy",
-            text,
-            _table(jobs, out, dict(accuracy="Std. Acc.", robust_accuracy="Adv. Acc."), 100.0),
-        ),
-        _claim_section(data, jobs, out),
+        Section(f"{title}: {_names[data]} accuracy", text, _table(jobs, out, columns, 100.0)),
+        claim_section(f"The claims on {_names[data]}", claims_b(jobs, out, data)),
     ]
 
 
 def _table3(jobs, out):
-    return [
-        Section(
-            "Table 3: mean gradient norms",
-            "l2 norm of the input gradient of the true logit, and the mean over the other logits, on training images.",
-            _table(jobs, out, dict(true_norm="true logit", other_norm="other logits")),
-        )
-    ]
+    text = (
+        "l2 norm of the input gradient of the true logit, and the mean over the other logits, on "
+        "training images."
+    )
+    columns = dict(true_norm="true logit", other_norm="other logits")
+    return [Section("Table 3: mean gradient norms", text, _table(jobs, out, columns))]
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a002
 _shown = dict(mnist=(8, 3), cifar10=(1, 7))  # classes of the images in the figures
@@ -387,132 +367,140 @@ _shown = dict(mnist=(8, 3), cifar10=(1, 7))  # classes of the images in the figu
 def _examples(dls, classes):
     "The first test image of each class."
     test = dls.valid_ds
-    i = [(test.y == c).nonzero()[0].item() for c in classes]
-    return test.x[i], test.y[i]
+    rows = [(test.y == c).nonzero()[0].item() for c in classes]
+    return test.x[rows], test.y[rows]
 
 
 def _both(title, maps):
     return {title: maps, f"{title}, thresholded": threshold_map(maps)}
 
 
+def _grid(dls, x, y, maps):
+    return saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False)
+
+
+def _robust_pair(data, jobs, out):
+    "The natural and the adversarial run on a data set, where they have kept their weights."
+    pair = {}
+    for job in jobs:
+        method = job.settings["method"]
+        is_one = job.settings["data"] == data and method in ("natural", "adversarial")
+        if is_one and _has_weights(job, out):
+            pair[method] = job
+    return pair
+
+
 def _fig1(jobs, out):
-    figs, absent = {}, ""
+    figures = {}
+    absent = ""
     for data in _shown:
-        pair = {
-            m: j
-            for j in jobs
-            for m in ("natural", "adversarial")
-            if j.settings["data"] == data and j.settings["method"] == m and _has_weights(j, out)
-        }
+        pair = _robust_pair(data, jobs, out)
         if len(pair) < 2:
-            absent += f" The weights of the runs on {_name[data]} are not there."
+            absent += f" The weights of the runs on {_names[data]} are not there."
             continue
         dls = _loaders(pair["natural"].settings)
         x, y = _examples(dls, _shown[data])
-        maps = {
-            k: v
-            for m, j in pair.items()
-            for k, v in _both(m, smoothgrad_targets(_stored(j, dls, out), x, y)).items()
-        }
-        figs[f"B_fig1_{data}"] = (
-            saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False),
-            f"{_name[data]}: SmoothGrad maps of a natural and an adversarial network, as they are and thresholded",
+        maps = {}
+        for method, job in pair.items():
+            maps |= _both(method, smoothgrad_targets(_stored(job, dls, out), x, y))
+        figures[f"B_fig1_{data}"] = (
+            _grid(dls, x, y, maps),
+            f"{_names[data]}: SmoothGrad maps of a natural and an adversarial network, as they are "
+            "and thresholded",
         )
-    return (
-        [
-            Section(
-                "Figure 1: SmoothGrad maps of the standard and the robust network",
-                "Test images and the magnitude of their maps, each on its own scale, with the Gini index; threshold at one deviation above the mean."
-                + absent,
-                figures=figs,
-            )
-        ]
-        if figs
-        else []
+    if not figures:
+        return []
+    text = (
+        "Test images and the magnitude of their maps, each on its own scale, with the Gini index; "
+        f"threshold at one deviation above the mean.{absent}"
     )
+    title = "Figure 1: SmoothGrad maps of the standard and the robust network"
+    return [Section(title, text, figures=figures)]
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a003
 def _fig2(jobs, out):
-    robust = [j for j in jobs if j.settings["method"] == "adversarial" and _has_weights(j, out)]
+    robust = [job for job in jobs if job.settings["method"] == "adversarial"]
+    robust = [job for job in robust if _has_weights(job, out)]
     if not robust:
         return []
     dls = _loaders(robust[0].settings)
     x, y = _examples(dls, _shown["mnist"])
     net = _stored(robust[0], dls, out)
-    maps = _both("simple gradient", saliency(net, x, y, abs=True)) | _both(
-        "SmoothGrad", smoothgrad_targets(net, x, y)
+    maps = _both("simple gradient", saliency(net, x, y).abs())
+    maps |= _both("SmoothGrad", smoothgrad_targets(net, x, y))
+    alt = (
+        "MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and "
+        "thresholded"
     )
-    fig = saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False)
     return [
         Section(
             "Figure 2: SmoothGrad against the simple gradient",
             "The adversarial network on MNIST; as in figure 1.",
-            figures=dict(
-                B_fig2=(
-                    fig,
-                    "MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and thresholded",
-                )
-            ),
+            figures=dict(B_fig2=(_grid(dls, x, y, maps), alt)),
         )
     ]
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a004
-def _item(name, title, jobs, draw, scaled, gpu, minutes):
-    def sections(out, preset="quick", device="cpu"):
-        done = [j for j in jobs(preset, device) if job_folder(j, out).exists()]
-        return draw(done, out) if done else []
-
-    return Item(f"B.{name}", title, jobs, sections, scaled, minutes, gpu)
+def _first_pair(data, preset, device="cpu"):
+    return [_job(method, 0, preset, device, data) for method in ("natural", "adversarial")]
 
 
-def items_b() -> list:  # of `Item`
+def _first_pairs(preset, device="cpu"):
+    return _first_pair("mnist", preset, device) + _first_pair("cifar10", preset, device)
+
+
+_few_digits = "5,000 training images, 10 epochs"
+_few_photos = "a small net, 3,000 training images, 15 epochs"
+_digits = f"{_few_digits}, PGD-10 in training, 1,000 test images, three seeds in place of five"
+_photos = f"{_few_photos}, PGD-5 in training, 500 test images, three seeds in place of five"
+
+
+def items_b() -> list[Item]:
     "The tables and figures of paper B."
-    mnist, cifar = partial(_jobs, "mnist"), partial(_jobs, "cifar10")
-
-    def first(data, preset, device="cpu"):
-        return [_job(m, 0, preset, device, data) for m in ("natural", "adversarial")]
-
-    def pairs(preset, device="cpu"):
-        return first("mnist", preset, device) + first("cifar10", preset, device)
-
-    digits = "5,000 training images, 10 epochs, PGD-10 in training, 1,000 test images, three seeds in place of five"
-    photos = "a small net, 3,000 training images, 15 epochs, PGD-5 in training, 500 test images, three seeds in place of five"
     return [
-        _item(
-            "table1",
-            "MNIST accuracy, clean and under attack",
-            mnist,
-            partial(_accuracies, "Table 1", "mnist"),
-            digits,
-            "8",
-            75,
+        item_of_runs(
+            name="B.table1",
+            title="MNIST accuracy, clean and under attack",
+            runs=partial(_jobs, "mnist"),
+            draw=partial(_accuracies, "Table 1", "mnist"),
+            scaled=_digits,
+            minutes=75,
+            gpu_hours="8",
         ),
-        _item(
-            "table2",
-            "CIFAR-10 accuracy, clean and under attack",
-            cifar,
-            partial(_accuracies, "Table 2", "cifar10"),
-            photos,
-            "15",
-            13,
+        item_of_runs(
+            name="B.table2",
+            title="CIFAR-10 accuracy, clean and under attack",
+            runs=partial(_jobs, "cifar10"),
+            draw=partial(_accuracies, "Table 2", "cifar10"),
+            scaled=_photos,
+            minutes=13,
+            gpu_hours="15",
         ),
-        _item("table3", "gradient norms of true and other logits", mnist, _table3, digits, "8", 75),
-        _item(
-            "fig1",
-            "SmoothGrad maps, natural and adversarial",
-            pairs,
-            _fig1,
-            f"MNIST: 5,000 images, 10 epochs; CIFAR-10: {photos.split(', PGD')[0]}",
-            "1",
-            5,
+        item_of_runs(
+            name="B.table3",
+            title="gradient norms of true and other logits",
+            runs=partial(_jobs, "mnist"),
+            draw=_table3,
+            scaled=_digits,
+            minutes=75,
+            gpu_hours="8",
         ),
-        _item(
-            "fig2",
-            "SmoothGrad against the simple gradient",
-            partial(first, "mnist"),
-            _fig2,
-            "5,000 training images, 10 epochs",
-            "1",
-            4,
+        item_of_runs(
+            name="B.fig1",
+            title="SmoothGrad maps, natural and adversarial",
+            runs=_first_pairs,
+            draw=_fig1,
+            scaled=f"MNIST: 5,000 images, 10 epochs; CIFAR-10: {_few_photos}",
+            minutes=5,
+            gpu_hours="1",
+        ),
+        item_of_runs(
+            name="B.fig2",
+            title="SmoothGrad against the simple gradient",
+            runs=partial(_first_pair, "mnist"),
+            draw=_fig2,
+            scaled=_few_digits,
+            minutes=4,
+            gpu_hours="1",
         ),
     ]

@@ -44,8 +44,7 @@ from advinterp.evaluate import (
 from ..jobs import Job, job_folder, read_job
 from ..metrics import binary_score, connectedness, five_band_score, gini, gray, topk_overlap
 from ..models import efficientnet_b0, resnet34, small_conv, softplus_copy
-from .b import _pm
-from .common import Item
+from .common import Item, mean_and_half
 from ..penalty import GradNorm
 from ..plots import _axes, _picture, robustness_curves, saliency_grid
 from ..report import Section, interval
@@ -878,7 +877,7 @@ def shown_c(
         )
         for c, h in columns.items():
             if c in rows:
-                line[h] = _pm(rows[c], 100.0)
+                line[h] = mean_and_half(rows[c], 100.0)
             if getattr(r, c, None) is not None:
                 line[f"{h}, paper"] = f"{getattr(r, c):g}"
         lines.append(line)
@@ -1334,7 +1333,7 @@ def _table5_section(out, preset="quick", device="cpu"):
                 {
                     f"AOPC, {n} steps": f"{a.mean():.3f}",
                     "before " + f"({n})": f"{b.mean():.3f}",
-                    f"drop ({n})": _pm(1 - a / b, 100.0),
+                    f"drop ({n})": mean_and_half(1 - a / b, 100.0),
                     f"drop ({n}), paper": f"{_table5[k][i]:g}",
                 }
             )
