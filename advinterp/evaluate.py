@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import map_adversary
 from ._deprecated import _warn, moved_names, renamed_arguments
-from .adversary import Adversary, _limits, _own_rng, check_attackable
+from .adversary import DualAdversary, _limits, _own_rng, check_attackable
 from .attribution import _check_output, _runs, saliency
 from advinterp.core import (
     bcast,
@@ -231,7 +231,7 @@ def robustness_curve(
     return RobustnessCurve(torch.tensor(strengths), rows.float().mean(1), rows)
 
 # %% ../nbs/measure/31_evaluate.ipynb #e9821652
-class AutoAttack(Adversary):
+class AutoAttack(DualAdversary):
     """AutoAttack of Croce and Hein 2020 (arXiv:2003.01690), by torchattacks.
 
     For pixels in [0, 1] and at least four classes. Raises ImportError where torchattacks is
