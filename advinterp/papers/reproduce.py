@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fastai.torch_core import default_device
 from PIL import Image
 
 import advinterp
-from ..core import atomic_path
+from ..core import atomic_path, check_choice
 from ..data import data_table
 from advinterp.jobs import (
     check_out,
@@ -37,7 +38,7 @@ from advinterp.jobs import (
 from .a import items_a
 from .b import items_b
 from .c import items_c
-from .common import latex_table, markdown_table
+from .common import Item, latex_table, markdown_table
 from .d import items_d
 from ..report import Section, fig_png, write_report
 
@@ -45,29 +46,33 @@ from ..report import Section, fig_png, write_report
 _papers = dict(
     A="Chalasani et al. 2020, Concise Explanations of Neural Networks using Adversarial Training",
     B="Noack et al., Does Interpretability of Neural Networks Imply Adversarial Robustness?",
-    C="Gong, Dou and Farnia, Structured Gradient-based Interpretations via Norm-Regularized Adversarial Training",
+    C="Gong, Dou and Farnia, Structured Gradient-based Interpretations via Norm-Regularized "
+    "Adversarial Training",
     D="Bötte and Pfeiffer, The Role of Input Gradients as Indicators for Discriminative Features",
 )
 
 
-def items() -> list:  # of `Item`
+def items() -> list[Item]:
     "All tables and figures that can be reproduced."
     return [*items_a(), *items_b(), *items_c(), *items_d()]
 
 
+def _paper_of(name):
+    return name.split(".")[0]
+
+
 def find_items(
     name: str,  # 'A.table1', or 'A' for all of a paper
-) -> list:  # of `Item`, all of one paper
+) -> list[Item]:  # all of one paper
     "The items of that name. Raises ValueError for an unknown one, naming the nearest."
-    found = [i for i in items() if name in (i.name, i.name.split(".")[0])]
+    every = items()
+    found = [item for item in every if name in (item.name, _paper_of(item.name))]
     if found:
         return found
-    close = difflib.get_close_matches(str(name), [i.name for i in items()], n=3)
-    raise ValueError(
-        f"name={name!r}: no such table or figure; {'did you mean ' + ' or '.join(close) + '?' if close else ''} `advinterp reproduce --list` shows all".replace(
-            "; `", "; `"
-        ).replace(";  ", "; ")
-    )
+    message = f"name={name!r}: no such table or figure; "
+    if close := difflib.get_close_matches(str(name), [item.name for item in every], n=3):
+        message += f"did you mean {' or '.join(close)}? "
+    raise ValueError(f"{message}`advinterp reproduce --list` shows all")
 
 # %% ../../nbs/papers/56_reproduce.ipynb #5afc560d
 _made_of = dict(block_mnist="mnist")  # generated from another set, which has to be here
@@ -78,179 +83,148 @@ def _data_of(job):
     return _made_of.get(name, name)
 
 
-def _check(found, jobs, preset, device):
+def _check(item, jobs, preset, device):
+    "Raise ValueError for what cannot be run."
     if not jobs:
-        raise ValueError(f"preset={preset!r}: {found[0].name} has no such preset, use 'quick'")
-    here = {r["name"] for r in data_table() if r["where"]}
-    if absent := sorted({_data_of(j) for j in jobs} - here):
+        raise ValueError(f"preset={preset!r}: {item.name} has no such preset, use 'quick'")
+    here = {row["name"] for row in data_table() if row["where"]}
+    if absent := sorted({_data_of(job) for job in jobs} - here):
         raise ValueError(
-            f"{found[0].name}: needs the data of {', '.join(absent)}, not found here; `advinterp data fetch {' '.join(absent)}` downloads what is public, ADVINTERP_DATA names a folder that has it"
+            f"{item.name}: needs the data of {', '.join(absent)}, not found here; "
+            f"`advinterp data fetch {' '.join(absent)}` downloads what is public, "
+            "ADVINTERP_DATA names a folder that has it"
         )
     if preset == "paper" and torch.device(device).type == "cpu":
         raise ValueError(
-            f"preset='paper': {found[0].name} takes about {found[0].gpu_hours} hours on a GPU and far too long on a CPU; use preset='quick' (--preset quick), or device='cuda' (--device cuda)"
+            f"preset='paper': {item.name} takes about {item.gpu_hours} hours on a GPU and far too "
+            "long on a CPU; use preset='quick' (--preset quick), or device='cuda' (--device cuda)"
         )
 
 
+def _by_name(items, preset, device):
+    "The jobs of several items, each once: name -> job."
+    return {job.name: job for item in items for job in item.jobs(preset, device)}
+
+
+def _raise_failed(states, folder):
+    failed = [name for name, state in states.items() if state == "failed"]
+    if failed:
+        error = status(folder).set_index("run").error[failed[0]]
+        raise RuntimeError(
+            f"{len(failed)} of {len(states)} runs failed, the others are kept. "
+            f"The first: {failed[0]}: {error}"
+        )
+
+# %% ../../nbs/papers/56_reproduce.ipynb #9687b975
 def reproduce(
     name: str,  # 'A.table1', or 'A' for all of a paper
-    preset="quick",  # 'quick': a small scale; 'paper': the published settings, for a GPU
-    out="results/reproduce",  # folder; the study is in `<paper>-<preset>` below it
-    device=None,  # torch device; None: the accelerator where there is one
-    n_jobs=-1,
-    backend="loky",  # as for `compare`
-    progress=True,  # show a progress bar
+    preset: str = "quick",  # 'quick': a small scale; 'paper': the published settings, for a GPU
+    out: Path | str = "results/reproduce",  # folder; the study is in `<paper>-<preset>` below it
+    device: str | None = None,  # torch device; None: the accelerator where there is one
+    n_jobs: int = -1,  # processes; -1: one for each core
+    backend: str = "loky",  # joblib's, as for `run_jobs`
+    progress: bool = True,  # show a progress bar
 ) -> Path:  # the page of the paper
-    "Run what is not there yet, and write the page, tables (Markdown, LaTeX) and figures. Raises ValueError for what cannot be run, RuntimeError after all others have run where some failed."
-    found, device = find_items(name), str(default_device() if device is None else device)
-    if preset not in ("quick", "paper"):
-        raise ValueError(f"preset={preset!r}: expected 'quick' or 'paper'")
-    jobs = {j.name: j for i in found for j in i.jobs(preset, device)}
-    _check(found, jobs.values(), preset, device)
-    folder = check_out(Path(out) / f"{found[0].name.split('.')[0]}-{preset}", resume=True)
+    """Run what is not there yet, and write the page, tables (Markdown, LaTeX) and figures.
+
+    Raises ValueError for what cannot be run, before anything is written, and RuntimeError after
+    all others have run where some failed.
+    """
+    found = find_items(name)
+    check_choice("preset", preset, ("quick", "paper"))
+    device = str(default_device() if device is None else device)
+    jobs = _by_name(found, preset, device)
+    _check(found[0], jobs.values(), preset, device)
+    paper = _paper_of(found[0].name)
+    folder = check_out(Path(out) / f"{paper}-{preset}", resume=True)
     with locked(folder):
-        every = {
-            **{
-                j.name: j
-                for i in find_items(name.split(".")[0])
-                for j in i.jobs(preset, device)
-                if job_folder(j, folder).exists()
-            },
-            **jobs,
-        }
-        write_study(
-            folder, list(every.values()), kind="reproduce", name=name, preset=preset, device=device
-        )
+        of_paper = _by_name(find_items(paper), preset, device)
+        done = {key: job for key, job in of_paper.items() if job_folder(job, folder).exists()}
+        every = list((done | jobs).values())
+        write_study(folder, every, kind="reproduce", name=name, preset=preset, device=device)
         states = run_jobs(list(jobs.values()), folder, n_jobs, backend, progress=progress)
-        page = write_paper(name.split(".")[0], folder, preset, device)
-    if failed := [n for n, s in states.items() if s == "failed"]:
-        raise RuntimeError(
-            f"{len(failed)} of {len(jobs)} runs failed, the others are kept. The first: {failed[0]}: {status(folder).set_index('run').error[failed[0]]}"
-        )
+        page = write_paper(paper, folder, preset, device)
+    _raise_failed(states, folder)
     return page
 
 # %% ../../nbs/papers/56_reproduce.ipynb #7629944d
 def paper_sections(
     paper: str,  # 'A'
-    folder,  # folder of the study
-    preset="quick",
-    device="cpu",  # as for `reproduce`
-    skip=(),  # names of items to leave out
-) -> list:  # of (item name, `Section`)
+    folder: Path | str,  # folder of the study
+    preset: str = "quick",  # as for `reproduce`
+    device: str = "cpu",  # of the runs
+    skip: Iterable[str] = (),  # names of items to leave out
+) -> list[tuple[str, Section]]:  # with the names of the items
     "Everything that can be shown of a paper, and a note where an item is incomplete."
-    out = []
-    for i in find_items(paper):
-        if i.name in skip:
+    shown = []
+    for item in find_items(paper):
+        jobs = item.jobs(preset, device)
+        n_done = sum(job_folder(job, folder).exists() for job in jobs)
+        if item.name in skip or not n_done:
             continue
-        jobs = i.jobs(preset, device)
-        n = sum(job_folder(j, folder).exists() for j in jobs)
-        note = "" if n == len(jobs) else f" Incomplete: {n} of {len(jobs)} runs are done."
-        scale = f" Scaled down: {i.scaled}." if preset == "quick" else ""
-        for s in i.sections(folder, preset, device) if n else ():
-            s.text += scale + note
-            out.append((i.name, s))
-    return out
+        remark = f" Scaled down: {item.scaled}." if preset == "quick" else ""
+        if n_done < len(jobs):
+            remark += f" Incomplete: {n_done} of {len(jobs)} runs are done."
+        for section in item.sections(folder, preset, device):
+            section.text += remark
+            shown.append((item.name, section))
+    return shown
+
+# %% ../../nbs/papers/56_reproduce.ipynb #1cc6bd73
+def _write_text(path, text):
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_paper(
-    paper: str,
-    folder,
-    preset="quick",
-    device="cpu",  # as for `paper_sections`
+    paper: str,  # 'A'
+    folder: Path | str,  # folder of the study
+    preset: str = "quick",  # as for `reproduce`
+    device: str = "cpu",  # of the runs
 ) -> Path:  # the page
     "Write `report.html`, the figures, and each table as Markdown and LaTeX."
-    shown = paper_sections(paper, folder, preset, device)
-    for k, (name, s) in enumerate(shown):
-        for ending, make in (
-            (("md", markdown_table), ("tex", latex_table)) if s.table is not None else ()
-        ):
-            with atomic_path(Path(folder) / "tables" / f"{name}_{k}.{ending}") as f:
-                f.write_text(make(s.table) + "\n", encoding="utf-8")
-    intro = f'{_papers[paper]}: its tables and figures, at the preset "{preset}". Published values stand beside ours; intervals are over seeds.'
-    return write_report(
-        folder,
-        f"Reproduction of paper {paper}",
-        intro,
-        [Section(f"{n}. {s.title}", s.text, s.table, s.figures) for n, s in shown],
+    sections = []
+    tables = Path(folder) / "tables"
+    for number, (name, shown) in enumerate(paper_sections(paper, folder, preset, device)):
+        title = f"{name}. {shown.title}"
+        sections.append(Section(title, shown.text, shown.table, shown.figures))
+        if shown.table is not None:
+            _write_text(tables / f"{name}_{number}.md", markdown_table(shown.table) + "\n")
+            _write_text(tables / f"{name}_{number}.tex", latex_table(shown.table) + "\n")
+    intro = (
+        f'{_papers[paper]}: its tables and figures, at the preset "{preset}". '
+        "Published values stand beside ours; intervals are over seeds."
     )
+    return write_report(folder, f"Reproduction of paper {paper}", intro, sections)
 
 # %% ../../nbs/papers/56_reproduce.ipynb #15f1a4f2
 def _small_png(fig):
     "The figure for a page of the docs: few dots, 128 colours."
-    out = io.BytesIO()
-    Image.open(io.BytesIO(fig_png(fig, dpi=55))).convert("RGB").quantize(128).save(
-        out, "png", optimize=True
-    )
-    return out.getvalue()
+    image = Image.open(io.BytesIO(fig_png(fig, dpi=55))).convert("RGB").quantize(128)
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def _write_bytes(path, content):
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _commit():
-    r = subprocess.run(
+    "The commit of the package's source, where it is in a repository."
+    git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         cwd=Path(advinterp.__file__).parent,
     )
-    return r.stdout.strip()[:12] if r.returncode == 0 else "unknown"
+    return git.stdout.strip()[:12] if git.returncode == 0 else "unknown"
 
 
-def _union(paper, folder, keep, preset, device, out):
-    "Fill `out` with links to the runs of a study, and with the rows of `keep` for the runs that it lacks. What was made by whom, as a sentence, and the items that stay as they were."
-    about, rows = (read_kept(keep)[k] for k in ("about", "rows"))
-    if about["version"] != advinterp.__version__:
-        raise ValueError(
-            f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is {advinterp.__version__}: results of the two do not mix"
-        )
-    jobs = list({j.name: j for i in find_items(paper) for j in i.jobs(preset, device)}.values())
-    rows, here = (
-        {r["run"]: r for r in rows},
-        {j.name for j in jobs if job_folder(j, folder).exists()},
-    )
-    old = [j for j in jobs if j.name in rows and j.name not in here]
-    write_study(check_out(out), jobs)
-    for n in here:
-        (Path(out) / "runs" / n).symlink_to((Path(folder) / "runs" / n).resolve())
-    for j in old:
-        store_row(
-            j,
-            out,
-            {
-                k: v
-                for k, v in rows[j.name].items()
-                if v is not None and k not in {*j.settings, "seconds", "run"}
-            },
-            rows[j.name]["seconds"],
-        )
-    needs = {i.name: {j.name for j in i.jobs(preset, device)} for i in find_items(paper)}
-    return (
-        f"{len(old)} of the rows are taken over from the results of commit {about['commit']} ({about['date']})",
-        [i for i, js in needs.items() if not js <= here and not (js & here) - rows.keys()],
-    )
-
-# %% ../../nbs/papers/56_reproduce.ipynb #15f1a4f3
-def freeze(
-    paper: str,  # 'A'
-    folder,  # folder of the study
-    dest,  # where `<paper>-<preset>.json` and the figures go
-    preset="quick",
-    device="cpu",  # as for `reproduce`
-    keep=None,  # an earlier JSON file, its figures beside it: its rows stand for runs of the same version and settings that are not in this folder
-) -> Path:  # the JSON file
-    "Store the numbers, tables and figures of a study, without weights. Raises ValueError for a `keep` of another version."
-    if keep is None:
-        return _freeze(paper, folder, dest, preset, device)
-    with tempfile.TemporaryDirectory() as union:
-        note, stay = _union(paper, folder, keep, preset, device, union)
-        as_before = [s for s in read_kept(keep)["sections"] if s["item"] in stay]
-        for f in [f"{f}.png" for s in as_before for f in s["figures"]]:
-            with atomic_path(Path(dest) / f) as p:
-                p.write_bytes((Path(keep).parent / f).read_bytes())
-        return _freeze(paper, union, dest, preset, device, note, as_before)
-
-
-def _freeze(paper, folder, dest, preset, device, note="", as_before=()):
-    rows, dest, sections = table(folder), Path(dest), [*as_before]
-    about = dict(
+def _about(paper, preset, note, rows):
+    "What made the results."
+    return dict(
         paper=_papers[paper],
         preset=preset,
         command=f"advinterp reproduce {paper} --preset {preset}",
@@ -262,103 +236,166 @@ def _freeze(paper, folder, dest, preset, device, note="", as_before=()):
         runs=len(rows),
         note=note,
     )
-    if (
-        "recipe" in rows
-    ):  # one column for each field that tells runs apart, in place of a dictionary
-        rows = rows[rows.recipe.notna()]
-        rows = (
-            rows.assign(
-                data=[r["data"] for r in rows.recipe],
-                optimiser=[r["optimiser"] for r in rows.recipe],
-            )
-            .drop(columns=["recipe", "card"], errors="ignore")
-            .dropna(axis=1, how="all")
-        )
-    for name, s in paper_sections(paper, folder, preset, device, {s["item"] for s in as_before}):
-        for f, (fig, alt) in s.figures.items():
-            with atomic_path(dest / f"{f}.png") as p:
-                p.write_bytes(_small_png(fig))
-        t = (
-            None
-            if s.table is None
-            else dict(
-                columns=list(s.table),
-                rows=s.table.astype(object).where(s.table.notna(), None).values.tolist(),
-            )
-        )
-        sections.append(
-            dict(
-                item=name,
-                title=s.title,
-                text=s.text,
-                table=t,
-                figures={f: alt for f, (_, alt) in s.figures.items()},
-            )
-        )
-    order = [i.name for i in find_items(paper)]
-    kept = dict(
-        about=about,
-        sections=sorted(sections, key=lambda s: order.index(s["item"])),
-        rows=json.loads(rows.to_json(orient="records")),
+
+
+def _without_recipes(rows):
+    "One column for each field that tells runs apart, in place of a dictionary."
+    if "recipe" not in rows:
+        return rows
+    rows = rows[rows.recipe.notna()]
+    named = rows.assign(
+        data=[recipe["data"] for recipe in rows.recipe],
+        optimiser=[recipe["optimiser"] for recipe in rows.recipe],
     )
-    with atomic_path(dest / f"{paper}-{preset}.json") as f:
-        f.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    return dest / f"{paper}-{preset}.json"
+    return named.drop(columns=["recipe", "card"], errors="ignore").dropna(axis=1, how="all")
+
+
+def _as_record(name, section):
+    "A section as plain data: what the JSON file holds."
+    table = section.table
+    if table is not None:
+        cells = table.astype(object).where(table.notna(), None)
+        table = dict(columns=list(table), rows=cells.values.tolist())
+    figures = {figure: alt for figure, (_, alt) in section.figures.items()}
+    return dict(item=name, title=section.title, text=section.text, table=table, figures=figures)
+
+# %% ../../nbs/papers/56_reproduce.ipynb #beec9ef0
+def _write_kept(paper, folder, dest, preset, device, note="", as_before=()):
+    "The JSON file of a study, with the records `as_before` of items that stay as they were."
+    rows = table(folder)
+    stay = {record["item"] for record in as_before}
+    records = [*as_before]
+    for name, section in paper_sections(paper, folder, preset, device, stay):
+        records.append(_as_record(name, section))
+        for figure, (fig, _) in section.figures.items():
+            _write_bytes(dest / f"{figure}.png", _small_png(fig))
+    order = [item.name for item in find_items(paper)]
+    kept = dict(
+        about=_about(paper, preset, note, rows),
+        sections=sorted(records, key=lambda record: order.index(record["item"])),
+        rows=json.loads(_without_recipes(rows).to_json(orient="records")),
+    )
+    path = dest / f"{paper}-{preset}.json"
+    _write_text(path, json.dumps(kept, indent=1))
+    return path
+
+
+def _numbers_of(row, job):
+    "A kept row without the settings of its run."
+    known = {*job.settings, "seconds", "run"}
+    return {name: value for name, value in row.items() if value is not None and name not in known}
+
+
+def _link_union(jobs, folder, kept_rows, union):
+    "Fill `union` with links to the runs of a study, and with kept rows of those that it lacks."
+    write_study(check_out(union), list(jobs.values()))
+    taken_over = []
+    for name, job in jobs.items():
+        if job_folder(job, folder).exists():
+            (Path(union) / "runs" / name).symlink_to(job_folder(job, folder).resolve())
+        elif name in kept_rows:
+            row = kept_rows[name]
+            store_row(job, union, _numbers_of(row, job), row["seconds"])
+            taken_over.append(name)
+    return taken_over
+
+
+def _items_as_before(paper, folder, kept_rows, preset, device):
+    "Names of the items of which a run is missing, and no run is new."
+    stay = []
+    for item in find_items(paper):
+        jobs = item.jobs(preset, device)
+        here = {job.name for job in jobs if job_folder(job, folder).exists()}
+        is_complete = here == {job.name for job in jobs}
+        if not is_complete and here <= kept_rows.keys():
+            stay.append(item.name)
+    return stay
+
+# %% ../../nbs/papers/56_reproduce.ipynb #15f1a4f3
+def freeze(
+    paper: str,  # 'A'
+    folder: Path | str,  # folder of the study
+    dest: Path | str,  # where `<paper>-<preset>.json` and the figures go
+    preset: str = "quick",  # as for `reproduce`
+    device: str = "cpu",  # of the runs
+    keep: Path | str | None = None,  # an earlier JSON file, its figures beside it
+) -> Path:  # the JSON file
+    """Store the numbers, tables and figures of a study, without weights.
+
+    Rows of `keep` stand for runs of the same version and settings that are not in this folder.
+    Raises ValueError for a `keep` of another version.
+    """
+    dest = Path(dest)
+    if keep is None:
+        return _write_kept(paper, folder, dest, preset, device)
+    earlier = read_kept(keep)
+    about = earlier["about"]
+    if about["version"] != advinterp.__version__:
+        raise ValueError(
+            f"keep={str(keep)!r}: was made by advinterp {about['version']}, this is "
+            f"{advinterp.__version__}: results of the two do not mix"
+        )
+    kept_rows = {row["run"]: row for row in earlier["rows"]}
+    jobs = _by_name(find_items(paper), preset, device)
+    stay = _items_as_before(paper, folder, kept_rows, preset, device)
+    as_before = [record for record in earlier["sections"] if record["item"] in stay]
+    for record in as_before:
+        for figure in record["figures"]:
+            picture = (Path(keep).parent / f"{figure}.png").read_bytes()
+            _write_bytes(dest / f"{figure}.png", picture)
+    with tempfile.TemporaryDirectory() as union:
+        taken_over = _link_union(jobs, folder, kept_rows, union)
+        note = (
+            f"{len(taken_over)} of the rows are taken over from the results of commit "
+            f"{about['commit']} ({about['date']})"
+        )
+        return _write_kept(paper, union, dest, preset, device, note, as_before)
 
 # %% ../../nbs/papers/56_reproduce.ipynb #dea97c6e
 def read_kept(
-    path,  # what `freeze` wrote
+    path: Path | str,  # what `freeze` wrote
 ) -> dict:  # about, sections, rows
     "Results that were kept. Raises ValueError where there are none."
     if not Path(path).is_file():
         raise ValueError(
-            f"path={str(path)!r}: no kept results here; `advinterp reproduce` makes a study, `freeze` keeps its results"
+            f"path={str(path)!r}: no kept results here; `advinterp reproduce` makes a study, "
+            "`freeze` keeps its results"
         )
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def _as_markdown(record, folder):
+    "One section: its text, its table, and its figures by reference."
+    parts = [f"**{record['title']}.** {record['text']}"]
+    if table := record["table"]:
+        parts.append(markdown_table(pd.DataFrame(table["rows"], columns=table["columns"])))
+    for figure, alt in record["figures"].items():
+        parts.append(f"![{alt}]({folder.as_posix()}/{figure}.png)")
+    return "\n\n".join(parts)
+
+
 def show_kept(
-    path,  # what `freeze` wrote
+    path: Path | str,  # what `freeze` wrote
     item: str,  # 'A.table1'
 ) -> str:  # Markdown
-    "An item of kept results: its tables, and its figures by reference. Raises ValueError for an item that is not there."
-    found = [s for s in read_kept(path)["sections"] if s["item"] == item]
+    """An item of kept results: its tables, and its figures by reference.
+
+    Raises ValueError for an item that is not there.
+    """
+    found = [record for record in read_kept(path)["sections"] if record["item"] == item]
     if not found:
         raise ValueError(f"item={item!r}: not among the kept results of {path}")
-    return "\n\n".join(
-        "\n\n".join(
-            [
-                f"**{s['title']}.** {s['text']}",
-                *(
-                    [
-                        markdown_table(
-                            pd.DataFrame(
-                                **{
-                                    k: s["table"][v]
-                                    for k, v in dict(data="rows", columns="columns").items()
-                                }
-                            )
-                        )
-                    ]
-                    if s["table"]
-                    else []
-                ),
-                *(
-                    f"![{alt}]({Path(path).parent.as_posix()}/{f}.png)"
-                    for f, alt in s["figures"].items()
-                ),
-            ]
-        )
-        for s in found
-    )
+    return "\n\n".join(_as_markdown(record, Path(path).parent) for record in found)
 
 
 def about_kept(
-    path,  # what `freeze` wrote
+    path: Path | str,  # what `freeze` wrote
 ) -> str:  # Markdown
     "What made the results: command, commit, machine, minutes."
-    a = read_kept(path)["about"]
-    return (
-        f"`{a['command']}` at commit {a['commit']} on {a['date']}: {a['runs']} runs, {a['run_minutes']:g} minutes of runs in all ({a['machine']})"
-        + (f"; {a['note']}." if a.get("note") else ".")
+    about = read_kept(path)["about"]
+    made_by = (
+        f"`{about['command']}` at commit {about['commit']} on {about['date']}: {about['runs']} "
+        f"runs, {about['run_minutes']:g} minutes of runs in all ({about['machine']})"
     )
+    note = about.get("note")
+    return f"{made_by}; {note}." if note else f"{made_by}."
