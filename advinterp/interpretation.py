@@ -6,7 +6,9 @@
 __all__ = ['AttributionInterpretation', 'compare_maps']
 
 # %% ../nbs/measure/33_interpretation.ipynb #c9384a66
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,103 +17,25 @@ from fastai.layers import NoneReduce
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch, store_attr
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import RandomSampler
 
-from .attribution import _check_count, saliency
-from .callbacks import RawModel, RawUnits, plain, which_input
-from .core import check_same_shape, frozen, predicted
+from ._deprecated import renamed_arguments
+from .attribution import saliency
+from .callbacks import RawModel, RawUnits, _plain, _which_input
+from .core import check_choice, check_count, check_same_shape, frozen, predicted
 from .evaluate import bootstrap_interval
 from .metrics import gini
-
-# %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
-def _loader(learn, ds_idx, dl):
-    "The loader to read, in the order of its data set."
-    if not isinstance(learn, Learner):
-        raise TypeError(f"learn={learn!r}: expected a fastai Learner")
-    if dl is None and not 0 <= ds_idx < len(learn.dls.loaders):
-        raise ValueError(
-            f"ds_idx={ds_idx!r}: the learner has loaders 0 to {len(learn.dls.loaders) - 1}"
-        )
-    dl = learn.dls.loaders[ds_idx] if dl is None else dl
-    if not hasattr(dl, "dataset"):
-        raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
-    if isinstance(getattr(dl, "sampler", None), RandomSampler):
-        raise ValueError("dl: it shuffles, expected a loader in the order of its data set")
-    return dl.new(shuffle=False, drop_last=False) if hasattr(dl, "new") else dl
-
-
-def _sample(n, total, seed):
-    "Which of `total` examples are kept, as a mask."
-    if n is not None and _check_count("n", n) > total:
-        raise ValueError(f"n={n}: the set has {total} examples")
-    rows = (
-        np.arange(total)
-        if n is None
-        else np.random.default_rng(seed).choice(total, n, replace=False)
-    )
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.as_tensor(rows), True)
-
-# %% ../nbs/measure/33_interpretation.ipynb #6e477439
-class _OneExample(RawModel):
-    "A model of several inputs around one example: the others are repeated for as many rows as the argument has."
-
-    def forward(self, u):
-        xb = [o.expand(len(u), *o.shape[1:]) for o in self.xb]
-        return self.model(*xb[: self.i], self.units.encode(u), *xb[self.i + 1 :])
-
-
-def _maps(net, units, xb, i, u, y, method, **kwargs):
-    "Maps of raw inputs `u`; examples go one by one where the model has other inputs, which methods cannot repeat."
-    if len(xb) == 1:
-        return method(RawModel(net, units, xb, i) if units.stats else net, u, y, **kwargs)
-    return torch.cat(
-        [
-            method(
-                _OneExample(net, units, [o[j : j + 1] for o in xb], i),
-                u[j : j + 1],
-                y[j : j + 1],
-                **kwargs,
-            )
-            for j in range(len(u))
-        ]
-    )
-
-# %% ../nbs/measure/33_interpretation.ipynb #ef7f4398
-def _targets(yb, z):
-    "The targets of a batch as class indices `(B,)`."
-    if not len(yb):
-        raise ValueError(
-            "dl: its batches have no targets, expected class indices; make it with labels"
-        )
-    y = plain(yb[0])
-    if y.numel() != len(z):
-        raise ValueError(
-            f"targets of shape {tuple(y.shape)}: expected one class index for each of the {len(z)} examples"
-        )
-    return y.reshape(-1).long()
-
-
-def _explain(learn, net, dl, batch, keep, method, explain, which, **kwargs):
-    "Inputs, targets, predictions, losses and maps of the kept rows of a batch."
-    n_inp = getattr(dl, "n_inp", max(1, len(batch) - 1))
-    xb, yb = batch[:n_inp], batch[n_inp:]
-    i = which_input([plain(o) for o in xb], which)
-    units = RawUnits(dl, xb[i])
-    xb, yb = ([plain(o)[keep] for o in b] for b in (xb, yb))
-    u = units.decode(xb[i]) if units.bounds is None else units.decode(xb[i]).clamp(*units.bounds)
-    with torch.no_grad(), NoneReduce(learn.loss_func) as loss:
-        z = plain(net(*xb))
-        y, losses = _targets(yb, z), plain(loss(z, *yb[:1])).reshape(len(z), -1).sum(1)
-    pred = predicted(z)
-    maps = _maps(net, units, xb, i, u, y if explain == "target" else pred, method, **kwargs)
-    check_same_shape(inputs=u, maps=maps)
-    return [o.detach().cpu() for o in (u, y, pred, losses, maps)]
+from .plots import contribution_bars, saliency_grid
 
 # %% ../nbs/measure/33_interpretation.ipynb #4b811a44
 class AttributionInterpretation:
-    "Examples of a learner with their maps: by loss, by conciseness, by class. Build it with `from_learner`."
+    """Examples of a learner with their maps: by loss, by conciseness, by class.
+
+    Build it with `from_learner`.
+    """
 
     def __init__(
         self,
@@ -121,10 +45,10 @@ class AttributionInterpretation:
         losses: Tensor,  # `(n,)`
         maps: Tensor,  # `(n, ...)` like `inputs`
         idxs: Tensor,  # `(n,)` places of the examples in their data set
-        vocab,  # names of the classes
-        names=None,  # names of the features of a table
-        items=None,  # what the data set was made from
-        title="map",  # name of the learner, or of the method
+        vocab: Sequence,  # names of the classes
+        names: Sequence[str] | None = None,  # names of the features of a table
+        items: Sequence | pd.DataFrame | None = None,  # what the data set was made from
+        title: str = "map",  # name of the learner, or of the method
     ):
         store_attr()
         self.ginis = gini(maps)
@@ -133,250 +57,348 @@ class AttributionInterpretation:
         return len(self.losses)
 
     def __repr__(self):
-        return f"AttributionInterpretation of {len(self)} examples, {(self.preds == self.targs).float().mean():.1%} right, mean Gini {self.ginis.mean():.3f}"
+        right = (self.preds == self.targs).float().mean()
+        return (
+            f"AttributionInterpretation of {len(self)} examples, {right:.1%} right, "
+            f"mean Gini {self.ginis.mean():.3f}"
+        )
 
     def __getitem__(self, idxs):
         "Inputs, predictions, targets, losses and maps at `idxs`."
-        return tuple(o[idxs] for o in (self.inputs, self.preds, self.targs, self.losses, self.maps))
+        fields = (self.inputs, self.preds, self.targs, self.losses, self.maps)
+        return tuple(field[idxs] for field in fields)
 
-    def _ranked(self, values, k, largest):
-        k = len(self) if k is None else _check_count("k", k)
-        if k > len(self):
-            raise ValueError(f"k={k}: there are {len(self)} examples")
-        return values.topk(k, largest=largest)
+    def _ranked(self, values, name, count, largest):
+        "The `count` largest (or smallest) values and their indices; `name` is for messages."
+        if count is None:
+            count = len(self)
+        if check_count(name, count) > len(self):
+            raise ValueError(f"{name}={count}: there are {len(self)} examples")
+        return values.topk(count, largest=largest)
 
-    def _name(self, c):
-        return str(self.vocab[int(c)]) if int(c) < len(self.vocab) else str(int(c))
+    def _class_name(self, label):
+        label = int(label)
+        return str(self.vocab[label]) if label < len(self.vocab) else str(label)
 
-# %% ../nbs/measure/33_interpretation.ipynb #93c77247
-def _cat_rows(parts):
-    return [torch.cat(o) for o in zip(*parts)]
+# %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
+def _loader(learn, ds_idx, dl):
+    "The loader to read, in the order of its data set."
+    if not isinstance(learn, Learner):
+        raise TypeError(f"learn={learn!r}: expected a fastai Learner")
+    if dl is None:
+        last = len(learn.dls.loaders) - 1
+        if not 0 <= ds_idx <= last:
+            raise ValueError(f"ds_idx={ds_idx!r}: the learner has loaders 0 to {last}")
+        dl = learn.dls.loaders[ds_idx]
+    if not hasattr(dl, "dataset"):
+        raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
+    if isinstance(getattr(dl, "sampler", None), RandomSampler):
+        raise ValueError("dl: it shuffles, expected a loader in the order of its data set")
+    return dl.new(shuffle=False, drop_last=False) if hasattr(dl, "new") else dl
+
+
+def _sample(n, total, seed):
+    "Which of `total` examples are kept, as a mask."
+    rows = np.arange(total)
+    if n is not None:
+        if check_count("n", n) > total:
+            raise ValueError(f"n={n}: the set has {total} examples")
+        rows = np.random.default_rng(seed).choice(total, n, replace=False)
+    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.as_tensor(rows), True)
 
 
 def _names_of(dl):
     "Names of the classes and of the features, as far as the loader knows them."
-    vocab, data = getattr(dl, "vocab", None), getattr(dl, "dataset", None)
-    if (
-        vocab is not None
-        and len(vocab)
-        and hasattr(vocab[-1], "__len__")
-        and not isinstance(vocab[-1], str)
-    ):
-        vocab = vocab[-1]  # fastai: one list for each part of a batch
-    return vocab, getattr(dl, "cont_names", getattr(data, "feature_names", None))
+    vocab = getattr(dl, "vocab", None)
+    if vocab is not None and len(vocab):
+        last = vocab[-1]
+        if hasattr(last, "__len__") and not isinstance(last, str):
+            vocab = last  # fastai: one list for each part of a batch
+    of_data = getattr(getattr(dl, "dataset", None), "feature_names", None)
+    return vocab, getattr(dl, "cont_names", of_data)
 
 
+def _name_of(method):
+    "The name of a function, also within `partial`."
+    function = getattr(method, "func", None)
+    return getattr(method, "__name__", getattr(function, "__name__", "map"))
+
+# %% ../nbs/measure/33_interpretation.ipynb #6e477439
+class _OneExample(RawModel):
+    "A model of several inputs around one example: the others repeat for each row of the argument."
+
+    def forward(self, u):
+        repeated = [part.expand(len(u), *part.shape[1:]) for part in self.xb]
+        before, after = repeated[: self.i], repeated[self.i + 1 :]
+        return self.model(*before, self.units.encode(u), *after)
+
+
+def _maps(net, units, xb, i, u, y, method):
+    "Maps of raw inputs `u`; one by one where there are other inputs, which methods cannot repeat."
+    if len(xb) == 1:
+        model = RawModel(net, units, xb, i) if units.stats else net
+        return method(model, u, y)
+    maps = []
+    for row in range(len(u)):
+        one = slice(row, row + 1)
+        model = _OneExample(net, units, [part[one] for part in xb], i)
+        maps.append(method(model, u[one], y[one]))
+    return torch.cat(maps)
+
+
+def _targets(yb, logits):
+    "The targets of a batch as class indices `(B,)`."
+    if not len(yb):
+        raise ValueError(
+            "dl: its batches have no targets, expected class indices; make it with labels"
+        )
+    y = _plain(yb[0])
+    if y.numel() != len(logits):
+        raise ValueError(
+            f"targets of shape {tuple(y.shape)}: expected one class index for each of the "
+            f"{len(logits)} examples"
+        )
+    return y.reshape(-1).long()
+
+# %% ../nbs/measure/33_interpretation.ipynb #ef7f4398
+class _Explained(NamedTuple):
+    "What is known of some examples; the fields are those of the interpretation."
+
+    inputs: Tensor
+    targs: Tensor
+    preds: Tensor
+    losses: Tensor
+    maps: Tensor
+
+
+def _explain(learn, net, dl, batch, keep, method, explain, which):
+    "The rows of a batch that are kept."
+    n_inp = getattr(dl, "n_inp", max(1, len(batch) - 1))
+    xb = [_plain(part) for part in batch[:n_inp]]
+    yb = [_plain(part)[keep] for part in batch[n_inp:]]
+    i = _which_input(xb, which)
+    units = RawUnits(dl, batch[i])
+    xb = [part[keep] for part in xb]
+    u = units.decode(xb[i])
+    if units.bounds is not None:
+        u = u.clamp(*units.bounds)
+    with torch.no_grad(), NoneReduce(learn.loss_func) as loss_func:
+        logits = _plain(net(*xb))
+        y = _targets(yb, logits)
+        losses = _plain(loss_func(logits, *yb[:1])).reshape(len(logits), -1).sum(1)
+    preds = predicted(logits)
+    maps = _maps(net, units, xb, i, u, y if explain == "target" else preds, method)
+    check_same_shape(inputs=u, maps=maps)
+    return _Explained(*(part.detach().cpu() for part in (u, y, preds, losses, maps)))
+
+
+def _kept_batches(dl, keep, device):
+    "Batches on the device, each with the mask of its rows that are kept; none without any."
+    done = 0
+    for batch in dl:
+        batch = to_device(batch, device)
+        rows = keep[done : done + len(batch[0])]
+        done += len(rows)
+        if rows.any():
+            yield batch, rows.to(batch[0].device)
+
+# %% ../nbs/measure/33_interpretation.ipynb #93c77247
 @patch(cls_method=True)
 def from_learner(
     cls: AttributionInterpretation,  # or a class of its kind
-    learn,  # a fastai `Learner`, whose model returns logits
-    method=saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
-    ds_idx=1,  # index of `learn.dls` when `dl` is None
+    learn: Learner,  # its model returns logits
+    method: Callable = saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
+    ds_idx: int = 1,  # index of `learn.dls` when `dl` is None
     dl=None,  # loader with targets, fastai's or PyTorch's
-    n=None,  # explain so many examples, drawn at random; None: all
-    output="logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    explain="target",  # the class that is explained: 'target' | 'predicted'
-    batch_size=128,  # inputs that are in the model at once
-    seed=0,  # of the sample
-    which=None,  # index of the input to explain; None: the only one with a floating dtype
-    title=None,  # name in figures; None: the method's
-):
-    "Explain a learner's examples, on its device and in raw units, and leave it as it was. Raises TypeError for a `method` that is no callable, ValueError for a loader without targets."
+    n: int | None = None,  # explain so many examples, drawn at random; None: all
+    output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    explain: str = "target",  # the class that is explained: 'target' | 'predicted'
+    batch_size: int = 128,  # inputs that are in the model at once
+    seed: int = 0,  # of the sample
+    which: int | None = None,  # the input to explain; None: the only one with a floating dtype
+    title: str | None = None,  # name in figures; None: the method's
+) -> AttributionInterpretation:
+    """Explain a learner's examples, on its device and in raw units, and leave it as it was.
+
+    Raises TypeError for a `method` that is no callable, ValueError for a loader without targets.
+    """
     if not callable(method):
         raise TypeError(
-            f"method={method!r}: expected an attribution such as saliency or partial(integrated_gradients, n_steps=100)"
+            f"method={method!r}: expected an attribution such as saliency or "
+            "partial(smoothgrad, n_samples=100)"
         )
-    if explain not in ("target", "predicted"):
-        raise ValueError(f"explain={explain!r}: expected 'target' or 'predicted'")
-    dl, net = (
-        _loader(learn, ds_idx, dl),
-        learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model,
-    )
-    keep, done, parts = _sample(n, len(dl.dataset), seed), 0, []
+    check_choice("explain", explain, ("target", "predicted"))
+    dl = _loader(learn, ds_idx, dl)
+    net = learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
+    keep = _sample(n, len(dl.dataset), seed)
+    mapped = partial(method, output=output, batch_size=batch_size)
     with frozen(net, training=False):
-        for batch in dl:
-            batch = to_device(batch, next(net.parameters()).device)
-            mine = keep[done : done + len(batch[0])]
-            done += len(mine)
-            if mine.any():
-                parts.append(
-                    _explain(
-                        learn,
-                        net,
-                        dl,
-                        batch,
-                        mine.to(batch[0].device),
-                        method,
-                        explain,
-                        which,
-                        output=output,
-                        batch_size=batch_size,
-                    )
-                )
-    (inputs, targs, preds, losses, maps), (vocab, names) = _cat_rows(parts), _names_of(dl)
-    title = (
-        getattr(method, "__name__", getattr(getattr(method, "func", None), "__name__", "map"))
-        if title is None
-        else title
-    )
-    return cls(
-        inputs,
-        targs,
-        preds,
-        losses,
-        maps,
-        keep.nonzero()[:, 0],
-        range(int(max(targs.max(), preds.max())) + 1) if vocab is None else vocab,
-        names,
-        getattr(dl, "items", None),
-        title,
-    )
+        device = next(net.parameters()).device
+        parts = [
+            _explain(learn, net, dl, batch, rows, mapped, explain, which)
+            for batch, rows in _kept_batches(dl, keep, device)
+        ]
+    whole = _Explained(*map(torch.cat, zip(*parts)))
+    vocab, names = _names_of(dl)
+    if vocab is None:
+        vocab = range(int(max(whole.targs.max(), whole.preds.max())) + 1)
+    idxs = keep.nonzero()[:, 0]
+    title = _name_of(method) if title is None else title
+    return cls(*whole, idxs, vocab, names, getattr(dl, "items", None), title)
 
 # %% ../nbs/measure/33_interpretation.ipynb #ff38a51f
 @patch
 def top_losses(
     self: AttributionInterpretation,
-    k=None,  # how many; None: all
-    largest=True,  # False: the smallest losses
-    items=False,  # also the items of the data set
-):  # (losses, indices), with `items` a third
+    k: int | None = None,  # how many, fastai's name for it; None: all
+    largest: bool = True,  # False: the smallest losses
+    items: bool = False,  # also the items of the data set
+) -> tuple:  # (losses, indices), with `items` a third
     "The `k` largest (or smallest) losses, and where they are."
-    losses, i = self._ranked(self.losses, k, largest)
+    losses, idxs = self._ranked(self.losses, "k", k, largest)
     if not items:
-        return losses, i
+        return losses, idxs
     if self.items is None:
         raise ValueError("items=True: the data set has none")
-    rows = self.idxs[i].tolist()
-    return (
-        losses,
-        i,
-        self.items.iloc[rows] if hasattr(self.items, "iloc") else [self.items[j] for j in rows],
-    )
+    places = self.idxs[idxs].tolist()
+    if hasattr(self.items, "iloc"):
+        return losses, idxs, self.items.iloc[places]
+    return losses, idxs, [self.items[place] for place in places]
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #b2259a45
 @patch
+@renamed_arguments(k="n")
 def most_concise(
     self: AttributionInterpretation,
-    k=None,  # how many; None: all
-):  # (Gini indices, indices)
-    "The `k` most concise maps."
-    return self._ranked(self.ginis, k, True)
+    n: int | None = None,  # how many; None: all
+) -> tuple[Tensor, Tensor]:  # (Gini indices, indices)
+    "The `n` most concise maps."
+    return self._ranked(self.ginis, "n", n, largest=True)
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #d8e7aac1
 @patch
+@renamed_arguments(k="n")
 def least_concise(
     self: AttributionInterpretation,
-    k=None,  # how many; None: all
-):  # (Gini indices, indices)
-    "The `k` least concise maps."
-    return self._ranked(self.ginis, k, False)
+    n: int | None = None,  # how many; None: all
+) -> tuple[Tensor, Tensor]:  # (Gini indices, indices)
+    "The `n` least concise maps."
+    return self._ranked(self.ginis, "n", n, largest=False)
 
 # %% ../nbs/measure/33_interpretation.ipynb #799e68b5
 @patch
 def per_class_gini(
     self: AttributionInterpretation,
-    level=0.95,  # of the bootstrap interval
-) -> pd.DataFrame:
-    "Mean Gini index of the maps of each class, its interval over examples, their number; in the order of the classes."
-    rows = {self._name(c): self.ginis[self.targs == c] for c in self.targs.unique()}
-    return pd.DataFrame(
-        [(k, v.mean().item(), *bootstrap_interval(v, level), len(v)) for k, v in rows.items()],
-        columns=["class", "gini", "low", "high", "n"],
-    ).set_index("class")
+    level: float = 0.95,  # of the bootstrap interval
+) -> pd.DataFrame:  # columns gini, low, high, n; one row per class, in their order
+    "Mean Gini index of the maps of each class, its interval over examples, their number."
+    rows = []
+    for label in self.targs.unique():
+        ginis = self.ginis[self.targs == label]
+        low, high = bootstrap_interval(ginis, level)
+        rows.append((self._class_name(label), ginis.mean().item(), low, high, len(ginis)))
+    return pd.DataFrame(rows, columns=["class", "gini", "low", "high", "n"]).set_index("class")
 
 # %% ../nbs/measure/33_interpretation.ipynb #91cb0ab6
 def _draw(inputs, maps, labels, names, **kwargs):
-    plots = import_module("advinterp.plots")  # a later notebook: looked up, not imported
     if inputs.ndim in (3, 4):
-        return plots.saliency_grid(inputs, maps, labels, **kwargs)
+        return saliency_grid(inputs, maps, labels, **kwargs)
     if inputs.ndim == 2:
-        return plots.contribution_bars(maps, names, labels, **kwargs)
+        return contribution_bars(maps, names, labels, **kwargs)
     raise ValueError(
-        f"inputs of shape {tuple(inputs.shape)}: there are figures for images (n, C, H, W) and for rows of tables (n, d)"
+        f"inputs of shape {tuple(inputs.shape)}: there are figures for images (n, C, H, W) "
+        "and for rows of tables (n, d)"
     )
 
 
 @patch
 def plot(
     self: AttributionInterpretation,
-    idxs,  # indices of examples
+    idxs: Tensor | Sequence[int],  # indices of examples
     **kwargs,  # to `saliency_grid` or `contribution_bars`
-):  # `Figure`
+) -> Figure:
     "Examples with their maps; beside them target, prediction and loss."
     inputs, preds, targs, losses, maps = self[torch.as_tensor(idxs)]
-    labels = [
-        f"{self._name(t)} as {self._name(p)}\nloss {l:.2g}" for t, p, l in zip(targs, preds, losses)
-    ]
+    labels = []
+    for targ, pred, loss in zip(targs, preds, losses):
+        as_what = f"{self._class_name(targ)} as {self._class_name(pred)}"
+        labels.append(f"{as_what}\nloss {loss:.2g}")
     return _draw(inputs, {self.title: maps}, labels, self.names, **kwargs)
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #38d0d2d1
 @patch
 def plot_top_losses(
     self: AttributionInterpretation,
-    k,  # how many
-    largest=True,  # False: the smallest losses
+    k: int,  # how many, fastai's name for it
+    largest: bool = True,  # False: the smallest losses
     **kwargs,  # to `plot`
-):  # `Figure`
+) -> Figure:
     "The examples of the `k` largest (or smallest) losses with their maps."
     return self.plot(self.top_losses(k, largest)[1], **kwargs)
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #a5e4f6a1
 @patch
+@renamed_arguments(k="n")
 def plot_concise(
     self: AttributionInterpretation,
-    k=3,  # how many of each
+    n: int = 3,  # how many of each
     **kwargs,  # to `plot`
-):  # `Figure`
-    "The `k` most concise maps, then the `k` least concise."
-    return self.plot(
-        torch.cat([self.most_concise(k)[1], self.least_concise(k)[1].flip(0)]), **kwargs
-    )
+) -> Figure:
+    "The `n` most concise maps, then the `n` least concise."
+    most = self.most_concise(n)[1]
+    least = self.least_concise(n)[1].flip(0)
+    return self.plot(torch.cat([most, least]), **kwargs)
 
 # %% ../nbs/measure/33_interpretation.ipynb #c4ce9a1d
 def _named(learns):
     "A dictionary with a name of its own for each learner."
     if not isinstance(learns, dict):
-        names = [getattr(o, "title", "learner") for o in learns]
-        learns = {
-            n if names.count(n) == 1 else f"{n} {i + 1}": o
-            for i, (n, o) in enumerate(zip(names, learns))
-        }
+        titles = [getattr(learn, "title", "learner") for learn in learns]
+        named = {}
+        for i, (title, learn) in enumerate(zip(titles, learns), 1):
+            named[title if titles.count(title) == 1 else f"{title} {i}"] = learn
+        learns = named
     if not learns:
         raise ValueError("learns: expected at least one learner")
     return learns
 
 
-def compare_maps(
-    learns,  # `{name: Learner}` or a list; an `AttributionInterpretation` that is there already may stand for a learner
-    idxs=None,  # indices of examples; None: the `k` largest losses of the first
-    k=4,  # how many examples
-    plot={},  # to `saliency_grid` or `contribution_bars`
-    **kwargs,  # to `AttributionInterpretation.from_learner`: method, n, dl, ...
-):  # `Figure`
-    "The maps of several learners on the same examples, a column for each. Raises ValueError where their loaders deliver different examples."
-    new = AttributionInterpretation.from_learner
-    all_ = {
-        name: o if isinstance(o, AttributionInterpretation) else new(o, **kwargs)
-        for name, o in _named(learns).items()
-    }
-    first, *others = all_.values()
-    for name, o in list(all_.items())[1:]:
-        if o.inputs.shape != first.inputs.shape or not torch.allclose(
-            o.inputs, first.inputs, atol=1e-3
-        ):
+def _check_same_examples(interps):
+    "All have to explain the examples of the first."
+    inputs = next(iter(interps.values())).inputs
+    for name, interp in interps.items():
+        same_shape = interp.inputs.shape == inputs.shape
+        if not same_shape or not torch.allclose(interp.inputs, inputs, atol=1e-3):
             raise ValueError(
                 f"{name}: its loader delivers other examples; pass one loader for all as dl="
             )
-    idxs = first.top_losses(k)[1] if idxs is None else torch.as_tensor(idxs)
-    labels = [
-        f"{first._name(first.targs[i])} as\n"
-        + ", ".join(o._name(o.preds[i]) for o in all_.values())
-        for i in idxs
-    ]
-    return _draw(
-        first.inputs[idxs],
-        {name: o.maps[idxs] for name, o in all_.items()},
-        labels,
-        first.names,
-        **plot,
-    )
+
+
+@renamed_arguments(k="n")
+def compare_maps(
+    learns: dict | Sequence,  # `{name: Learner}` or a list; also `AttributionInterpretation`s
+    idxs: Tensor | Sequence[int] | None = None,  # of examples; None: largest losses of the first
+    n: int = 4,  # how many examples to show
+    plot: dict | None = None,  # arguments of `saliency_grid` or `contribution_bars`
+    sample: int | None = None,  # explain so many examples, drawn at random; None: all
+    **kwargs,  # to `AttributionInterpretation.from_learner`: method, dl, ...
+) -> Figure:
+    """The maps of several learners on the same examples, a column for each.
+
+    An `AttributionInterpretation` that is there already may stand for a learner. Raises ValueError
+    where the loaders deliver different examples.
+    """
+    interps = {}
+    for name, learn in _named(learns).items():
+        if not isinstance(learn, AttributionInterpretation):
+            learn = AttributionInterpretation.from_learner(learn, n=sample, **kwargs)
+        interps[name] = learn
+    _check_same_examples(interps)
+    first = next(iter(interps.values()))
+    idxs = first.top_losses(n)[1] if idxs is None else torch.as_tensor(idxs)
+    labels = []
+    for i in idxs:
+        taken_for = [interp._class_name(interp.preds[i]) for interp in interps.values()]
+        labels.append(f"{first._class_name(first.targs[i])} as\n{', '.join(taken_for)}")
+    maps = {name: interp.maps[idxs] for name, interp in interps.items()}
+    return _draw(first.inputs[idxs], maps, labels, first.names, **(plot or {}))

@@ -1,5 +1,6 @@
-"Interpretation of learners: right maps in raw units for every kind of learner, ranks and tables by brute force, nothing changed, bad input refused."
+"""Interpretation of learners: right maps in raw units, ranks by brute force, nothing changed."""
 
+import inspect
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
+from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.tabular.all import (
@@ -22,27 +24,30 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advinterp import attribution as A
+from advinterp import attribution
 from advinterp.data import tensor_dls
 from advinterp.interpretation import AttributionInterpretation, compare_maps
 from advinterp.metrics import gini
 from advinterp.train import adv_learner
 
-new = AttributionInterpretation.from_learner
-MEAN, STD = [0.4, 0.3, 0.2], [0.2, 0.4, 0.5]
+interpret = AttributionInterpretation.from_learner
+MEAN = [0.4, 0.3, 0.2]
+STD = [0.2, 0.4, 0.5]
+FIELDS = ("inputs", "targs", "preds", "losses", "maps", "ginis")
 METHODS = dict(
-    saliency=A.saliency,
-    input_x_grad=A.input_x_grad,
-    ig=partial(A.integrated_gradients, n_steps=5),
-    smoothgrad=partial(A.smoothgrad, n_samples=3),
-    vargrad=partial(A.vargrad, n_samples=3),
-    sparsified=partial(A.sparsified_smoothgrad, n_samples=3),
-    moreau=partial(A.moreau_grad, steps=3, average=2, n_samples=2),
-    deep_shap=A.deep_shap,
+    saliency=attribution.saliency,
+    input_x_grad=attribution.input_x_grad,
+    integrated_gradients=partial(attribution.integrated_gradients, n_steps=5),
+    smoothgrad=partial(attribution.smoothgrad, n_samples=3),
+    vargrad=partial(attribution.vargrad, n_samples=3),
+    sparsified_smoothgrad=partial(attribution.sparsified_smoothgrad, n_samples=3),
+    moreau_grad=partial(attribution.moreau_grad, steps=3, average=2, n_samples=2),
+    deep_shap=attribution.deep_shap,
 )
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
-def net(channels=3, out=4):
+def small_network(channels=3, classes=4):
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -50,7 +55,7 @@ def net(channels=3, out=4):
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.5),
-        nn.Linear(36, out),
+        nn.Linear(36, classes),
     )
 
 
@@ -63,281 +68,388 @@ def images():
 @pytest.fixture
 def learn(images):
     x, y = images
-    return adv_learner(
-        tensor_dls(
-            x[:20],
-            y[:20],
-            x[20:],
-            y[20:],
-            bs=8,
-            val_bs=7,
-            after_batch=[Normalize.from_stats(MEAN, STD, cuda=False)],
-            device="cpu",
-        ),
-        net(),
+    normalize = Normalize.from_stats(MEAN, STD, cuda=False)
+    dls = tensor_dls(
+        x[:20], y[:20], x[20:], y[20:], bs=8, val_bs=7, after_batch=[normalize], device="cpu"
     )
+    return adv_learner(dls, small_network())
 
 
 @pytest.fixture
 def table():
+    """A learner of fastai's own for a table with categories."""
     rng = np.random.default_rng(0)
-    df = pd.DataFrame(rng.normal(3, 2, size=(80, 3)), columns=list("abc")).assign(
-        kind=rng.choice(["p", "q", "r"], 80), label=rng.choice(["no", "yes"], 80)
-    )
+    frame = pd.DataFrame(rng.normal(3, 2, size=(80, 3)), columns=list("abc"))
+    frame["kind"] = rng.choice(["p", "q", "r"], 80)
+    frame["label"] = rng.choice(["no", "yes"], 80)
     torch.manual_seed(0)
-    return tabular_learner(
-        TabularDataLoaders.from_df(
-            df,
-            procs=[Categorify, FillMissing, Normalize],
-            cat_names=["kind"],
-            cont_names=list("abc"),
-            y_names="label",
-            y_block=CategoryBlock(),
-            valid_idx=range(50, 80),
-            bs=16,
-            device="cpu",
-        ),
-        layers=[6],
+    dls = TabularDataLoaders.from_df(
+        frame,
+        procs=[Categorify, FillMissing, Normalize],
+        cat_names=["kind"],
+        cont_names=list("abc"),
+        y_names="label",
+        y_block=CategoryBlock(),
+        valid_idx=range(50, 80),
+        bs=16,
+        device="cpu",
     )
+    return tabular_learner(dls, layers=[6])
 
 
-def raw_model(model):
-    return lambda u: model(
-        (u - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    )
+class OfPixels(nn.Module):
+    """The model of a learner as a function of pixels, written by hand."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, u):
+        mean = torch.tensor(MEAN)[:, None, None]
+        std = torch.tensor(STD)[:, None, None]
+        return self.model((u - mean) / std)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_maps_are_those_of_the_raw_model(learn, images, name):
+# ---------------------------------------------------------------- maps
+
+
+@each_method
+def test_maps_are_those_of_the_raw_model(learn, images, method):
     x, y = images[0][20:], images[1][20:]
-    ours = new(learn, METHODS[name], output="prob")
+    ours = interpret(learn, method, output="prob")
+    expected = method(OfPixels(learn.model), x, y, output="prob")
     torch.testing.assert_close(ours.inputs, x, atol=1e-6, rtol=0)
-    model = nn.Module()
-    model.net = learn.model
-    model.forward = raw_model(learn.model)
-    torch.testing.assert_close(
-        ours.maps, METHODS[name](model, x, y, output="prob"), atol=1e-4, rtol=1e-3
-    )
-    assert (
-        (ours.targs == y).all()
-        and (ours.idxs == torch.arange(30)).all()
-        and ours.title.strip("_")
-        and len(ours) == 30
-    )
+    torch.testing.assert_close(ours.maps, expected, atol=1e-4, rtol=1e-3)
+    assert len(ours) == 30
+    assert torch.equal(ours.targs, y)
+    assert torch.equal(ours.idxs, torch.arange(30))
+
+
+def test_title_is_the_name_of_the_method(learn):
+    titles = [interpret(learn, method, n=1).title for method in METHODS.values()]
+    assert titles == list(METHODS)
+    assert interpret(learn, n=1, title="ours").title == "ours"
 
 
 def test_the_predicted_class_can_be_explained(learn):
-    a, b = new(learn, explain="predicted"), new(learn)
-    right = a.preds == a.targs
-    assert (
-        torch.equal(a.maps[right], b.maps[right])
-        and (a.maps[~right] != b.maps[~right]).flatten(1).any(1).all()
-    )
-
-
-def test_ranks_and_classes_by_brute_force(learn):
-    o = new(learn, n=25)
-    assert o.top_losses()[1].tolist() == sorted(
-        range(25), key=lambda i: -o.losses[i]
-    ) and o.most_concise()[1].tolist() == sorted(range(25), key=lambda i: -o.ginis[i])
-    assert (
-        o.least_concise(4)[1].tolist() == o.most_concise()[1].flip(0)[:4].tolist()
-        and o.top_losses(3, largest=False)[1].tolist() == o.top_losses()[1].flip(0)[:3].tolist()
-    )
-    df = o.per_class_gini()
-    for c in o.targs.unique():
-        assert (
-            df.gini[str(int(c))]
-            == pytest.approx(gini(o.maps)[o.targs == c].mean().item(), abs=1e-6)
-            and df.n[str(int(c))] == (o.targs == c).sum()
-        )
-    assert ((df.low <= df.gini + 1e-9) & (df.gini <= df.high + 1e-9)).all() and df.n.sum() == 25
+    of_prediction = interpret(learn, explain="predicted")
+    of_target = interpret(learn)
+    right = of_target.preds == of_target.targs
+    assert 0 < right.sum() < len(right)
+    same = (of_prediction.maps == of_target.maps).flatten(1).all(1)
+    assert torch.equal(same, right)
 
 
 def test_a_sample_is_part_of_the_whole(learn):
-    whole, some, again, other = (
-        new(learn),
-        new(learn, n=9),
-        new(learn, n=9),
-        new(learn, n=9, seed=1),
-    )
-    for f in ("inputs", "targs", "preds", "losses", "maps", "ginis"):
-        torch.testing.assert_close(
-            getattr(some, f), getattr(whole, f)[some.idxs], atol=1e-5, rtol=1e-4
-        )
-    assert (
-        torch.equal(some.idxs, again.idxs)
-        and not torch.equal(some.idxs, other.idxs)
-        and (some.idxs.diff() > 0).all()
-    )
+    whole = interpret(learn)
+    some = interpret(learn, n=9)
+    for field in FIELDS:
+        expected = getattr(whole, field)[some.idxs]
+        torch.testing.assert_close(getattr(some, field), expected, atol=1e-5, rtol=1e-4)
+    assert (some.idxs.diff() > 0).all()
+    assert torch.equal(some.idxs, interpret(learn, n=9).idxs)
+    assert not torch.equal(some.idxs, interpret(learn, n=9, seed=1).idxs)
 
 
 def test_training_loader_is_read_in_its_order(learn, images):
-    torch.testing.assert_close(new(learn, ds_idx=0).inputs, images[0][:20], atol=1e-6, rtol=0)
+    inputs = interpret(learn, ds_idx=0).inputs
+    torch.testing.assert_close(inputs, images[0][:20], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("squeeze", [False, True])
-def test_one_logit_pytorch_loaders_and_fastai_losses(squeeze):
+@pytest.mark.parametrize("form", ["class indices", "fastai's loss of floats"])
+@pytest.mark.parametrize("flattened", [False, True])
+def test_one_logit_and_loaders_of_pytorch(flattened, form):
     torch.manual_seed(0)
-    x, y = torch.randn(40, 5), torch.randint(2, (40,))
-    lin = nn.Linear(5, 1)
-    dl = lambda y: DataLoader(TensorDataset(x, y), batch_size=16)
-    model = nn.Sequential(lin, nn.Flatten(0)) if squeeze else lin
-    ints = adv_learner(DataLoaders(dl(y), dl(y)), model)
-    floats = Learner(
-        DataLoaders(dl(y[:, None].float()), dl(y[:, None].float())),
-        model,
-        loss_func=BCEWithLogitsLossFlat(),
-    )
-    for learn in (ints, floats):
-        o = new(learn, A.integrated_gradients)
-        s = 2 * y[:, None] - 1
-        torch.testing.assert_close(o.maps, s * x * lin.weight.detach())
-        assert torch.equal(o.preds, (lin(x)[:, 0] > 0).long()) and torch.equal(o.targs, y)
-        torch.testing.assert_close(o.losses, nn.functional.softplus(-s * lin(x))[:, 0].detach())
-    assert o.names is None and [o._name(c) for c in (0, 1)] == ["0", "1"]
+    x = torch.randn(40, 5)
+    y = torch.randint(2, (40,))
+    linear = nn.Linear(5, 1)
+    model = nn.Sequential(linear, nn.Flatten(0)) if flattened else linear
+    targets, loss_func = y, None
+    if form != "class indices":
+        targets, loss_func = y[:, None].float(), BCEWithLogitsLossFlat()
+    loader = DataLoader(TensorDataset(x, targets), batch_size=16)
+    dls = DataLoaders(loader, loader)
+    learn = Learner(dls, model, loss_func=loss_func) if loss_func else adv_learner(dls, model)
+    ours = interpret(learn, attribution.integrated_gradients)
+    sign = 2 * y - 1
+    logits = linear(x)[:, 0].detach()
+    torch.testing.assert_close(ours.maps, sign[:, None] * x * linear.weight.detach())
+    torch.testing.assert_close(ours.losses, nn.functional.softplus(-sign * logits))
+    assert torch.equal(ours.preds, (logits > 0).long())
+    assert torch.equal(ours.targs, y)
+    assert ours.names is None
+    assert list(ours.per_class_gini().index) == ["0", "1"]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_tables_with_categories(table, name):
-    o = new(table, METHODS[name], n=12)
-    cat, con, y = table.dls.valid.new(shuffle=False, drop_last=False, bs=30).one_batch()
+@each_method
+def test_tables_with_categories(table, method):
+    ours = interpret(table, method, n=12)
+    batch = table.dls.valid.new(shuffle=False, drop_last=False, bs=30).one_batch()
+    categories, numbers, y = batch
     table.model.eval()
-    for j, i in enumerate(o.idxs):
+    for row, place in enumerate(ours.idxs):
+        one = slice(place, place + 1)
 
-        def one(u):
-            return table.model(cat[i : i + 1].expand(len(u), -1), u)
+        def model(u, one=one):
+            return table.model(categories[one].expand(len(u), -1), u)
 
-        torch.testing.assert_close(
-            o.maps[j : j + 1], METHODS[name](one, con[i : i + 1], y[i].long()), atol=1e-5, rtol=1e-3
-        )
-    assert (
-        list(o.names) == ["a", "b", "c"]
-        and list(o.per_class_gini().index) == ["no", "yes"]
-        and isinstance(o.plot_top_losses(2), Figure)
-    )
+        expected = method(model, numbers[one], y[place].long())
+        torch.testing.assert_close(ours.maps[row : row + 1], expected, atol=1e-5, rtol=1e-3)
+    assert list(ours.names) == ["a", "b", "c"]
+    assert list(ours.per_class_gini().index) == ["no", "yes"]
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def test_ranks_by_brute_force(learn):
+    ours = interpret(learn, n=25)
+    by_loss = sorted(range(25), key=lambda i: -ours.losses[i])
+    by_gini = sorted(range(25), key=lambda i: -ours.ginis[i])
+    assert ours.top_losses()[1].tolist() == by_loss
+    assert ours.top_losses(3, largest=False)[1].tolist() == by_loss[::-1][:3]
+    assert ours.most_concise()[1].tolist() == by_gini
+    assert ours.most_concise(n=4)[1].tolist() == by_gini[:4]
+    assert ours.least_concise(4)[1].tolist() == by_gini[::-1][:4]
+    values, idxs = ours.most_concise(4)
+    assert torch.equal(values, gini(ours.maps)[idxs])
+
+
+def test_classes_by_brute_force(learn):
+    ours = interpret(learn, n=25)
+    table = ours.per_class_gini()
+    assert list(table.index) == [str(int(label)) for label in ours.targs.unique()]
+    for label, row in table.iterrows():
+        ginis = gini(ours.maps)[ours.targs == int(label)]
+        assert row.n == len(ginis)
+        assert row.gini == pytest.approx(ginis.mean().item(), abs=1e-6)
+        assert ginis.min() - 1e-6 <= row.low <= row.gini + 1e-9
+        assert row.gini - 1e-9 <= row.high <= ginis.max() + 1e-6
+    assert table.n.sum() == 25
 
 
 def test_items_are_those_of_the_data_set(table):
-    losses, i, items = new(table, n=10).top_losses(3, items=True)
-    assert list(items.index) == [50 + j for j in new(table, n=10).idxs[i].tolist()]
+    ours = interpret(table, n=10)
+    _, idxs, items = ours.top_losses(3, items=True)
+    assert list(items.index) == [50 + place for place in ours.idxs[idxs].tolist()]
+
+
+@pytest.mark.parametrize("name", ["top_losses", "plot_top_losses"])
+def test_verbs_of_fastai_keep_its_signature(name):
+    parameters = inspect.signature(getattr(AttributionInterpretation, name)).parameters
+    fastai = inspect.signature(getattr(Interpretation, name)).parameters
+    assert list(parameters) == list(fastai)
+    assert parameters["k"].default == fastai["k"].default
+
+
+def test_numbers_to_show_were_once_called_k(learn):
+    ours = interpret(learn, n=8)
+    for name in ("most_concise", "least_concise", "plot_concise"):
+        with pytest.warns(FutureWarning, match="k= is now n="):
+            getattr(ours, name)(k=2)
+    with pytest.warns(FutureWarning, match="k= is now n="):
+        fig = compare_maps([ours], k=2)
+    assert len(captions(fig)) == 2
+
+
+# ---------------------------------------------------------------- what stays as it was
+
+
+def state_of(learn):
+    model = learn.model
+    return dict(
+        weights=[value.tolist() for value in model.state_dict().values()],
+        modes=[module.training for module in model.modules()],
+        flags=[parameter.requires_grad for parameter in model.parameters()],
+        grads=[parameter.grad for parameter in model.parameters()],
+        reduction=learn.loss_func.reduction,
+        callbacks=len(learn.cbs),
+        batch=getattr(learn, "xb", 0),
+        loader=getattr(learn, "dl", 0),
+        torch_random=torch.random.get_rng_state().tolist(),
+        numpy_random=np.random.get_state()[1].tolist(),
+    )
 
 
 def test_learner_is_left_as_it_was(learn):
     learn.model.train()
     learn.model[6].eval()
     learn.model[0].weight.requires_grad_(False)
-    learn.fit
-
-    def state():
-        return (
-            [p.tolist() for p in learn.model.state_dict().values()],
-            [m.training for m in learn.model.modules()],
-            [p.requires_grad for p in learn.model.parameters()],
-            [p.grad for p in learn.model.parameters()],
-            learn.loss_func.reduction,
-            len(learn.cbs),
-            getattr(learn, "xb", 0),
-            getattr(learn, "dl", 0),
-            torch.random.get_rng_state().tolist(),
-            np.random.get_state()[1].tolist(),
-        )
-
-    before = state()
+    before = state_of(learn)
     with torch.no_grad():
-        new(learn, METHODS["smoothgrad"], n=9)
+        interpret(learn, METHODS["smoothgrad"], n=9)
+    assert state_of(learn) == before
+
+
+def test_learner_is_left_as_it_was_after_an_error(learn):
+    def wrong_class(model, x, y, **kwargs):
+        return attribution.saliency(model, x, y + 9, **kwargs)
+
+    before = state_of(learn)
     with pytest.raises(ValueError, match="labels from"):
-        new(learn, lambda model, x, y, **kw: A.saliency(model, x, y + 9, **kw))
-    assert state() == before
+        interpret(learn, wrong_class)
+    assert state_of(learn) == before
+
+
+# ---------------------------------------------------------------- figures
+
+
+def captions(fig):
+    return [ax.get_xlabel() for ax in fig.axes if ax.get_xlabel()]
+
+
+def titles(fig):
+    return [ax.get_title() for ax in fig.axes if ax.get_title()]
 
 
 def test_figures_leave_nothing_behind(learn, table):
-    o, t = new(learn), new(table)
-    for fig in (
-        o.plot_top_losses(2),
-        o.plot_top_losses(2, largest=False),
-        o.plot_concise(1),
-        o.plot([0]),
-        o.plot(o.targs == 1),
-        t.plot_concise(2),
-        compare_maps([learn, learn], n=8, k=2),
-        compare_maps({"a": t, "b": t}, idxs=[0]),
-    ):
-        assert isinstance(fig, Figure)
-    assert (
-        plt.get_fignums() == [] and len([a for a in o.plot_concise(2).axes if a.get_xlabel()]) == 4
-    )
+    ours = interpret(learn)
+    of_table = interpret(table)
+    figures = [
+        ours.plot_top_losses(2),
+        ours.plot_top_losses(2, largest=False),
+        ours.plot_concise(1),
+        ours.plot([0]),
+        ours.plot(ours.targs == 1),
+        of_table.plot_concise(2),
+        of_table.plot_top_losses(2, max_bars=2),
+        compare_maps([learn, learn], sample=8, n=2),
+        compare_maps({"a": of_table, "b": of_table}, idxs=[0]),
+    ]
+    assert all(isinstance(fig, Figure) for fig in figures)
+    assert plt.get_fignums() == []
+
+
+def test_figures_show_the_examples_that_they_name(learn):
+    ours = interpret(learn)
+    worst = ours.top_losses(3)[1]
+    assert captions(ours.plot_top_losses(3)) == [f"Gini {ours.ginis[i]:.3f}" for i in worst]
+    concise = [*ours.most_concise(2)[1], *ours.least_concise(2)[1].flip(0)]
+    assert captions(ours.plot_concise(2)) == [f"Gini {ours.ginis[i]:.3f}" for i in concise]
 
 
 def test_compare_draws_every_learner_on_the_same_examples(learn, images):
     torch.manual_seed(1)
-    other = adv_learner(
-        tensor_dls(*images, images[0][20:], images[1][20:], device="cpu"), net()
-    )  # does not normalise
-    a, b = new(learn), new(other)
-    assert [x.get_title() for x in compare_maps([learn, a, a]).axes if x.get_title()] == [
-        "image",
-        "learner",
-        "saliency 2",
-        "saliency 3",
-    ]
-    fig = compare_maps({"one": learn, "two": other}, k=3)
-    i = a.top_losses(3)[1]
-    shown = [x.get_xlabel() for x in fig.axes if x.get_xlabel()]
-    assert shown == [f"Gini {o.ginis[j]:.3f}" for j in i for o in (a, b)]
-    moved = adv_learner(tensor_dls(*images, images[0][:30], images[1][:30], device="cpu"), net())
+    x, y = images
+    unnormalised = tensor_dls(x, y, x[20:], y[20:], device="cpu")
+    other = adv_learner(unnormalised, small_network())
+    ours, theirs = interpret(learn), interpret(other)
+    fig = compare_maps({"one": learn, "two": other}, n=3)
+    worst = ours.top_losses(3)[1]
+    expected = [f"Gini {which.ginis[i]:.3f}" for i in worst for which in (ours, theirs)]
+    assert captions(fig) == expected
+    assert titles(fig) == ["image", "one", "two"]
+
+
+def test_compare_names_what_has_no_name(learn):
+    ours = interpret(learn)
+    fig = compare_maps([learn, ours, ours])
+    assert titles(fig) == ["image", "learner", "saliency 2", "saliency 3"]
+
+
+def test_compare_hands_its_arguments_on(learn):
+    method = METHODS["integrated_gradients"]
+    ours = interpret(learn, method, n=6)
+    fig = compare_maps([learn], idxs=[5, 0], sample=6, method=method, plot=dict(shared=False))
+    assert captions(fig) == [f"Gini {ours.ginis[i]:.3f}" for i in (5, 0)]
+    assert fig.axes[-1].get_ylabel() == "magnitude, own scale"
+
+
+def test_compare_refuses_other_examples(learn, images):
+    x, y = images
+    moved = adv_learner(tensor_dls(x, y, x[:30], y[:30], device="cpu"), small_network())
     with pytest.raises(ValueError, match="two: its loader delivers other examples"):
         compare_maps({"one": learn, "two": moved})
 
 
+# ---------------------------------------------------------------- bad input
+
+
+def maps_of_another_shape(model, x, y, **kwargs):
+    return x.sum(1)
+
+
 @pytest.mark.parametrize(
-    "call, error, words",
+    "arguments, error, words",
     [
-        (lambda l: new(l, "saliency"), TypeError, "method='saliency'"),
-        (lambda l: new(l, ds_idx=7), ValueError, "loaders 0 to 1"),
-        (lambda l: new(l, n=0), ValueError, "n=0"),
-        (lambda l: new(l, n=31), ValueError, "n=31: the set has 30"),
-        (lambda l: new(l, explain="other"), ValueError, "explain='other'"),
-        (lambda l: new(l, output="class"), ValueError, "output='class'"),
-        (lambda l: new(l, batch_size=0), ValueError, "batch_size=0"),
-        (lambda l: new(l, which=1), ValueError, "which=1"),
-        (lambda l: new(l, dl=l.dls.test_dl(torch.rand(4, 3, 6, 6))), ValueError, "no targets"),
-        (lambda l: new(l, dl=DataLoader(l.dls.valid_ds, shuffle=True)), ValueError, "it shuffles"),
-        (
-            lambda l: new(l, dl=[(torch.rand(4, 3, 6, 6), torch.zeros(4, 2))]),
-            TypeError,
-            "expected a loader",
-        ),
-        (
-            lambda l: new(
-                l, dl=DataLoader(TensorDataset(torch.rand(4, 3, 6, 6), torch.zeros(4, 2)))
-            ),
-            ValueError,
-            "one class index for each",
-        ),
-        (
-            lambda l: new(l, lambda m, x, y, **kw: x.sum(1)),
-            ValueError,
-            "expected tensors of one shape",
-        ),
-        (lambda l: new(l).top_losses(31), ValueError, "k=31"),
-        (lambda l: new(l).most_concise(0), ValueError, "k=0"),
-        (lambda l: new(l).plot_concise(31), ValueError, "k=31"),
-        (lambda l: new(l).top_losses(2, items=True), ValueError, "items=True"),
-        (lambda l: compare_maps([]), ValueError, "at least one"),
-        (lambda l: compare_maps({}), ValueError, "at least one"),
-        (lambda l: compare_maps([l, "net"]), TypeError, "'net'"),
+        (dict(method="saliency"), TypeError, "method='saliency'"),
+        (dict(method=maps_of_another_shape), ValueError, "expected tensors of one shape"),
+        (dict(ds_idx=7), ValueError, "loaders 0 to 1"),
+        (dict(n=0), ValueError, "n=0"),
+        (dict(n=2.0), TypeError, "n=2.0"),
+        (dict(n=31), ValueError, "n=31: the set has 30"),
+        (dict(explain="targets"), ValueError, "explain='targets'.*did you mean 'target'"),
+        (dict(output="class"), ValueError, "output='class'"),
+        (dict(batch_size=0), ValueError, "batch_size=0"),
+        (dict(which=1), ValueError, "which=1"),
     ],
 )
-def test_bad_input_is_refused(learn, call, error, words):
+def test_bad_arguments_are_refused(learn, arguments, error, words):
     with pytest.raises(error, match=words):
-        call(learn)
+        interpret(learn, **arguments)
+
+
+def without_labels(learn):
+    return learn.dls.test_dl(torch.rand(4, 3, 6, 6))
+
+
+def shuffled(learn):
+    return DataLoader(learn.dls.valid_ds, shuffle=True)
+
+
+def no_loader(learn):
+    return [(torch.rand(4, 3, 6, 6), torch.zeros(4, 2))]
+
+
+def of_two_targets(learn):
+    return DataLoader(TensorDataset(torch.rand(4, 3, 6, 6), torch.zeros(4, 2)))
+
+
+@pytest.mark.parametrize(
+    "make, error, words",
+    [
+        (without_labels, ValueError, "no targets"),
+        (shuffled, ValueError, "it shuffles"),
+        (no_loader, TypeError, "expected a loader"),
+        (of_two_targets, ValueError, "one class index for each"),
+    ],
+)
+def test_bad_loaders_are_refused(learn, make, error, words):
+    with pytest.raises(error, match=words):
+        interpret(learn, dl=make(learn))
+
+
+@pytest.mark.parametrize(
+    "verb, arguments, words",
+    [
+        ("top_losses", dict(k=31), "k=31"),
+        ("most_concise", dict(n=0), "n=0"),
+        ("plot_concise", dict(n=31), "n=31"),
+        ("top_losses", dict(k=2, items=True), "items=True"),
+    ],
+)
+def test_bad_numbers_are_refused(learn, verb, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        getattr(interpret(learn), verb)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "learns, error, words",
+    [
+        ([], ValueError, "at least one"),
+        ({}, ValueError, "at least one"),
+        (["net"], TypeError, "net"),
+    ],
+)
+def test_compare_needs_learners(learns, error, words):
+    with pytest.raises(error, match=words):
+        compare_maps(learns)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu(learn, images):
-    here = new(learn)
+def test_on_a_gpu(learn):
+    here = interpret(learn)
     learn.model.cuda()
-    there = new(learn)
+    there = interpret(learn)
     torch.testing.assert_close(here.maps, there.maps, atol=1e-4, rtol=1e-3)
     assert not there.maps.is_cuda
