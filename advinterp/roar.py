@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections import namedtuple
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,97 +19,120 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from numpy.typing import ArrayLike
+from torch import Tensor
 from tqdm.auto import tqdm
 
 import advinterp
-from .core import atomic_path, check_same_shape, check_strength, flat, task_loss
+from advinterp.core import (
+    atomic_path,
+    check_choice,
+    check_same_shape,
+    check_strength,
+    flat,
+    task_loss,
+)
 from .evaluate import accuracy, seed_interval
 from .metrics import metric
 
 # %% ../nbs/measure/32_roar.ipynb #49780c50
 def ranks(
-    maps,  # `(N, ...)` array or tensor; magnitudes count
-    seed=0,  # of the order of equal magnitudes
+    maps: ArrayLike | Tensor,  # `(N, ...)`; magnitudes count
+    seed: int = 0,  # of the order of equal magnitudes
 ) -> np.ndarray:  # `(N, d)` int32: 0 for the largest entry of its map, d-1 for the smallest
-    "Place of every entry in the order of decreasing magnitude; equal ones in random order."
+    """Place of every entry in the order of decreasing magnitude; equal ones in random order."""
     v = np.abs(np.asarray(maps)).reshape(len(maps), -1)
     rng = np.random.default_rng(seed)
-    out, places = np.empty(v.shape, np.int32), np.arange(v.shape[1], dtype=np.int32)[None]
-    for i in range(0, len(v), 1024):
-        mixed = rng.random(v[i : i + 1024].shape, dtype=np.float32).argsort(1)
-        order = np.take_along_axis(
-            mixed, (-np.take_along_axis(v[i : i + 1024], mixed, 1)).argsort(1, kind="stable"), 1
-        )
-        np.put_along_axis(out[i : i + 1024], order, places, 1)
-    return out
+    rank = np.empty(v.shape, np.int32)
+    places = np.arange(v.shape[1], dtype=np.int32)[None]
+    for start in range(0, len(v), 1024):  # bounds the memory
+        part = v[start : start + 1024]
+        mixed = rng.random(part.shape, dtype=np.float32).argsort(1)
+        decreasing = (-np.take_along_axis(part, mixed, 1)).argsort(1, kind="stable")
+        order = np.take_along_axis(mixed, decreasing, 1)
+        np.put_along_axis(rank[start : start + 1024], order, places, 1)
+    return rank
 
 # %% ../nbs/measure/32_roar.ipynb #510fa557
-def _sizes(fractions, d):
-    "How many of d entries each fraction is: pairs (fraction, number)."
-    fs = [check_strength("fractions", f) for f in fractions]
-    if not fs or len({*fs}) < len(fs) or not all(0 < f <= 1 for f in fs):
-        raise ValueError(f"fractions={fs}: expected different fractions in (0, 1], at least one")
-    if round(min(fs) * d) < 1:
-        raise ValueError(
-            f"fractions: {min(fs)!r} is less than one of {d} entries, expected at least {1 / d:.3g}"
-        )
-    return [(f, round(f * d)) for f in fs]
-
-
-def _kept(x, rank, n, side, fill):
-    d = rank.shape[1]
-    return np.where(
-        (rank < n if side == "top" else rank >= d - n).reshape(x.shape), x, fill
-    ).astype(x.dtype)  # (1)
-
-
 def keep_part(
-    x,
-    maps,  # inputs and attributions `(N, ...)`, arrays or tensors
-    fraction,  # of the entries of each input that is kept, in (0, 1]
-    side="top",  # 'top': the largest magnitudes, 'bottom': the smallest
-    fill=None,  # for the rest: a number, or what broadcasts to one input; None: the mean of x
+    x: ArrayLike | Tensor,  # inputs `(N, ...)`
+    maps: ArrayLike | Tensor,  # their attributions, like `x`
+    fraction: float,  # of the entries of each input that is kept, in (0, 1]
+    side: str = "top",  # 'top': the largest magnitudes, 'bottom': the smallest
+    fill: float | ArrayLike | None = None,  # for the rest: broadcasts to one input; None: mean of x
 ) -> np.ndarray:  # like `x`
-    "The inputs (1) that a model of `diff_roar`, `roar` or `kar` is trained on."
-    if side not in ("top", "bottom"):
-        raise ValueError(f"side={side!r}: expected 'top' or 'bottom'")
+    """The inputs (1) that a model of `diff_roar`, `roar` or `kar` is trained on."""
+    check_choice("side", side, ("top", "bottom"))
     x, maps = _inputs("x", x), _inputs("maps", maps)
     check_same_shape(x=x, maps=maps)
-    return _kept(x, ranks(maps), _sizes([fraction], x[0].size)[0][1], side, _fill(fill, x))
+    _, n_kept = _sizes([fraction], x[0].size)[0]
+    return _kept(x, ranks(maps), n_kept, side, _fill(fill, x))
+
+# %% ../nbs/measure/32_roar.ipynb #4d94950d
+def _kept(x, rank, n, side, fill):
+    """The inputs with their top or bottom `n` entries, and `fill` in place of the rest."""
+    in_part = rank < n if side == "top" else rank >= rank.shape[1] - n
+    return np.where(in_part.reshape(x.shape), x, fill).astype(x.dtype)  # (1)
+
+
+def _sizes(fractions, d):
+    """How many of d entries each fraction is: pairs (fraction, number)."""
+    fractions = [check_strength("fractions", fraction) for fraction in fractions]
+    distinct = len({*fractions}) == len(fractions)
+    if not fractions or not distinct or not all(0 < fraction <= 1 for fraction in fractions):
+        raise ValueError(
+            f"fractions={fractions}: expected different fractions in (0, 1], at least one"
+        )
+    if round(min(fractions) * d) < 1:
+        raise ValueError(
+            f"fractions: {min(fractions)!r} is less than one of {d} entries, "
+            f"expected at least {1 / d:.3g}"
+        )
+    return [(fraction, round(fraction * d)) for fraction in fractions]
 
 # %% ../nbs/measure/32_roar.ipynb #eccc2b26
-def _inputs(name, v):
-    "A finite array of a floating type with at least one example."
-    a = v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
-    if a.dtype.kind != "f":
-        raise TypeError(f"{name} has dtype {a.dtype}: expected floating numbers")
-    if a.ndim < 2 or not a.size:
-        raise ValueError(f"{name} has shape {a.shape}: expected (N, ...) with at least one example")
-    if not np.isfinite(a).all():
+def _array(values):
+    """A tensor or an array-like as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _inputs(name, values):
+    """A finite array of a floating type with at least one example."""
+    found = _array(values)
+    if found.dtype.kind != "f":
+        raise TypeError(f"{name} has dtype {found.dtype}: expected floating numbers")
+    if found.ndim < 2 or not found.size:
+        raise ValueError(
+            f"{name} has shape {found.shape}: expected (N, ...) with at least one example"
+        )
+    if not np.isfinite(found).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    return a
+    return found
 
 
 def _fill(fill, x):
-    mean = x.mean(0, dtype=np.float64)
+    """What stands in place of the rest, in the shape of one input."""
+    shape = x.shape[1:]
+    values = x.mean(0, dtype=np.float64) if fill is None else fill
     try:
-        v = np.broadcast_to(
-            np.asarray(mean if fill is None else fill, dtype=np.float64), x.shape[1:]
-        )
+        values = np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
     except (TypeError, ValueError):
         raise ValueError(
-            f"fill={fill!r}: expected a number, or values that broadcast to {x.shape[1:]}"
+            f"fill={fill!r}: expected a number, or values that broadcast to {shape}"
         ) from None
-    if not np.isfinite(v).all():
+    if not np.isfinite(values).all():
         raise ValueError(f"fill={fill!r}: expected finite values")
-    return v.astype(x.dtype)
+    return values.astype(x.dtype)
 
 # %% ../nbs/measure/32_roar.ipynb #06fed900
 @dataclass(frozen=True)
 class FitAdam:
-    "Train a network from scratch with Adam on the mean cross-entropy: `fit(x, y, seed) -> model`."
+    """Train a network from scratch with Adam on the mean cross-entropy.
 
-    make_model: object  # callable `() -> nn.Module` with logits `(B, C)`, or one logit
+    Called as `fit(x, y, seed) -> model`.
+    """
+
+    make_model: Callable  # `() -> nn.Module` with logits `(B, C)`, or one logit
     epochs: int = 10  # passes over the data
     lr: float = 1e-3  # learning rate
     bs: int = 128  # batch size
@@ -119,14 +143,17 @@ class FitAdam:
         return self.make_model().to(self.device).train()
 
     def __call__(self, x, y, seed):
-        "The trained network, in evaluation mode on the CPU. Raises ValueError where training diverges."
+        """The trained network, in evaluation mode on the CPU.
+
+        Raises ValueError where training diverges.
+        """
         with torch.random.fork_rng(), torch.enable_grad():
             model = self._initial(seed)
             opt = torch.optim.Adam(model.parameters(), self.lr)
             x, y = x.to(self.device), y.to(self.device)
             for _ in range(self.epochs):
-                for i in torch.randperm(len(x)).split(self.bs):
-                    loss = task_loss(model(x[i]), y[i]).mean()
+                for batch in torch.randperm(len(x)).split(self.bs):
+                    loss = task_loss(model(x[batch]), y[batch]).mean()
                     opt.zero_grad()
                     loss.backward()
                     opt.step()
@@ -138,16 +165,15 @@ class FitAdam:
 
     @property
     def settings(self):
-        "What decides the model; the network by its layers and its first weights."
+        """What decides the model; the network by its layers and its first weights."""
         with torch.random.fork_rng():
             model = self._initial(0)
-        weights = hashlib.sha256(
-            b"".join(v.detach().cpu().numpy().tobytes() for v in model.state_dict().values())
-        ).hexdigest()
+        tensors = model.state_dict().values()
+        weights = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in tensors)
         return dict(
             learner="FitAdam",
             model=str(model),
-            weights=weights,
+            weights=hashlib.sha256(weights).hexdigest(),
             epochs=self.epochs,
             lr=self.lr,
             bs=self.bs,
@@ -157,139 +183,142 @@ class FitAdam:
 # %% ../nbs/measure/32_roar.ipynb #7ce0807f
 @dataclass(frozen=True)
 class FitEstimator:
-    "Fit a fresh copy of a scikit-learn classifier on flattened inputs: `fit(x, y, seed) -> model`."
+    """Fit a fresh copy of a scikit-learn classifier on flattened inputs.
 
-    estimator: (
-        object  # with `fit` and `predict`; its `random_state`, if it has one, is set to the seed
-    )
+    Called as `fit(x, y, seed) -> model`.
+    """
+
+    estimator: object  # with `fit` and `predict`; a `random_state` is set to the seed
 
     def __call__(self, x, y, seed):
-        "A callable `x -> logits`: 1 for the predicted class, 0 for the others."
+        """A callable `x -> logits`: 1 for the predicted class, 0 for the others."""
         from sklearn.base import clone
 
-        m, n = clone(self.estimator), int(y.max()) + 1
-        if "random_state" in m.get_params():
-            m.set_params(random_state=seed)
-        m.fit(flat(x).numpy(), y.numpy())
-        return lambda x: torch.nn.functional.one_hot(
-            torch.as_tensor(m.predict(flat(x).numpy())).long(), n
-        ).float()
+        fitted = clone(self.estimator)
+        n_classes = int(y.max()) + 1
+        if "random_state" in fitted.get_params():
+            fitted.set_params(random_state=seed)
+        fitted.fit(flat(x).numpy(), y.numpy())
+
+        def _logits(x):
+            label = torch.as_tensor(fitted.predict(flat(x).numpy())).long()
+            return torch.nn.functional.one_hot(label, n_classes).float()
+
+        return _logits
 
     @property
     def settings(self):
-        "The class and all parameters."
-        return dict(
-            learner="FitEstimator",
-            estimator=str(type(self.estimator)),
-            params=str(sorted(self.estimator.get_params().items(), key=str)),
-        )
+        """The class and all parameters."""
+        params = sorted(self.estimator.get_params().items(), key=str)
+        kind = str(type(self.estimator))
+        return dict(learner="FitEstimator", estimator=kind, params=str(params))
 
 # %% ../nbs/measure/32_roar.ipynb #ad43c371
-def _digest(v):
-    return hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()
+def _digest(value):
+    """Hash of what JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _key(about, *arrays):
-    "Hash of what a run depends on."
-    h = hashlib.sha256(_digest(about).encode())
-    for a in arrays:
-        h.update(f"{a.dtype} {a.shape}".encode())
-        h.update(np.ascontiguousarray(a))
-    return h.hexdigest()
+    """Hash of what a run depends on."""
+    sha = hashlib.sha256(_digest(about).encode())
+    for array in arrays:
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()
 
 
 def _stored(path):
-    "The accuracy in the file of a run; None where there is none, or a damaged one."
+    """The accuracy in the file of a run; None where there is none, or a damaged one."""
     try:
         run, checksum = json.loads(path.read_text()).values()
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError):
-        run, checksum = None, ""
+        run = None
+        checksum = ""
     if _digest(run) == checksum:
         return run["accuracy"]
-    warnings.warn(f"{path}: damaged, this run is trained again")
+    warnings.warn(f"{path}: damaged, this run is trained again", stacklevel=2)
+    return None
 
 
-def _store(cache, fit):
-    "Make the folder; what the runs in it depend on besides their data and seed."
+def _prepared(cache, fit):
+    """Make the folder; what the runs in it depend on besides their data and seed."""
     if not isinstance(getattr(fit, "settings", None), dict):
         raise ValueError(
-            f"cache: fit={fit!r} does not declare what decides its models; give it an attribute `settings`, a dictionary"
+            f"cache: fit={fit!r} does not declare what decides its models; "
+            "give it an attribute `settings`, a dictionary"
         )
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
+    except OSError as error:
         raise ValueError(
-            f"cache={str(cache)!r}: not a folder that can be written ({e.strerror})"
+            f"cache={str(cache)!r}: not a folder that can be written ({error.strerror})"
         ) from None
     return json.loads(json.dumps(dict(fit.settings, version=advinterp.__version__)))
 
 # %% ../nbs/measure/32_roar.ipynb #c56785b6
 @contextlib.contextmanager
 def _one_thread():
-    "Context in which a run has one thread, so that its sums do not depend on how many run beside it."
+    """Context in which a run has one thread: its sums do not depend on how many run beside it."""
     from threadpoolctl import threadpool_limits
 
-    n = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
             yield
     finally:
-        torch.set_num_threads(n)
+        torch.set_num_threads(n_threads)
 
 
 _Data = namedtuple("_Data", "x y rank x_test y_test rank_test fill")
 
 
 def _run(data, fit, n, side, seed, about, cache):
-    "Train and test one model, or read its accuracy from the store."
-    x, x_test = (
-        _kept(v, r, n, side, data.fill)
-        for v, r in ((data.x, data.rank), (data.x_test, data.rank_test))
-    )
-    path = (
-        None
-        if cache is None
-        else Path(cache) / f"{_key([about, seed], x, data.y, x_test, data.y_test)}.json"
-    )
-    if path is not None and (old := _stored(path)) is not None:
-        return old
-    x, y, x_test, y_test = (torch.from_numpy(np.array(v)) for v in (x, data.y, x_test, data.y_test))
+    """Train and test one model, or read its accuracy from the store."""
+    x = _kept(data.x, data.rank, n, side, data.fill)
+    x_test = _kept(data.x_test, data.rank_test, n, side, data.fill)
+    arrays = x, data.y, x_test, data.y_test
+    path = None
+    if cache is not None:
+        path = Path(cache) / f"{_key([about, seed], *arrays)}.json"
+        known = _stored(path)
+        if known is not None:
+            return known
+    x, y, x_test, y_test = (torch.from_numpy(np.array(values)) for values in arrays)
     with _one_thread():
-        run = dict(
-            accuracy=accuracy(fit(x, y, seed), x_test, y_test),
-            n=n,
-            side=side,
-            seed=seed,
-            settings=about,
-        )
+        score = accuracy(fit(x, y, seed), x_test, y_test)
     if path is not None:
-        with atomic_path(path) as f:
-            f.write_text(json.dumps(dict(run=run, sha256=_digest(run)), indent=1))
-    return run["accuracy"]
+        run = dict(accuracy=score, n=n, side=side, seed=seed, settings=about)
+        with atomic_path(path) as file:
+            file.write_text(json.dumps(dict(run=run, sha256=_digest(run)), indent=1))
+    return score
 
 # %% ../nbs/measure/32_roar.ipynb #5786c2c4
 def _labels(name, y, n, n_classes=None):
-    a = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-    if a.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {a.dtype}: expected class indices, whole numbers")
-    if a.shape != (n,):
-        raise ValueError(f"{name} has shape {a.shape}: expected ({n},), a label for each input")
-    if a.min() < 0 or (n_classes and a.max() >= n_classes):
+    """The class indices of `n` inputs."""
+    labels = _array(y)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {labels.dtype}: expected class indices, whole numbers")
+    if labels.shape != (n,):
         raise ValueError(
-            f"{name} has values from {a.min()} to {a.max()}: expected class indices 0 to {n_classes - 1 if n_classes else 'C-1'}"
+            f"{name} has shape {labels.shape}: expected ({n},), a label for each input"
         )
-    return a.astype(np.int64)
+    low, high = labels.min(), labels.max()
+    if low < 0 or (n_classes and high >= n_classes):
+        last = n_classes - 1 if n_classes else "C-1"
+        raise ValueError(
+            f"{name} has values from {low} to {high}: expected class indices 0 to {last}"
+        )
+    return labels.astype(np.int64)
 
 
 def _checked(x, y, maps, x_test, y_test, maps_test, fill):
-    "The data of all runs, or the reason why not."
-    x, maps, x_test, maps_test = (
-        _inputs(*o)
-        for o in (("x", x), ("maps", maps), ("x_test", x_test), ("maps_test", maps_test))
-    )
+    """The data of all runs, or the reason why not."""
+    x, maps = _inputs("x", x), _inputs("maps", maps)
+    x_test, maps_test = _inputs("x_test", x_test), _inputs("maps_test", maps_test)
     check_same_shape(x=x, maps=maps)
     check_same_shape(x_test=x_test, maps_test=maps_test)
     if x.shape[1:] != x_test.shape[1:]:
@@ -302,32 +331,32 @@ def _checked(x, y, maps, x_test, y_test, maps_test, fill):
 
 
 def _check_seeds(seeds):
+    """The seeds as a list of whole numbers."""
     seeds = list(seeds)
-    if (
-        not seeds
-        or len({*seeds}) < len(seeds)
-        or not all(isinstance(s, (int, np.integer)) and s >= 0 for s in seeds)
-    ):
+    whole = all(isinstance(seed, (int, np.integer)) and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len({*seeds}) < len(seeds):
         raise ValueError(f"seeds={seeds}: expected different whole numbers >= 0, at least one")
-    return [int(s) for s in seeds]
+    return [int(seed) for seed in seeds]
 
 # %% ../nbs/measure/32_roar.ipynb #b58413b1
 def _retrain(arrays, fit, parts, seeds, fill, n_jobs, cache, progress):
-    "All runs: a table with one row for each fraction, side and seed. `parts`: for d entries, the triples (fraction, side, entries kept)."
-    data, seeds = _checked(*arrays, fill), _check_seeds(seeds)
-    parts, about = parts(data.rank.shape[1]), None if cache is None else _store(cache, fit)
-    todo = [(*p, s) for p in parts for s in seeds]
-    runs = Parallel(n_jobs, return_as="generator_unordered")(
-        delayed(_numbered)(i, data, fit, n, side, s, about, cache)
-        for i, (_, side, n, s) in enumerate(todo)
+    """All runs: a table with one row for each fraction, side and seed.
+
+    `parts` takes the number of entries to triples (fraction, side, entries kept).
+    """
+    data = _checked(*arrays, fill)
+    seeds = _check_seeds(seeds)
+    parts = parts(data.rank.shape[1])
+    about = None if cache is None else _prepared(cache, fit)
+    todo = [(*part, seed) for part in parts for seed in seeds]
+    jobs = (
+        delayed(_numbered)(i, data, fit, n, side, seed, about, cache)
+        for i, (_, side, n, seed) in enumerate(todo)
     )
-    got = dict(tqdm(runs, total=len(todo), disable=not progress, unit=" runs"))
-    return pd.DataFrame(
-        [
-            dict(fraction=f, side=side, kept=n, seed=s, accuracy=got[i])
-            for i, (f, side, n, s) in enumerate(todo)
-        ]
-    )
+    runs = Parallel(n_jobs, return_as="generator_unordered")(jobs)
+    scores = dict(tqdm(runs, total=len(todo), disable=not progress, unit=" runs"))
+    table = pd.DataFrame(todo, columns=["fraction", "side", "kept", "seed"])
+    return table.assign(accuracy=[scores[i] for i in range(len(todo))])
 
 
 def _numbered(i, *args):
@@ -335,25 +364,26 @@ def _numbered(i, *args):
 
 # %% ../nbs/measure/32_roar.ipynb #ddc3d184
 Retrained = namedtuple("Retrained", "mean low high score runs")
-Retrained.__doc__ = "Mean over the fractions with its 95 % interval over the seeds; `score`: a row for each fraction; `runs`: a row for each trained model."
+Retrained.__doc__ = """Mean over the fractions with its 95 % interval over the seeds.
+
+`score`: a row for each fraction; `runs`: a row for each trained model.
+"""
 
 
 def _retrained(runs, values, per_seed):
-    "The result from the values `(fractions, pairs or seeds)` and the value of each seed `(fractions, seeds)`."
+    """The result from values `(fractions, pairs or seeds)` and those of each seed."""
     rows = [
-        (f, v.mean(), v.std(), *seed_interval(s))
-        for f, v, s in zip(runs.fraction.unique(), values, per_seed)
+        (fraction, scores.mean(), scores.std(), *seed_interval(of_seeds))
+        for fraction, scores, of_seeds in zip(runs.fraction.unique(), values, per_seed)
     ]
+    table = pd.DataFrame(rows, columns=["fraction", "score", "std", "low", "high"])
     total = per_seed.mean(0)
-    return Retrained(
-        float(total.mean()),
-        *map(float, seed_interval(total)),
-        pd.DataFrame(rows, columns=["fraction", "score", "std", "low", "high"]),
-        runs,
-    )
+    low, high = seed_interval(total)
+    return Retrained(float(total.mean()), float(low), float(high), table, runs)
 
 
 def _by_seed(runs, side):
+    """Accuracies of one side, `(fractions, seeds)`."""
     return runs[runs.side == side].accuracy.to_numpy().reshape(runs.fraction.nunique(), -1)
 
 
@@ -362,105 +392,88 @@ _tenths = tuple(i / 10 for i in range(1, 10))
 # %% ../nbs/measure/32_roar.ipynb #22659394
 @metric(
     "higher",
-    "Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 3",
+    "Shah, Jain and Netrapalli 2021 (arXiv:2102.12781); "
+    "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Table 3",
 )
 def diff_roar(
-    x,
-    y,
-    maps,  # training inputs `(N, ...)`, class indices `(N,)` and attributions like x; arrays or tensors
-    x_test,
-    y_test,
-    maps_test,  # the same for the test part
-    fit,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
-    fractions=_tenths,  # of the entries that are kept
-    seeds=(0, 1, 2),  # a model each
-    fill=None,  # in place of the rest: a number, or what broadcasts to one input; None: the training mean of each entry
-    n_jobs=1,  # runs at a time, each in a process of its own; -1: as many as there are cores
-    cache=None,  # folder in which finished runs are stored and found
-    progress=True,  # show a progress bar
+    x: ArrayLike | Tensor,  # training inputs `(N, ...)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`
+    maps: ArrayLike | Tensor,  # attributions, like `x`
+    x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
+    fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
+    fractions: Iterable[float] = _tenths,  # of the entries that are kept
+    seeds: Iterable[int] = (0, 1, 2),  # a model each
+    fill: float | ArrayLike | None = None,  # for the rest; None: the training mean of each entry
+    n_jobs: int = 1,  # runs at a time, each in a process of its own; -1: as many as cores
+    cache: Path | str | None = None,  # folder in which finished runs are stored and found
+    progress: bool = True,  # show a progress bar
 ) -> Retrained:  # (mean, low, high, score, runs)
-    "Accuracy of models retrained on the top part of every input minus that on the bottom part (2). Raises ValueError or TypeError for bad input before anything is trained."
+    """Accuracy of models retrained on the top part of every input minus that on the bottom (2).
+
+    Raises ValueError or TypeError for bad input before anything is trained.
+    """
 
     def _parts(d):
-        return [(f, side, n) for f, n in _sizes(fractions, d) for side in ("top", "bottom")]
+        sizes = _sizes(fractions, d)
+        return [(fraction, side, n) for fraction, n in sizes for side in ("top", "bottom")]
 
-    runs = _retrain(
-        (x, y, maps, x_test, y_test, maps_test), fit, _parts, seeds, fill, n_jobs, cache, progress
-    )
+    arrays = (x, y, maps, x_test, y_test, maps_test)
+    runs = _retrain(arrays, fit, _parts, seeds, fill, n_jobs, cache, progress)
     top, bottom = _by_seed(runs, "top"), _by_seed(runs, "bottom")
     return _retrained(runs, top[:, :, None] - bottom[:, None], top - bottom)  # (2)
 
 # %% ../nbs/measure/32_roar.ipynb #50e4a7bd
-def _one_side(side, *args):
-    "The accuracies themselves, of models retrained on one side."
-    runs = _retrain(*args)
-    values = _by_seed(runs, side)
-    return _retrained(runs, values, values)
-
-
 @metric("lower", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
 def roar(
-    x,
-    y,
-    maps,
-    x_test,
-    y_test,
-    maps_test,
-    fit,  # as in `diff_roar`
-    fractions=_tenths,  # of the entries that are removed
-    seeds=(0, 1, 2),
-    fill=None,
-    n_jobs=1,
-    cache=None,
-    progress=True,  # as in `diff_roar`
+    x: ArrayLike | Tensor,  # training inputs `(N, ...)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`
+    maps: ArrayLike | Tensor,  # attributions, like `x`
+    x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
+    fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
+    fractions: Iterable[float] = _tenths,  # of the entries that are removed
+    seeds: Iterable[int] = (0, 1, 2),  # a model each
+    fill: float | ArrayLike | None = None,  # for the rest; None: the training mean of each entry
+    n_jobs: int = 1,  # runs at a time, each in a process of its own; -1: as many as cores
+    cache: Path | str | None = None,  # folder in which finished runs are stored and found
+    progress: bool = True,  # show a progress bar
 ) -> Retrained:  # (mean, low, high, score, runs)
-    "Remove and retrain: accuracy of models retrained without the top part of every input (2)."
+    """Remove and retrain: accuracy of models retrained without the top part of every input (2)."""
 
     def _parts(d):
-        return [(f, "bottom", d - n) for f, n in _sizes(fractions, d)]
+        return [(fraction, "bottom", d - n) for fraction, n in _sizes(fractions, d)]
 
-    return _one_side(
-        "bottom",
-        (x, y, maps, x_test, y_test, maps_test),
-        fit,
-        _parts,
-        seeds,
-        fill,
-        n_jobs,
-        cache,
-        progress,
-    )
+    arrays = (x, y, maps, x_test, y_test, maps_test)
+    runs = _retrain(arrays, fit, _parts, seeds, fill, n_jobs, cache, progress)
+    accuracies = _by_seed(runs, "bottom")
+    return _retrained(runs, accuracies, accuracies)
 
 
 @metric("higher", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
 def kar(
-    x,
-    y,
-    maps,
-    x_test,
-    y_test,
-    maps_test,
-    fit,  # as in `diff_roar`
-    fractions=_tenths,  # of the entries that are kept
-    seeds=(0, 1, 2),
-    fill=None,
-    n_jobs=1,
-    cache=None,
-    progress=True,  # as in `diff_roar`
+    x: ArrayLike | Tensor,  # training inputs `(N, ...)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`
+    maps: ArrayLike | Tensor,  # attributions, like `x`
+    x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
+    fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
+    fractions: Iterable[float] = _tenths,  # of the entries that are kept
+    seeds: Iterable[int] = (0, 1, 2),  # a model each
+    fill: float | ArrayLike | None = None,  # for the rest; None: the training mean of each entry
+    n_jobs: int = 1,  # runs at a time, each in a process of its own; -1: as many as cores
+    cache: Path | str | None = None,  # folder in which finished runs are stored and found
+    progress: bool = True,  # show a progress bar
 ) -> Retrained:  # (mean, low, high, score, runs)
-    "Keep and retrain: accuracy of models retrained on the top part of every input (2)."
+    """Keep and retrain: accuracy of models retrained on the top part of every input (2)."""
 
     def _parts(d):
-        return [(f, "top", n) for f, n in _sizes(fractions, d)]
+        return [(fraction, "top", n) for fraction, n in _sizes(fractions, d)]
 
-    return _one_side(
-        "top",
-        (x, y, maps, x_test, y_test, maps_test),
-        fit,
-        _parts,
-        seeds,
-        fill,
-        n_jobs,
-        cache,
-        progress,
-    )
+    arrays = (x, y, maps, x_test, y_test, maps_test)
+    runs = _retrain(arrays, fit, _parts, seeds, fill, n_jobs, cache, progress)
+    accuracies = _by_seed(runs, "top")
+    return _retrained(runs, accuracies, accuracies)
