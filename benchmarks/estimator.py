@@ -1,16 +1,18 @@
 """Speed and results of the exact estimators, as ratios measured in one run.
 
-python benchmarks/estimator.py speed     # against SGD on the same objective, scikit-learn's l1, and CVXPY
-python benchmarks/estimator.py growth    # with rows and columns (--full: up to 1e6 x 50 and 2000 x 20000)
-python benchmarks/estimator.py tables    # Chalasani et al. 2020, Table 1 and Fig. 3: exact optimum beside SGD, 20 splits (needs ADVINTERP_DATA)
+python benchmarks/estimator.py speed    # beside SGD on the same objective, scikit-learn's l1, CVXPY
+python benchmarks/estimator.py growth   # with rows and columns (--full: to 1e6 x 50, 2000 x 20000)
+python benchmarks/estimator.py tables   # Chalasani et al. 2020, Table 1 and Fig. 3, 20 splits: the
+                                        # exact optimum beside SGD (needs ADVINTERP_DATA)
 """
 
-import sys
+import argparse
 import time
 import warnings
 
 import numpy as np
 import pandas as pd
+import torch
 from joblib import Parallel, delayed
 from scipy import special
 from scipy.stats import t as student
@@ -18,52 +20,64 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from advinterp.estimator import AdversarialClassifier, _mean_gini, adversarial_path
+from advinterp.data import load
+from advinterp.estimator import AdversarialClassifier, adversarial_path
+from advinterp.metrics import gini
 
 
-def best_of(f, n=3):
-    "Result and shortest wall time of n calls."
+def best_of(function, n_calls=3):
+    "Result and shortest wall time of the calls."
     times = []
-    for _ in range(n):
-        t = time.perf_counter()
-        out = f()
-        times.append(time.perf_counter() - t)
-    return out, min(times)
+    for _ in range(n_calls):
+        start = time.perf_counter()
+        result = function()
+        times.append(time.perf_counter() - start)
+    return result, min(times)
 
 
-def sgd(X, y, eps=0.0, lam=0.0, epochs=30, batch=32, lr=0.01, seed=0):
-    "Mini-batch Adam on the closed-form robust loss plus lam |w|_1, the paper's protocol; weights and intercept."
-    rng, n, d = np.random.default_rng(seed), *X.shape
-    v, m, s, k = np.zeros(d + 1), np.zeros(d + 1), np.zeros(d + 1), 0
+def sgd(X, y, eps=0.0, lam=0.0, epochs=30, batch_size=32, lr=0.01, seed=0):
+    """Mini-batch Adam on the closed-form robust loss plus lam |w|_1, the paper's protocol.
+
+    Returns weights and intercept; labels are -1 and +1.
+    """
+    rng = np.random.default_rng(seed)
+    n, d = X.shape
     Z = y[:, None] * np.c_[X, np.ones(n)]
+    v = np.zeros(d + 1)  # weights and intercept
+    first = np.zeros(d + 1)  # moments of Adam
+    second = np.zeros(d + 1)
+    n_steps = 0
     for _ in range(epochs):
         order = rng.permutation(n)
-        for i in range(0, n, batch):
-            B = Z[order[i : i + batch]]
+        for start in range(0, n, batch_size):
+            batch = Z[order[start : start + batch_size]]
             w = np.append(v[:-1], 0)
-            k += 1
-            a = special.expit(eps * np.abs(w).sum() - B @ v) / len(B)
-            g = (eps * a.sum() + lam) * np.sign(w) - a @ B
-            m = 0.9 * m + 0.1 * g
-            s = 0.999 * s + 0.001 * g * g
-            v = v - lr * (m / (1 - 0.9**k)) / (np.sqrt(s / (1 - 0.999**k)) + 1e-8)
+            a = special.expit(eps * np.abs(w).sum() - batch @ v) / len(batch)
+            grad = (eps * a.sum() + lam) * np.sign(w) - a @ batch
+            first = 0.9 * first + 0.1 * grad
+            second = 0.999 * second + 0.001 * grad * grad
+            n_steps += 1
+            mean = first / (1 - 0.9**n_steps)
+            spread = np.sqrt(second / (1 - 0.999**n_steps))
+            v = v - lr * mean / (spread + 1e-8)
     return v[:-1], v[-1]
 
 
-def sgd_torch(X, y, eps, epochs=30, batch=32, lr=0.01, seed=0):
+def sgd_torch(X, y, eps, epochs=30, batch_size=32, lr=0.01, seed=0):
     "The same in torch, as the paper's code trains: autograd through the closed-form robust loss."
-    import torch
-
     torch.manual_seed(seed)
-    X, y = torch.tensor(X, dtype=torch.float), torch.tensor(y, dtype=torch.float)
-    w, b = torch.zeros(X.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
-    opt = torch.optim.Adam([w, b], lr=lr)
+    X = torch.tensor(X, dtype=torch.float)
+    y = torch.tensor(y, dtype=torch.float)
+    w = torch.zeros(X.shape[1], requires_grad=True)
+    b = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([w, b], lr=lr)
     for _ in range(epochs):
-        for B in torch.randperm(len(X)).split(batch):
-            loss = torch.nn.functional.softplus(eps * w.abs().sum() - y[B] * (X[B] @ w + b)).mean()
-            opt.zero_grad()
+        for rows in torch.randperm(len(X)).split(batch_size):
+            z = eps * w.abs().sum() - y[rows] * (X[rows] @ w + b)
+            loss = torch.nn.functional.softplus(z).mean()
+            optimizer.zero_grad()
             loss.backward()
-            opt.step()
+            optimizer.step()
     return w.detach().double().numpy(), b.item()
 
 
@@ -71,198 +85,217 @@ def objective(X, y, w, b, eps):
     return np.logaddexp(0, eps * np.abs(w).sum() - y * (X @ w + b)).mean()
 
 
-def tables_like():
-    "Data of the sizes of Spambase and Mushroom."
-    for name, n, d in (("4601 x 57", 4601, 57), ("8124 x 120", 8124, 120)):
-        X, y = make_classification(
-            n, d, n_informative=d // 4, n_redundant=0, flip_y=0.1, class_sep=1.2, random_state=0
-        )
-        yield name, (X - X.mean(0)) / X.std(0), y
+# --- speed ---
+
+
+def made_table(n, d):
+    "A standardised table like Spambase and Mushroom: 10 % of the labels are noise."
+    X, y = make_classification(
+        n, d, n_informative=d // 4, n_redundant=0, flip_y=0.1, class_sep=1.2, random_state=0
+    )
+    return (X - X.mean(0)) / X.std(0), y
+
+
+def sklearn_at_equal_sparsity(X, y, solver, n_nonzero):
+    "scikit-learn's l1 model with as many weights, and its time; C by bisection over a grid."
+
+    def fit(C):
+        return LogisticRegression(
+            C=C, l1_ratio=1.0, solver=solver, tol=1e-4, max_iter=1000, random_state=0
+        ).fit(X, y)
+
+    grid = np.geomspace(1e-4, 1, 60)
+    low, high = 0, len(grid) - 1
+    while low < high:
+        mid = (low + high) // 2
+        if np.count_nonzero(fit(grid[mid]).coef_) >= n_nonzero:
+            high = mid
+        else:
+            low = mid + 1
+    return best_of(lambda: fit(grid[low]))
+
+
+def by_cvxpy(X, signs, eps):
+    "Weights, intercept and time of CVXPY with Clarabel; None where it is not installed."
+    try:
+        import cvxpy as cp
+    except ImportError:
+        print("CVXPY is not installed: left out")
+        return None
+    w, b = cp.Variable(X.shape[1]), cp.Variable()
+    losses = cp.logistic(eps * cp.norm1(w) - cp.multiply(signs, X @ w + b))
+    problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(signs)))
+    _, seconds = best_of(lambda: problem.solve(solver="CLARABEL"), 1)
+    return w.value, b.value, seconds
+
+
+def speed_rows(X, y, eps=0.1, with_cvxpy=True):
+    "One row for each way to train on a table: what, seconds, objective, non-zero weights."
+    signs = 2.0 * y - 1
+    clf, seconds = best_of(lambda: AdversarialClassifier(eps=eps).fit(X, y), 5)
+    n_nonzero = np.count_nonzero(clf.coef_)
+    yield "exact", seconds, clf.objective_, n_nonzero
+    for name, train in (("torch", sgd_torch), ("NumPy, gradient by hand", sgd)):
+        (w, b), seconds = best_of(lambda train=train: train(X, signs, eps), 1)
+        what = f"mini-batch Adam, 30 epochs, same objective, {name}"
+        yield what, seconds, objective(X, signs, w, b, eps), np.count_nonzero(w)
+    for solver in ("liblinear", "saga"):
+        model, seconds = sklearn_at_equal_sparsity(X, y, solver, n_nonzero)
+        what = f"scikit-learn l1 {solver} at equal sparsity (another objective)"
+        yield what, seconds, np.nan, np.count_nonzero(model.coef_)
+    solution = by_cvxpy(X, signs, eps) if with_cvxpy else None
+    if solution:
+        w, b, seconds = solution
+        n_nonzero = int((np.abs(w) > 1e-6).sum())
+        yield "CVXPY with Clarabel", seconds, objective(X, signs, w, b, eps), n_nonzero
 
 
 def speed():
-    rows = []
-    for name, X, y in tables_like():
-        s, eps = 2.0 * y - 1, 0.1
-        clf, base = best_of(lambda: AdversarialClassifier(eps=eps).fit(X, y), 5)
+    tables = []
+    for n, d in ((4601, 57), (8124, 120)):
+        rows = speed_rows(*made_table(n, d), with_cvxpy=d == 57)  # minutes on the larger one
+        table = pd.DataFrame(rows, columns=["what", "seconds", "objective", "nonzero"])
+        seconds = table.pop("seconds")
+        table.insert(0, "data", f"{n} x {d}")
+        table.insert(2, "ms", 1e3 * seconds)
+        table.insert(3, "ratio", seconds / seconds.iloc[0])
+        tables.append(table)
+    table = pd.concat(tables).round({"ms": 1, "ratio": 1, "objective": 6})
+    print(table.to_string(index=False))
 
-        def add(what, seconds, obj, nnz):
-            rows.append(
-                dict(
-                    data=name,
-                    what=what,
-                    ms=1e3 * seconds,
-                    ratio=seconds / base,
-                    objective=obj,
-                    nonzero=nnz,
-                )
-            )
 
-        add("exact", base, clf.objective_, np.count_nonzero(clf.coef_))
-        for what, train in (("torch", sgd_torch), ("NumPy, gradient by hand", sgd)):
-            (w, b), t = best_of(lambda: train(X, s, eps), 1)
-            add(
-                f"mini-batch Adam, 30 epochs, same objective, {what}",
-                t,
-                objective(X, s, w, b, eps),
-                np.count_nonzero(w),
-            )
-        nnz = np.count_nonzero(clf.coef_)
-        for solver in ("liblinear", "saga"):
-            C = np.geomspace(1e-4, 1, 60)  # the C with the same number of weights
-
-            def l1(c):
-                return LogisticRegression(
-                    C=c, l1_ratio=1.0, solver=solver, tol=1e-4, max_iter=1000, random_state=0
-                ).fit(X, y)
-
-            lo, hi = 0, len(C) - 1
-            while lo < hi:
-                mid = (lo + hi) // 2
-                lo, hi = (lo, mid) if np.count_nonzero(l1(C[mid]).coef_) >= nnz else (mid + 1, hi)
-            m, t = best_of(lambda: l1(C[lo]), 3)
-            add(
-                f"scikit-learn l1 {solver} at equal sparsity (another objective)",
-                t,
-                np.nan,
-                np.count_nonzero(m.coef_),
-            )
-        if name != "4601 x 57":
-            continue  # minutes on the larger one
-        try:
-            import cvxpy as cp
-        except ImportError:
-            print("CVXPY is not installed: left out")
-            continue
-        w, b = cp.Variable(X.shape[1]), cp.Variable()
-        prob = cp.Problem(
-            cp.Minimize(cp.sum(cp.logistic(eps * cp.norm1(w) - cp.multiply(s, X @ w + b))) / len(s))
-        )
-        _, t = best_of(lambda: prob.solve(solver="CLARABEL"), 1)
-        add(
-            "CVXPY with Clarabel",
-            t,
-            objective(X, s, w.value, b.value, eps),
-            int((np.abs(w.value) > 1e-6).sum()),
-        )
-    print(pd.DataFrame(rows).round({"ms": 1, "ratio": 1, "objective": 6}).to_string(index=False))
+# --- growth ---
 
 
 def growth(full=False):
-    rows = []
-    for n, d in (
-        [(1_000, 50), (10_000, 50), (100_000, 50)]
-        + [(1_000_000, 50)] * full
-        + [(2_000, 200), (2_000, 2_000)]
-        + [(2_000, 20_000)] * full
-    ):
+    by_rows = [(1_000, 50), (10_000, 50), (100_000, 50)]
+    by_columns = [(2_000, 200), (2_000, 2_000)]
+    if full:
+        by_rows.append((1_000_000, 50))
+        by_columns.append((2_000, 20_000))
+    measured = []
+    for n, d in by_rows + by_columns:
         rng = np.random.default_rng(0)
         X = rng.standard_normal((n, d))
         w = np.zeros(d)
         w[:10] = 0.5
         y = X @ w + rng.standard_normal(n) > 0
-        clf, t = best_of(lambda: AdversarialClassifier(eps=0.1).fit(X, y), 1)
-        rows.append(
-            dict(
-                n=n,
-                d=d,
-                seconds=t,
-                ns_per_entry=1e9 * t / (n * d),
-                iterations=clf.n_iter_[0],
-                nonzero=np.count_nonzero(clf.coef_),
-                gap=clf.gap_,
-            )
+        clf, seconds = best_of(lambda X=X, y=y: AdversarialClassifier(eps=0.1).fit(X, y), 1)
+        row = dict(
+            n=n,
+            d=d,
+            seconds=seconds,
+            ns_per_entry=1e9 * seconds / (n * d),
+            iterations=clf.n_iter_[0],
+            nonzero=np.count_nonzero(clf.coef_),
+            gap=clf.gap_,
         )
-    print(pd.DataFrame(rows).to_string(index=False))
+        measured.append(row)
+    print(pd.DataFrame(measured).to_string(index=False))
 
 
-def _split(X, y, seed, eps, eps_grid, lam):
-    "One 80/20 split: the exact path, and the SGD-trained rows of Table 1."
-    a, b, ya, yb = train_test_split(X, y, test_size=0.2, random_state=seed)
-    t = time.perf_counter()
-    path = adversarial_path(a, ya, eps_grid, X_test=b, y_test=yb).frame
-    t = time.perf_counter() - t
-
-    def row(w, c):
-        return np.mean((b @ w + c > 0) == yb), _mean_gini(w[None], np.zeros(len(b), int), b, 0.0)
-
-    s, at = 2.0 * ya - 1, {}
-    for name, kw in (("natural", {}), ("l1", dict(lam=lam)), ("adversarial", dict(eps=eps))):
-        at[f"SGD {name}"] = row(*sgd(a, s, **kw))
-    for name, kw in (
-        ("natural", dict(eps=0, alpha_l2=1 / len(a))),
-        ("l1", dict(eps=0, alpha_l1=lam)),
-        ("adversarial", dict(eps=eps)),
-    ):
-        m = AdversarialClassifier(**kw).fit(a, ya)
-        at[f"exact {name}"] = row(m.coef_[0], m.intercept_[0])
-    return path, at, t
+# --- the paper's tables ---
 
 
-def tables(splits=20, names=("mushroom", "spambase")):
-    from advinterp.data import load
+def train_and_test(X, y, seed):
+    return train_test_split(X, y, test_size=0.2, random_state=seed)
 
-    for name, eps, lam in [(n, 0.1, 0.02) for n in names]:
-        d = load(name)
-        X, y = d.x.astype(float), d.y
+
+def path_of_split(X, y, seed, grid):
+    "The exact path of one 80/20 split: its frame and its CPU time."
+    X_train, X_test, y_train, y_test = train_and_test(X, y, seed)
+    start = time.process_time()
+    path = adversarial_path(X_train, y_train, grid, X_test=X_test, y_test=y_test)
+    return path.frame, time.process_time() - start
+
+
+def models_of_split(X, y, seed, eps, lam):
+    "Accuracy and mean Gini index of the rows of Table 1 on one split, by SGD and exactly."
+    X_train, X_test, y_train, y_test = train_and_test(X, y, seed)
+    signs = 2.0 * y_train - 1
+    by_sgd = dict(natural=dict(), l1=dict(lam=lam), adversarial=dict(eps=eps))
+    exact = dict(
+        natural=dict(eps=0, alpha_l2=1 / len(X_train)),
+        l1=dict(eps=0, alpha_l1=lam),
+        adversarial=dict(eps=eps),
+    )
+    models = {f"SGD {name}": sgd(X_train, signs, **kwargs) for name, kwargs in by_sgd.items()}
+    for name, kwargs in exact.items():
+        clf = AdversarialClassifier(**kwargs).fit(X_train, y_train)
+        models[f"exact {name}"] = clf.coef_[0], clf.intercept_[0]
+    rows = []
+    for name, (w, b) in models.items():
+        accuracy = np.mean((X_test @ w + b > 0) == y_test)
+        maps = torch.tensor(X_test * w)  # their Gini index is that of the attributions
+        rows.append(dict(seed=seed, model=name, accuracy=accuracy, gini=float(gini(maps).mean())))
+    return pd.DataFrame(rows)
+
+
+def interval(values):
+    "Mean and 95 % interval of the mean."
+    n = len(values)
+    half = np.std(values, ddof=1) / n**0.5 * student.ppf(0.975, n - 1)
+    return f"{np.mean(values):.4f} +- {half:.4f}"
+
+
+def table_1(measured):
+    "Accuracy, Gini index and their differences to the natural model over the splits."
+    by_model = {name: rows.reset_index() for name, rows in measured.groupby("model", sort=False)}
+    table = []
+    for name, rows in by_model.items():
+        natural = by_model[f"{name.split()[0]} natural"]
+        row = dict(
+            model=name,
+            accuracy=interval(rows.accuracy),
+            gini=interval(rows.gini),
+            dG=interval(rows.gini - natural.gini),
+            drop=interval(natural.accuracy - rows.accuracy),
+        )
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def tables(n_splits=20, names=("mushroom", "spambase"), eps=0.1, lam=0.02):
+    grid = np.linspace(0.01, 0.3, 30)
+    parallel = Parallel(2)
+    for name in names:
+        data = load(name)
+        X, y = data.x.astype(float), data.y
         if name == "spambase":
             X = (X - X.mean(0)) / X.std(0)  # as the authors' files are
-        grid = np.linspace(0.01, 0.3, 30)
-        Parallel(2)(
-            delayed(_path_only)(X, y, i, grid[-1:]) for i in range(2)
-        )  # the workers' imports are not the solver's time
+        # the workers' imports are not the solver's time
+        parallel(delayed(path_of_split)(X, y, seed, grid[-1:]) for seed in range(2))
         start = time.perf_counter()
-        cpu = sum(Parallel(2)(delayed(_path_only)(X, y, i, grid) for i in range(splits)))
-        took = time.perf_counter() - start
-        out = Parallel(2)(delayed(_split)(X, y, i, eps, grid, lam) for i in range(splits))
-
-        def ci(v):
-            v = np.asarray(v)
-            return f"{v.mean():.4f} +- {v.std(ddof=1) / len(v) ** 0.5 * student.ppf(0.975, len(v) - 1):.4f}"
-
-        print(
-            f"\n{name}: {len(grid)} eps x {splits} splits in {took:.1f} s on 2 workers, {cpu:.1f} s of CPU time; eps={eps}, lambda={lam}; mean and 95 % interval of the mean"
+        paths = parallel(delayed(path_of_split)(X, y, seed, grid) for seed in range(n_splits))
+        wall = time.perf_counter() - start
+        models = parallel(
+            delayed(models_of_split)(X, y, seed, eps, lam) for seed in range(n_splits)
         )
-        tab = pd.DataFrame([o[1] for o in out])
+        cpu = sum(seconds for _, seconds in paths)
         print(
-            pd.DataFrame(
-                [
-                    dict(
-                        model=k,
-                        accuracy=ci([v[0] for v in tab[k]]),
-                        gini=ci([v[1] for v in tab[k]]),
-                        dG=ci(
-                            [v[1] - u[1] for u, v in zip(tab[f"{k.split()[0]} natural"], tab[k])]
-                        ),
-                        drop=ci(
-                            [u[0] - v[0] for u, v in zip(tab[f"{k.split()[0]} natural"], tab[k])]
-                        ),
-                    )
-                    for k in tab
-                ]
-            ).to_string(index=False)
+            f"\n{name}: {len(grid)} eps x {n_splits} splits in {wall:.1f} s on 2 workers, "
+            f"{cpu:.1f} s of CPU time; eps={eps}, lambda={lam}; "
+            "mean and 95 % interval of the mean"
         )
-        fig3 = pd.concat([o[0] for o in out])
-        print(
-            fig3.groupby("eps")[["accuracy", "robust_accuracy", "gini", "n_active"]]
-            .mean()
-            .iloc[::3]
-            .round(4)
-            .to_string()
-        )
+        print(table_1(pd.concat(models)).to_string(index=False))
+        figure_3 = pd.concat(frame for frame, _ in paths).groupby("eps")
+        measures = figure_3[["accuracy", "robust_accuracy", "gini", "n_active"]].mean()
+        print(measures.iloc[::3].round(4).to_string())
 
 
-def _path_only(X, y, seed, grid):
-    "CPU time of the path of one split."
-    a, b, ya, yb = train_test_split(X, y, test_size=0.2, random_state=seed)
-    t = time.process_time()
-    adversarial_path(a, ya, grid, X_test=b, y_test=yb)
-    return time.process_time() - t
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", default="speed", choices=["speed", "growth", "tables"])
+    parser.add_argument("--full", action="store_true", help="growth: the largest tables too")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # separable rows are named in the paths
+    if options.what == "speed":
+        speed()
+    elif options.what == "growth":
+        growth(options.full)
+    else:
+        tables()
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # separable rows are named in the paths
-    what = sys.argv[1] if len(sys.argv) > 1 else "speed"
-    if what not in ("speed", "growth", "tables"):
-        sys.exit(__doc__)
-    growth("--full" in sys.argv) if what == "growth" else globals()[what]()
+    main()
