@@ -21,7 +21,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -262,13 +261,13 @@ class Key:
     version: str  # of this package
     modules: frozenset = frozenset()  # whose code the settings bring along
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """The digest of function, settings and version: another one is another result."""
         what = [first_name(self.func), self.settings, self.version]
         return _sha(json.dumps(what, sort_keys=True))
 
-    @cached_property
+    @property
     def code(self) -> str | None:
         """The digest of the code as it is now; None where the function has no source file."""
         own = self.func.partition(":")[0]

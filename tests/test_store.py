@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from advinterp.store import (
     read_entry,
     remember,
 )
+from tests.running import in_another_process
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "repro" / "results"
 FUNC = "advinterp.metrics:gini"
@@ -144,10 +144,11 @@ FILES = {
     "deep_of_mine/other.py": "from advinterp import PGD\n",
     "not_used.py": "part = .2\n",
 }
-REPORT = (
-    "from advinterp.store import make_key, reached_modules; "
-    "f = 'study_of_mine:f'; print(make_key(f, {}).code, *reached_modules(f))"
-)
+
+
+def _report(folder):
+    sys.path.insert(0, str(folder))
+    return make_key("study_of_mine:f", {}).code, set(reached_modules("study_of_mine:f"))
 
 
 def code_of_project(folder, changes):
@@ -156,10 +157,7 @@ def code_of_project(folder, changes):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    command = [sys.executable, "-c", REPORT]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    digest, *reached = done.stdout.split()
-    return digest, set(reached)
+    return in_another_process(_report, folder)
 
 
 def test_the_code_is_all_that_the_function_imports(tmp_path):
