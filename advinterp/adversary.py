@@ -379,7 +379,7 @@ class Adversary:
         if isinstance(y, Tensor) and y.ndim and len(y) != len(z):
             raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
         out = self._perturbed(net, z, y, loss_func) if len(z) else z.clone()
-        return net.split(out) if isinstance(net, _Inputs) else out
+        return net.split(out) if isinstance(x, (tuple, list)) else out
 
     def search(self, p, gen):
         "The perturbation for problem `p`, with random numbers from `gen`: what a subclass defines."

@@ -10,6 +10,7 @@ __all__ = ['Penalty', 'GradNorm', 'finite_difference', 'JacobianNorm', 'TargetMa
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .adversary import PGD, Adversary, _bare, joined, own_buffers
+from ._deprecated import renamed_arguments
+from .adversary import PGD, Adversary, _bare, _Inputs, joined, own_buffers
 from .attribution import saliency, smoothgrad
 from advinterp.core import (
     atomic_path,
+    check_choice,
+    check_count,
     check_float,
     check_same_shape,
     check_strength,
@@ -34,17 +38,24 @@ from .duals import Dual, LInfBall
 
 # %% ../nbs/maths/04_penalty.ipynb #54c097c7
 class Penalty:
-    "Base class of penalties: a callable `(model, x, y, loss_func=None) -> (B,)`, differentiable in the parameters."
+    """Base class of penalties: a callable `(model, x, y, loss_func=None) -> (B,)`.
+
+    It is differentiable in the parameters. A subclass defines `penalty`.
+    """
 
     def __call__(
         self,
-        model,  # callable `x -> logits`
-        x,  # `(B, ...)` inputs, or a tuple of inputs for `model(*x)`, of which the floating ones are differentiated
-        y,  # `(B,)` class indices (or what `loss_func` takes)
-        loss_func=None,  # `(logits, y) -> (B,)` where the loss is differentiated; None: `task_loss`
+        model: nn.Module | Callable,  # `x -> logits`
+        x: Tensor | Sequence[Tensor],  # `(B, ...)`, or inputs for `model(*x)`: the floating ones
+        y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
+        loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
     ) -> Tensor:  # `(B,)`
-        "The penalty of each example."
-        (net, z), y = joined(model, x), _bare(y)
+        """The penalty of each example.
+
+        Raises TypeError for integer inputs, ValueError where `x` and `y` do not fit each other.
+        """
+        net, z = joined(model, x)
+        y = _bare(y)
         if isinstance(y, Tensor) and y.ndim and len(y) != len(z):
             raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
         if not len(z):
@@ -57,27 +68,15 @@ class Penalty:
         raise NotImplementedError(f"{type(self).__name__}.penalty")
 
     def __repr__(self):
-        return (
-            f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in vars(self).items())})"
-        )
+        arguments = [f"{name}={_short(value)}" for name, value in vars(self).items()]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-def _short(v):
-    return f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else repr(v).split(" <-> ")[0]
-
-
-def _output(output, loss_func):
-    "The differentiated function `(logits, y) -> (B,)`."
-    return unreduced(loss_func) if output == "loss" else partial(class_output, output=output)
-
-
-def _check_choice(**choices):
-    for k, (v, allowed) in choices.items():
-        if v not in allowed:
-            raise ValueError(f"{k}={v!r}: expected one of {', '.join(map(repr, allowed))}")
-
-
-_outputs = "logit", "prob", "logprob", "loss"
+def _short(value):
+    "The shape of a tensor; of a dual one side."
+    if isinstance(value, Tensor):
+        return f"tensor{tuple(value.shape)}"
+    return repr(value).split(" <-> ")[0]
 
 # %% ../nbs/maths/04_penalty.ipynb #2d3d1369
 class GradNorm(Penalty):
@@ -85,31 +84,39 @@ class GradNorm(Penalty):
 
     def __init__(
         self,
-        dual,  # a dual, by the name of its norm on the map: `L1(eps)`, `L2(eps)`, `GroupL21(eps)`, `ElasticNet(eps1, eps2)`, ...
-        output="loss",  # what is differentiated: 'loss', 'logit', 'prob' or 'logprob' of class `y`
-        squared=False,  # the square of `h_star`, eps included
+        dual: Dual,  # by the name of its norm on the map: `L1(eps)`, `GroupL21(eps)`, ...
+        output: str = "loss",  # what is differentiated: 'loss', 'logit', 'prob' or 'logprob' of `y`
+        squared: bool = False,  # the square of `h_star`, eps included
     ):
         if not isinstance(dual, Dual):
             raise TypeError(
                 f"dual={dual!r}: expected a dual such as L1(0.03), got {type(dual).__name__}"
             )
-        _check_choice(output=(output, _outputs))
-        self.dual, self.output, self.squared = dual, output, squared
+        self.dual = dual
+        self.output = check_choice("output", output, _outputs)
+        self.squared = squared
 
     def penalty(self, model, x, y, loss_func):
-        h = self.dual.h_star(
-            input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)[0]
-        )  # (2)
-        return h.square() if self.squared else h
+        g, _ = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
+        h_star = self.dual.h_star(g)  # (2)
+        return h_star.square() if self.squared else h_star
+
+
+_outputs = "logit", "prob", "logprob", "loss"
+
+
+def _output(output, loss_func):
+    "The differentiated function `(logits, y) -> (B,)`."
+    return unreduced(loss_func) if output == "loss" else partial(class_output, output=output)
 
 # %% ../nbs/maths/04_penalty.ipynb #918f29aa
 def finite_difference(
-    func,  # `() -> ` scalar tensor
+    func: Callable,  # `() -> ` scalar tensor
     p: Tensor,  # the parameter that is moved, in place and back
-    index,  # of the coordinate
-    step=1e-5,  # length of the move
+    index: tuple,  # of the coordinate
+    step: float = 1e-5,  # length of the move
 ) -> float:
-    "Central difference of `func` in one coordinate of a parameter: an independent check of a penalty's gradient."
+    "Central difference of `func` in one coordinate of a parameter, to check a gradient."
     with torch.no_grad():
         old = p[index].item()
         p[index] = old + step
@@ -121,20 +128,23 @@ def finite_difference(
 
 # %% ../nbs/maths/04_penalty.ipynb #41e7b5ae
 class JacobianNorm(Penalty):
-    "Squared Frobenius norm of the input-output Jacobian: exact (3), or an unbiased estimate by `n_proj` random projections (4)."
+    """Squared Frobenius norm of the input-output Jacobian.
+
+    Exact (3), or an unbiased estimate by `n_proj` random projections (4). Paper B, Eq. 7, has the
+    norm itself: `squared=False`, whose estimate by projections is biased.
+    """
 
     def __init__(
         self,
-        n_proj=None,  # random projections (one is common); None: exact, a backward pass for each class
-        output="logit",  # Jacobian of the logits ('logit') or of the probabilities ('prob')
-        squared=True,  # False: the norm itself (paper B, Eq. 7); its estimate by projections is biased
+        n_proj: int | None = None,  # random projections (one is common); None: exact
+        output: str = "logit",  # Jacobian of the logits ('logit') or of the probabilities ('prob')
+        squared: bool = True,  # False: the norm itself
     ):
-        if n_proj is not None and (
-            isinstance(n_proj, bool) or not isinstance(n_proj, int) or n_proj < 1
-        ):
-            raise ValueError(f"n_proj={n_proj!r}: expected None or a whole number >= 1")
-        _check_choice(output=(output, ("logit", "prob")))
-        self.n_proj, self.output, self.squared = n_proj, output, squared
+        if n_proj is not None:
+            check_count("n_proj", n_proj)
+        self.n_proj = n_proj
+        self.output = check_choice("output", output, ("logit", "prob"))
+        self.squared = squared
 
     def penalty(self, model, x, y, loss_func):
         x = x.detach().requires_grad_()
@@ -146,173 +156,163 @@ class JacobianNorm(Penalty):
         if self.output == "prob":
             z = z.sigmoid() if is_binary(z) else z.softmax(1)
         z = z.reshape(len(x), -1)
-        rows = range(z.shape[1]) if self.n_proj is None else range(self.n_proj)
-
-        def _out(k):
-            if self.n_proj is None:
-                return z[:, k]
-            v = torch.randn_like(z)
-            return (z * v / v.norm(dim=1, keepdim=True)).sum(1)
-
-        total = sum(
-            flat(torch.autograd.grad(_out(k).sum(), x, create_graph=True)[0]).square().sum(1)
-            for k in rows
-        )  # (3)
+        n_classes = z.shape[1]
+        total = 0
+        for k in range(self.n_proj or n_classes):
+            out = z[:, k] if self.n_proj is None else _random_projection(z)
+            (row,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+            total = total + flat(row).square().sum(1)  # (3)
         if self.n_proj is not None:
-            total = total * (z.shape[1] / self.n_proj)  # (4)
+            total = total * (n_classes / self.n_proj)  # (4)
         return total if self.squared else total.sqrt()
+
+
+def _random_projection(z):
+    "The outputs of each example in a direction that is uniform on the sphere."
+    v = torch.randn_like(z)
+    return (z * v / v.norm(dim=1, keepdim=True)).sum(1)
 
 # %% ../nbs/maths/04_penalty.ipynb #8468c613
 class TargetMap(Penalty):
-    "Distance (5) of the gradient map to a target map: interpretation regularisation."
+    """Distance (5) of the gradient map to a target map: interpretation regularisation.
+
+    Paper B compares signed values, example by example (Eq. 3); its public code compares magnitudes
+    in one norm over the batch. Raises ValueError where the targets do not fit the inputs.
+    """
 
     def __init__(
         self,
-        targets,  # callable `(x, y) -> maps` such as `Targets`, or a tensor that broadcasts to the batch
-        output="logit",  # what is differentiated: 'logit', 'prob', 'logprob' or 'loss' of class `y`
-        absolute=False,  # compare magnitudes of the gradient with the target (public code), not signed values (Eq. 3)
-        distance="l2",  # 'l2' or 'cosine'
-        reduction="example",  # 'example': a norm for each example (Eq. 3); 'batch': one norm over the batch (public code)
+        targets: Tensor | Callable,  # `(x, y) -> maps` such as `Targets`, or a tensor for the batch
+        output: str = "logit",  # what is differentiated: 'logit', 'prob', 'logprob' or 'loss'
+        absolute: bool = False,  # compare magnitudes of the gradient with the target
+        distance: str = "l2",  # 'l2' or 'cosine'
+        reduction: str = "example",  # 'example': a norm for each; 'batch': one over the batch
     ):
         if not isinstance(targets, Tensor) and not callable(targets):
             raise TypeError(
-                f"targets: expected a tensor or a callable (x, y) -> maps, got {type(targets).__name__}"
+                "targets: expected a tensor or a callable (x, y) -> maps, "
+                f"got {type(targets).__name__}"
             )
-        _check_choice(
-            output=(output, _outputs),
-            distance=(distance, ("l2", "cosine")),
-            reduction=(reduction, ("example", "batch")),
-        )
-        self.targets, self.output, self.absolute, self.distance, self.reduction = (
-            targets,
-            output,
-            absolute,
-            distance,
-            reduction,
-        )
+        self.targets = targets
+        self.output = check_choice("output", output, _outputs)
+        self.absolute = absolute
+        self.distance = check_choice("distance", distance, ("l2", "cosine"))
+        self.reduction = check_choice("reduction", reduction, ("example", "batch"))
 
     def penalty(self, model, x, y, loss_func):
-        t = self.targets if isinstance(self.targets, Tensor) else self.targets(x, y)
+        target = self.targets if isinstance(self.targets, Tensor) else self.targets(x, y)
         try:
-            t = t.to(x).expand_as(x)
+            target = flat(target.to(x).expand_as(x))
         except RuntimeError:
             raise ValueError(
-                f"targets of shape {tuple(t.shape)} do not fit inputs of shape {tuple(x.shape)}; for the maps of a whole data set use Targets(x, maps)"
+                f"targets of shape {tuple(target.shape)} do not fit inputs of shape "
+                f"{tuple(x.shape)}; for the maps of a whole data set use Targets(x, maps)"
             ) from None
-        g = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)[0]
-        g, t = flat(g.abs() if self.absolute else g), flat(t)
+        g, _ = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
+        g = flat(g.abs() if self.absolute else g)
         if self.distance == "cosine":
-            return 1 - torch.cosine_similarity(g, t, dim=1)
-        norm = torch.linalg.vector_norm
-        return (
-            norm(t - g, dim=1) if self.reduction == "example" else norm(t - g).expand(len(x))
-        )  # (5)
+            return 1 - torch.cosine_similarity(g, target, dim=1)  # (5)
+        if self.reduction == "example":
+            return torch.linalg.vector_norm(target - g, dim=1)
+        return torch.linalg.vector_norm(target - g).expand(len(x))
 
 # %% ../nbs/maths/04_penalty.ipynb #6b28b04a
 def threshold_map(
     map: Tensor,  # `(B, ...)`
     phi: float = 1.0,  # standard deviations above the mean
-    signed=False,  # also keep values that far below the mean
+    signed: bool = False,  # also keep values that far below the mean
 ) -> Tensor:  # like `map`
-    "Set to zero what does not stand out from its map by `phi` standard deviations (paper B, section 3.1)."
-    v = flat(check_float("map", map))
-    mean, std = v.mean(1, keepdim=True), v.std(1, keepdim=True)
-    keep = v >= mean + phi * std
+    "Set to zero what does not stand out from its map by `phi` deviations (paper B, section 3.1)."
+    values = flat(check_float("map", map))
+    mean, std = values.mean(1, keepdim=True), values.std(1, keepdim=True)
+    keep = values >= mean + phi * std
     if signed:
-        keep |= v <= mean - phi * std
-    return (v * keep).reshape(map.shape)
+        keep |= values <= mean - phi * std
+    return (values * keep).reshape(map.shape)
 
-
+# %% ../nbs/maths/04_penalty.ipynb #da3e1859
 def permute_map(
     map: Tensor,  # `(B, ...)`
-    fraction=1.0,  # share of the entries that change places
-    seed=0,  # of the permutation
+    fraction: float = 1.0,  # share of the entries that change places
+    seed: int = 0,  # of the permutation
 ) -> Tensor:  # like `map`
-    "Shuffle the entries of each map: the control of paper B, which keeps the values and destroys their places."
+    "Shuffle the entries of each map: paper B's control, the same values at other places."
     if not 0 <= check_strength("fraction", fraction) <= 1:
         raise ValueError(f"fraction={fraction!r}: expected a number from 0 to 1")
-    v, gen = flat(check_float("map", map)), torch.Generator().manual_seed(seed)
-    n = round(fraction * v.shape[1])
-    u = torch.rand(v.shape, generator=gen).to(v.device)
-    places = u.argsort(1)[:, :n]  # where entries are taken from
-    order = torch.rand(places.shape, generator=gen).to(v.device).argsort(1)
-    return v.scatter(1, places, v.gather(1, places.gather(1, order))).reshape(map.shape)
+    values = flat(check_float("map", map))
+    generator = torch.Generator().manual_seed(seed)
+    n_moved = round(fraction * values.shape[1])
+    ranks = torch.rand(values.shape, generator=generator).to(values.device)
+    places = ranks.argsort(1)[:, :n_moved]  # where entries are taken from
+    order = torch.rand(places.shape, generator=generator).to(values.device).argsort(1)
+    moved = values.gather(1, places.gather(1, order))
+    return values.scatter(1, places, moved).reshape(map.shape)
 
 # %% ../nbs/maths/04_penalty.ipynb #39c47944
 class Targets:
-    "Stored maps, found by the content of the input: a callable `(x, y) -> maps`. Raises ValueError for an unknown input."
+    """Stored maps, found by the content of the input: a callable `(x, y) -> maps`.
+
+    Raises ValueError for an input that is not among those the maps were made for.
+    """
 
     def __init__(
         self,
         x: Tensor,  # `(N, ...)` the inputs of the data set
         maps: Tensor,  # `(N, ...)` their maps
-        tol=1e-4,  # relative distance at which two inputs are the same
+        tol: float = 1e-4,  # relative distance at which two inputs are the same
     ):
         check_same_shape(x=x, maps=maps)
         self.maps, self.tol = maps, check_strength("tol", tol)
-        gen = torch.Generator().manual_seed(0)
-        self.proj = torch.randn(flat(x[:1]).shape[1], 8, generator=gen)
+        generator = torch.Generator().manual_seed(0)
+        self.proj = torch.randn(flat(x[:1]).shape[1], 8, generator=generator)
         key = self._key(x)
         self.order = key[:, 0].argsort()
         self.key = key[self.order].contiguous()
 
     def _key(self, x):
+        "Eight random projections of each input."
         return flat(x).float() @ self.proj.to(x.device)
 
     def __repr__(self):
         return f"Targets({len(self.maps)} maps of {tuple(self.maps.shape[1:])})"
 
-    def __call__(self, x, y=None):
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         if self.key.device != x.device:
             self.key, self.order = self.key.to(x.device), self.order.to(x.device)
-        k = self._key(x.detach())
-        near = torch.searchsorted(
-            self.key[:, 0].contiguous(), k[:, :1].contiguous()
-        ) + torch.arange(-16, 17, device=x.device)
+        key = self._key(x.detach())
+        # The stored keys are sorted by the first projection: only neighbours there can be the same.
+        place = torch.searchsorted(self.key[:, 0].contiguous(), key[:, :1].contiguous())
+        near = place + torch.arange(-16, 17, device=x.device)
         near = near.clamp(0, len(self.key) - 1)
-        dist, best = (self.key[near] - k[:, None]).abs().amax(2).min(1)
-        if (dist > self.tol * (1 + k.abs().amax(1))).any():
+        distance, best = (self.key[near] - key[:, None]).abs().amax(2).min(1)
+        if (distance > self.tol * (1 + key.abs().amax(1))).any():
             raise ValueError(
-                "x: no stored target for some inputs. Targets belong to fixed inputs in the units they were made for: train without augmentation, or make targets for these inputs"
+                "x: no stored target for some inputs. Targets belong to fixed inputs in the units "
+                "they were made for: train without augmentation, or make targets for these inputs"
             )
-        return self.maps[self.order[near.gather(1, best[:, None])[:, 0]].to(self.maps.device)].to(
-            x.device
-        )
+        index = self.order[near.gather(1, best[:, None])[:, 0]]
+        return self.maps[index.to(self.maps.device)].to(x.device)
 
 # %% ../nbs/maths/04_penalty.ipynb #c560ff1d
-def _fingerprint(*parts):
-    "SHA-256 of tensors, modules and settings."
-    h = hashlib.sha256()
-    for p in parts:
-        if isinstance(p, nn.Module):
-            for k, v in p.state_dict().items():
-                h.update(k.encode())
-                h.update(
-                    v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                )
-        elif isinstance(p, Tensor):
-            h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            h.update(json.dumps(p, sort_keys=True).encode())
-    return h.hexdigest()
-
-
 def smoothgrad_targets(
     teacher: nn.Module,  # the model whose maps are the targets
     x: Tensor,  # `(N, ...)` inputs
     y: Tensor,  # `(N,)` class indices
-    n_samples=50,  # noisy copies (paper B)
-    sigma=0.15,  # standard deviation of the noise, in the units of x (paper B)
-    bounds=(0.0, 1.0),  # noisy copies are clamped to these; None: not at all
-    absolute=True,  # magnitudes before the mean (paper B, Eq. 4)
-    include_clean=True,  # the clean input as one more copy (public code)
-    phi=None,  # threshold in standard deviations, see `threshold_map`; None: none
-    permute=0.0,  # share of the entries shuffled before the threshold, see `permute_map`
-    path=None,  # a .safetensors file that keeps the maps; reused where teacher, data and settings are the same
-    seed=0,  # of noise and permutation
-    batch_size=256,  # inputs that are in the model at once
+    n_samples: int = 50,  # noisy copies (paper B)
+    sigma: float = 0.15,  # standard deviation of the noise, in the units of x (paper B)
+    bounds: tuple | None = (0.0, 1.0),  # noisy copies are clamped to these; None: not at all
+    absolute: bool = True,  # magnitudes before the mean (paper B, Eq. 4)
+    include_clean: bool = True,  # the clean input as one more copy (public code)
+    phi: float | None = None,  # threshold in deviations, see `threshold_map`; None: none
+    permute: float = 0.0,  # share of the entries shuffled before the threshold, see `permute_map`
+    path: Path | str | None = None,  # a .safetensors file that keeps the maps
+    seed: int = 0,  # of noise and permutation
+    batch_size: int = 256,  # inputs that are in the model at once
 ) -> Tensor:  # `(N, ...)`
-    "SmoothGrad maps of a teacher as targets (paper B, section 3.1), made once and kept on disk."
+    """SmoothGrad maps of a teacher as targets (paper B, section 3.1), made once and kept on disk.
+
+    A file at `path` is used again where teacher, data and settings are the same.
+    """
     settings = dict(
         n_samples=n_samples,
         sigma=sigma,
@@ -322,7 +322,7 @@ def smoothgrad_targets(
         seed=seed,
     )
     key = _fingerprint(teacher, x, y, settings) if path is not None else None
-    maps = _read_maps(path, key, x)
+    maps = None if path is None else _read_maps(path, key, x)
     if maps is None:
         maps = smoothgrad(
             teacher,
@@ -337,9 +337,8 @@ def smoothgrad_targets(
             batch_size=batch_size,
         )
         if include_clean:
-            maps = (
-                n_samples * maps + saliency(teacher, x, y, abs=absolute, batch_size=batch_size)
-            ) / (n_samples + 1)
+            clean = saliency(teacher, x, y, abs=absolute, batch_size=batch_size)
+            maps = (n_samples * maps + clean) / (n_samples + 1)
         if path is not None:
             _write_maps(path, key, maps)
     if permute:
@@ -347,19 +346,36 @@ def smoothgrad_targets(
     return maps if phi is None else threshold_map(maps, phi, signed=not absolute)
 
 # %% ../nbs/maths/04_penalty.ipynb #8380811a
+def _fingerprint(*parts):
+    "SHA-256 of tensors, modules and settings."
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, value in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(_bytes(value))
+        elif isinstance(part, Tensor):
+            digest.update(_bytes(part))
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def _read_maps(path, key, x):
-    "The maps stored under `key`, on the device of `x`; None where the file is missing, damaged or of another key."
+    "The maps stored under `key`, on the device of `x`; None without a file, whole and of this key."
     from safetensors import SafetensorError, safe_open
 
-    if path is None or not Path(path).exists():
+    if not Path(path).exists():
         return None
     try:
-        with safe_open(path, "pt") as f:
-            return (
-                f.get_tensor("maps").to(x.device)
-                if (f.metadata() or {}).get("key") == key
-                else None
-            )
+        with safe_open(path, "pt") as stored:
+            if (stored.metadata() or {}).get("key") != key:
+                return None
+            return stored.get_tensor("maps").to(x.device)
     except SafetensorError:
         return None
 
@@ -367,114 +383,123 @@ def _read_maps(path, key, x):
 def _write_maps(path, key, maps):
     from safetensors.torch import save_file
 
-    with atomic_path(path) as tmp:
-        save_file({"maps": maps.cpu().contiguous()}, tmp, metadata={"key": key})
+    with atomic_path(path) as temporary:
+        save_file({"maps": maps.cpu().contiguous()}, temporary, metadata={"key": key})
 
 # %% ../nbs/maths/04_penalty.ipynb #0140fc25
 class StableIG(Penalty):
-    "How far integrated gradients of the loss can be moved within `eps` (6): paper A's stability regulariser."
+    """How far integrated gradients of the loss can be moved within `eps` (6).
 
+    Paper A's stability regulariser, for any network.
+    """
+
+    @renamed_arguments(n_steps="steps")
     def __init__(
         self,
-        eps,  # radius of the l-infinity ball
-        n_steps=8,  # Gauss-Legendre nodes, each a backward pass
-        adversary=None,  # finds x'; None: `PGD(LInfBall(eps))`
+        eps: float,  # radius of the l-infinity ball
+        steps: int = 8,  # Gauss-Legendre nodes, each a backward pass
+        adversary: Adversary | None = None,  # finds x'; None: `PGD(LInfBall(eps))`
     ):
         if adversary is not None and not isinstance(adversary, Adversary):
             raise TypeError(f"adversary: expected an Adversary, got {type(adversary).__name__}")
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps={n_steps!r}: expected a whole number >= 1")
-        self.eps, self.n_steps, self.adversary = (
-            check_strength("eps", eps),
-            n_steps,
-            PGD(LInfBall(eps)) if adversary is None else adversary,
-        )
+        self.eps = check_strength("eps", eps)
+        self.steps = check_count("steps", steps)
+        self.adversary = PGD(LInfBall(eps)) if adversary is None else adversary
 
     def penalty(self, model, x, y, loss_func):
-        d = self.adversary(model, x, y, loss_func) - x.detach()
-        nodes, weights = np.polynomial.legendre.leggauss(self.n_steps)
-        mean = sum(
-            float(w)
-            / 2
-            * input_grad(
-                model, x.detach() + (1 + float(t)) / 2 * d, y, loss_func, create_graph=True
-            )[0]
-            for t, w in zip(nodes, weights)
-        )
-        return flat(d * mean).abs().sum(1)  # (6)
+        x = x.detach()
+        delta = self.adversary(model, x, y, loss_func) - x
+        nodes, weights = np.polynomial.legendre.leggauss(self.steps)
+        mean = 0
+        for node, weight in zip(nodes, weights):
+            at = x + (1 + float(node)) / 2 * delta
+            g, _ = input_grad(model, at, y, loss_func, create_graph=True)
+            mean = mean + float(weight) / 2 * g
+        return flat(delta * mean).abs().sum(1)  # (6)
 
 # %% ../nbs/maths/04_penalty.ipynb #d2fedd23
 class WeightNorm(Penalty):
-    "The p-norm of the trainable parameters (7), as a constant over the batch."
+    """The p-norm of the trainable parameters (7), as a constant over the batch.
+
+    Raises ValueError for a model without trainable parameters, TypeError for one that is no module.
+    """
 
     def __init__(
         self,
-        p,  # 1, 2 or infinity (`float('inf')` or 'inf')
-        bias=True,  # count biases too
-        squared=False,  # the square of the norm
+        p: float | str,  # 1, 2 or infinity (`float('inf')` or 'inf')
+        bias: bool = True,  # count biases too
+        squared: bool = False,  # the square of the norm
     ):
         p = float(p) if isinstance(p, (int, float)) or p == "inf" else p
         if p not in (1.0, 2.0, math.inf):
             raise ValueError(f"p={p!r}: expected 1, 2 or inf")
         self.p, self.bias, self.squared = p, bias, squared
 
-    def __call__(self, model, x, y, loss_func=None):
-        params = [
-            v
-            for k, v in model.named_parameters()
-            if v.requires_grad and (self.bias or k.rpartition(".")[2] != "bias")
-        ]
-        if not params:
-            raise ValueError(
-                "model: it has no trainable parameters"
-                + ("" if self.bias else " other than biases")
+    def penalty(self, model, x, y, loss_func):
+        norms = [torch.linalg.vector_norm(weight, self.p) for weight in self._weights(model)]
+        total = torch.linalg.vector_norm(torch.stack(norms), self.p)  # (7)
+        return (total.square() if self.squared else total).expand(len(x))
+
+    def _weights(self, model):
+        "The parameters that count."
+        net = model.model if isinstance(model, _Inputs) else model
+        if not isinstance(net, nn.Module):
+            raise TypeError(
+                f"model: expected an nn.Module, whose parameters are penalised, "
+                f"got {type(net).__name__}"
             )
-        norm = torch.linalg.vector_norm
-        total = norm(torch.stack([norm(v, self.p) for v in params]), self.p)  # (7)
-        return (total.square() if self.squared else total).expand(
-            len(x[0] if isinstance(x, (tuple, list)) else x)
-        )
+        weights = []
+        for name, parameter in net.named_parameters():
+            is_bias = name.rpartition(".")[2] == "bias"
+            if parameter.requires_grad and (self.bias or not is_bias):
+                weights.append(parameter)
+        if not weights:
+            rest = "" if self.bias else " other than biases"
+            raise ValueError(f"model: it has no trainable parameters{rest}")
+        return weights
 
 # %% ../nbs/maths/04_penalty.ipynb #1ed06ab6
 class ScoreMatching(Penalty):
-    "Align the density that the logit implies with the data (8), or with `anti` the contrary (Srinivas and Fleuret)."
+    """Align the density that the logit implies with the data (8), or with `anti` the contrary.
 
+    Srinivas and Fleuret (arXiv:2006.09128); the trace is estimated by symmetric differences.
+    """
+
+    @renamed_arguments(sigma="noise_std")
     def __init__(
         self,
-        anti=False,  # raise the trace of the Hessian instead
-        n_samples=1,  # noise vectors for the trace
-        sigma=0.01,  # their standard deviation, in the units of x
-        tau=1e-4,  # weight of the squared trace, which keeps it from running away
-        cap=1e4,  # largest trace that `anti` rewards
-        output="logit",  # 'logit' or 'logprob'
+        anti: bool = False,  # raise the trace of the Hessian instead
+        n_samples: int = 1,  # noise vectors for the trace
+        noise_std: float = 0.01,  # their standard deviation, in the units of x
+        tau: float = 1e-4,  # weight of the squared trace, which keeps it from running away
+        cap: float = 1e4,  # largest trace that `anti` rewards
+        output: str = "logit",  # 'logit' or 'logprob'
     ):
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-            raise ValueError(f"n_samples={n_samples!r}: expected a whole number >= 1")
-        if not check_strength("sigma", sigma):
-            raise ValueError(f"sigma={sigma!r}: expected a number > 0")
-        _check_choice(output=(output, ("logit", "logprob")))
-        self.anti, self.n_samples, self.sigma, self.tau, self.cap, self.output = (
-            anti,
-            n_samples,
-            sigma,
-            check_strength("tau", tau),
-            check_strength("cap", cap),
-            output,
-        )
+        if not check_strength("noise_std", noise_std):
+            raise ValueError(f"noise_std={noise_std!r}: expected a number > 0")
+        self.anti = anti
+        self.n_samples = check_count("n_samples", n_samples)
+        self.noise_std = noise_std
+        self.tau = check_strength("tau", tau)
+        self.cap = check_strength("cap", cap)
+        self.output = check_choice("output", output, ("logit", "logprob"))
 
-    def trace(self, model, x, y, f0):
-        "Estimate of the trace of the Hessian of the output, `(B,)`."
-        out = partial(class_output, output=self.output)
-        noise = [self.sigma * torch.randn_like(x) for _ in range(self.n_samples)]
-        return sum(out(model(x + v), y) + out(model(x - v), y) - 2 * f0 for v in noise) / (
-            self.n_samples * self.sigma**2
-        )
+    def trace(
+        self,
+        model: nn.Module | Callable,  # `x -> logits`
+        x: Tensor,  # `(B, ...)` inputs
+        y: Tensor,  # `(B,)` class indices
+        f0: Tensor,  # `(B,)` the output at `x`
+    ) -> Tensor:  # `(B,)`
+        "Estimate of the trace of the Hessian of the output."
+        f = partial(class_output, output=self.output)
+        noise = [self.noise_std * torch.randn_like(x) for _ in range(self.n_samples)]
+        bends = [f(model(x + v), y) + f(model(x - v), y) - 2 * f0 for v in noise]
+        return sum(bends) / (self.n_samples * self.noise_std**2)
 
     def penalty(self, model, x, y, loss_func):
         g, f0 = input_grad(model, x, y, _output(self.output, None), create_graph=True)
-        t = self.trace(model, x.detach(), y, f0)
-        return (
-            -t.clamp(max=self.cap)
-            if self.anti
-            else t + flat(g).square().sum(1) / 2 + self.tau * t.square()
-        )  # (8)
+        trace = self.trace(model, x.detach(), y, f0)
+        if self.anti:
+            return -trace.clamp(max=self.cap)
+        return trace + flat(g).square().sum(1) / 2 + self.tau * trace.square()  # (8)
