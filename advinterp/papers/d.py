@@ -8,54 +8,64 @@ __all__ = ['weight_decay_optimum', 'Corners', 'signal_numbers', 'run_one', 'rows
 
 # %% ../../nbs/papers/55_d.ipynb #77de68da
 import warnings
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from ..adversary import PGD, Adversary, margin_loss
+from ..adversary import PGD, DualAdversary, margin_loss
 from ..attribution import saliency
 from ..core import input_grad, set_seed, task_loss
 from ..data import TakeMaps, get_data, load
 from ..duals import L1, L2, LInf, LInfBall
-from ..evaluate import accuracy, robust_accuracy, robustness_curve, seed_interval
+from ..evaluate import accuracy, robust_accuracy, robustness_curve
 from ..generators import block_toy_exact
 from ..jobs import Job, job_folder, read_job
 from ..metrics import leakage, pointing_game
 from ..models import one_hidden
-from .common import Item
+from .common import Item, claim_row, claim_section, item_of_runs, mean_and_half
 from ..penalty import GradNorm, WeightNorm
 from ..plots import gradient_heatmap, robustness_curves, saliency_grid
-from ..report import Section, interval
+from ..report import Section
 from ..roar import FitAdam, diff_roar
 from ..study import Tick
 from ..train import adv_learner
 
 # %% ../../nbs/papers/55_d.ipynb #c1dfd96e
-def _points(s):
+def _points(settings):
     "The points and where their signal is, and which of them each training and test row is."
-    (x, y, truth), _ = block_toy_exact(n_signal=s["n_signal"])
-    rows = load(s["data"], n_signal=s["n_signal"])
-    kind = lambda r: torch.from_numpy((r[:, None] == x).all(2).argmax(1))
-    return (
-        *(torch.from_numpy(v).to(s["device"]) for v in (x, y, truth)),
-        kind(rows.x).to(s["device"]),
-        kind(rows.x_test),
-    )
+    points, _ = block_toy_exact(n_signal=settings["n_signal"])
+    rows = load(settings["data"], n_signal=settings["n_signal"])
+    train = _point_of_each(rows.x, points[0]).to(settings["device"])
+    test = _point_of_each(rows.x_test, points[0])
+    x, y, truth = (torch.from_numpy(array).to(settings["device"]) for array in points)
+    return x, y, truth, train, test
 
 
-def _shares(kind, n):
-    return kind.bincount(minlength=n) / len(kind)  # (1)
+def _point_of_each(rows, points):
+    is_same = (rows[:, None] == points).all(2)
+    return torch.from_numpy(is_same.argmax(1))
+
+
+def _shares(kind, n_points):
+    return kind.bincount(minlength=n_points) / len(kind)  # (1)
 
 # %% ../../nbs/papers/55_d.ipynb #b1d57811
 def weight_decay_optimum(
-    strength,  # of `WeightNorm(2, squared=True)`, > 0
-    d=10,  # coordinates of the toy data (Boette and Pfeiffer: 10)
-) -> tuple:  # (least objective, margin of every point there)
-    "The least mean cross-entropy with squared l2 weight penalty (2) of a network with one hidden layer, without biases, on the toy points."
+    strength: float,  # of `WeightNorm(2, squared=True)`, > 0
+    d: int = 10,  # coordinates of the toy data (Boette and Pfeiffer: 10)
+) -> tuple[float, float]:  # (least objective, margin of every point there)
+    """The least mean cross-entropy with squared l2 weight penalty on the toy points (2).
+
+    Of a network with one hidden layer, without biases. Raises ValueError for a strength that is
+    not positive.
+    """
     if not strength > 0:
         raise ValueError(f"strength={strength!r}: expected a number > 0")
     c = 2 * (2 * d) ** 0.5 * strength
@@ -63,132 +73,154 @@ def weight_decay_optimum(
     return float(np.log1p(np.exp(-z)) + c * z), float(z)  # (2)
 
 # %% ../../nbs/papers/55_d.ipynb #f1abd670
-_norms, _orders = dict(l1=L1, l2=L2, linf=LInf), dict(l1=1, l2=2, linf="inf")
-_strength = dict(
-    gradient=dict(l1=1.0, l2=0.1, linf=3.0), weights=dict(l1=0.01, l2=0.1, linf=100.0)
-)  # chosen by the quick sweep
+_norms = dict(l1=L1, l2=L2, linf=LInf)  # of the gradient
+_orders = dict(l1=1, l2=2, linf="inf")  # of the weights
+_strength = dict(  # chosen by the quick sweep
+    gradient=dict(l1=1.0, l2=0.1, linf=3.0),
+    weights=dict(l1=0.01, l2=0.1, linf=100.0),
+)
 _grid = dict(
     weights=dict(
-        l1=[0.001, 0.003, 0.01, 0.03], l2=[0.003, 0.01, 0.03, 0.1], linf=[0.1, 1.0, 10.0, 100.0]
+        l1=[0.001, 0.003, 0.01, 0.03],
+        l2=[0.003, 0.01, 0.03, 0.1],
+        linf=[0.1, 1.0, 10.0, 100.0],
     ),
-    loss=dict(l1=[0.1, 0.3, 1.0, 3.0], l2=[0.03, 0.1, 0.3, 1.0], linf=[0.3, 1.0, 3.0, 10.0]),
-    logit=dict(l1=[0.03, 0.1, 0.3], l2=[0.03, 0.1, 0.3], linf=[0.1, 0.3, 1.0]),
+    loss=dict(
+        l1=[0.1, 0.3, 1.0, 3.0],
+        l2=[0.03, 0.1, 0.3, 1.0],
+        linf=[0.3, 1.0, 3.0, 10.0],
+    ),
+    logit=dict(
+        l1=[0.03, 0.1, 0.3],
+        l2=[0.03, 0.1, 0.3],
+        linf=[0.1, 0.3, 1.0],
+    ),
 )
 _scale = dict(
     quick=dict(width=2_500, epochs=500, bs=5_000, lr=0.3),
     paper=dict(width=25_000, epochs=4_000, bs=250, lr=0.1),
 )
 _toy = dict(
-    data="block_toy", n_signal=None, eps=0.45, steps=8, output="loss", squared=["l2"], bias=True
+    data="block_toy",
+    n_signal=None,
+    eps=0.45,
+    steps=8,
+    output="loss",
+    squared=["l2"],
+    bias=True,
 )
-_pairs = [
+_pairs = [  # norms of (gradient, weights)
     (None, None),
-    *((None, w) for w in _norms),
-    *((g, None) for g in _norms),
-    *((g, w) for g in _norms for w in ("l1", "l2")),
+    *((None, norm) for norm in _norms),
+    *((norm, None) for norm in _norms),
+    *((gradient, weights) for gradient in _norms for weights in ("l1", "l2")),
 ]
 _alone = _pairs[:7]  # the standard model and those with one penalty
 
 # %% ../../nbs/papers/55_d.ipynb #1574bddb
 def _model(gradient, weights, adversarial=False):
     "What a model is called."
-    return (
-        ", ".join(
-            [
-                *(["adversarial"] if adversarial else []),
-                *([f"{gradient} gradient"] if gradient else []),
-                *([f"{weights} weights"] if weights else []),
-            ]
-        )
-        or "standard"
-    )
+    parts = []
+    if adversarial:
+        parts.append("adversarial")
+    if gradient:
+        parts.append(f"{gradient} gradient")
+    if weights:
+        parts.append(f"{weights} weights")
+    return ", ".join(parts) or "standard"
+
+
+def _names_of(pairs):
+    return [_model(*pair) for pair in pairs]
+
+
+def _cost(settings):
+    passes = 1
+    if settings["weights"] is not None:
+        passes += 1
+    if settings["gradient"] is not None:
+        passes += 2
+    if settings["adversarial"]:
+        passes += 6
+    return passes * settings["epochs"] * settings["width"]
 
 
 def _job(
     gradient=None, weights=None, adversarial=False, seed=0, preset="quick", device="cpu", **changes
 ):
-    strengths = [_strength["gradient"].get(gradient, 0.0), _strength["weights"].get(weights, 0.0)]
-    s = (
-        _toy
-        | _scale[preset]
-        | dict(
-            gradient=gradient,
-            weights=weights,
-            adversarial=adversarial,
-            seed=seed,
-            device=device,
-            strengths=strengths,
-        )
-        | changes
+    which = dict(
+        gradient=gradient,
+        weights=weights,
+        adversarial=adversarial,
+        seed=seed,
+        device=device,
+        strengths=[
+            _strength["gradient"].get(gradient, 0.0),
+            _strength["weights"].get(weights, 0.0),
+        ],
     )
-    cost = (
-        (1 + (weights is not None) + 2 * (gradient is not None) + 6 * adversarial)
-        * s["epochs"]
-        * s["width"]
-    )
-    return Job(
-        "advinterp.papers.d:run_one",
-        s,
-        f"{_model(gradient, weights, adversarial).replace(', ', '+').replace(' ', '-')}-seed{seed}",
-        cost,
-    )
+    settings = _toy | _scale[preset] | which | changes
+    name = _model(gradient, weights, adversarial).replace(", ", "+").replace(" ", "-")
+    return Job("advinterp.papers.d:run_one", settings, f"{name}-seed{seed}", _cost(settings))
 
 # %% ../../nbs/papers/55_d.ipynb #0716d970
-def _attack(s, eps=None):
-    eps = s["eps"] if eps is None else eps
-    return PGD(
-        LInfBall(eps), s["steps"], 2 * eps / s["steps"], random_start=False, bounds=(-1.0, 1.0)
-    )
+def _attack(settings, eps=None):
+    if eps is None:
+        eps = settings["eps"]
+    steps = settings["steps"]
+    return PGD(LInfBall(eps), steps, 2 * eps / steps, random_start=False, bounds=(-1.0, 1.0))
 
 
-def _penalties(s):
+def _penalties(settings):
     "Pairs of a penalty and its strength."
-    if s["gradient"]:
-        yield (
-            GradNorm(_norms[s["gradient"]](1.0), s["output"], s["gradient"] in s["squared"]),
-            s["strengths"][0],
-        )
-    if s["weights"]:
-        yield (
-            WeightNorm(_orders[s["weights"]], s["bias"], s["weights"] in s["squared"]),
-            s["strengths"][1],
-        )
+    gradient, weights = settings["gradient"], settings["weights"]
+    of_gradient, of_weights = settings["strengths"]
+    penalties = []
+    if gradient:
+        is_squared = gradient in settings["squared"]
+        penalty = GradNorm(_norms[gradient](1.0), settings["output"], is_squared)
+        penalties.append((penalty, of_gradient))
+    if weights:
+        is_squared = weights in settings["squared"]
+        penalty = WeightNorm(_orders[weights], settings["bias"], is_squared)
+        penalties.append((penalty, of_weights))
+    return penalties
 
 
-def _rate(s, e):
-    "Learning rate of epoch e."
-    return s["lr"] * max(0.01, 0.75 ** (e // 50))
+def _rate(settings, epoch):
+    "Learning rate of an epoch."
+    return settings["lr"] * max(0.01, 0.75 ** (epoch // 50))
 
 # %% ../../nbs/papers/55_d.ipynb #9e6a55b6
-def _train(s, tick=lambda n: None):
+def _train(settings, tick=lambda share: None):
     "A fitted network; where training diverges, the network at that point."
-    x, y, _, kind, _ = _points(s)
-    set_seed(s["seed"])
-    net = one_hidden(x.shape[1], s["width"]).to(s["device"])
-    opt, pens, attack = (
-        torch.optim.SGD(net.parameters(), s["lr"]),
-        list(_penalties(s)),
-        _attack(s) if s["adversarial"] else None,
-    )
-    for e in range(s["epochs"]):
-        opt.param_groups[0]["lr"] = _rate(s, e)
-        for i in torch.randperm(len(kind)).to(kind.device).split(s["bs"]):
+    x, y, _, kind, _ = _points(settings)
+    set_seed(settings["seed"])
+    net = one_hidden(x.shape[1], settings["width"]).to(settings["device"])
+    opt = torch.optim.SGD(net.parameters(), settings["lr"])
+    penalties = _penalties(settings)
+    attack = _attack(settings) if settings["adversarial"] else None
+    for epoch in range(settings["epochs"]):
+        opt.param_groups[0]["lr"] = _rate(settings, epoch)
+        for batch in torch.randperm(len(kind)).to(kind.device).split(settings["bs"]):
             z = attack(net, x, y) if attack else x
-            loss = (
-                _shares(kind[i], len(x))
-                * (task_loss(net(z), y) + sum(w * p(net, z, y) for p, w in pens))
-            ).sum()  # (1)
+            losses = task_loss(net(z), y)
+            losses = losses + sum(strength * penalty(net, z, y) for penalty, strength in penalties)
+            loss = (_shares(kind[batch], len(x)) * losses).sum()  # (1)
             opt.zero_grad()
             loss.backward()
             opt.step()
         if not loss.isfinite():
             break
-        tick(1 / s["epochs"])
+        tick(1 / settings["epochs"])
     return net
 
 # %% ../../nbs/papers/55_d.ipynb #91032ad7
-class Corners(Adversary):
-    "The corner of the l-infinity ball, cut to the bounds, that has the largest margin loss of all `2^d`."
+class Corners(DualAdversary):
+    """The corner of the l-infinity ball, cut to the bounds, that has the largest margin loss.
+
+    All `2^d` are tried: raises ValueError for more than 16 entries.
+    """
 
     compares = True
 
@@ -196,128 +228,121 @@ class Corners(Adversary):
         d = p.x[0].numel()
         if d > 16:
             raise ValueError(f"x has {d} entries: expected at most 16, all 2^d corners are tried")
-        signs = torch.cartesian_prod(*[p.x.new_tensor([-1.0, 1.0])] * d).reshape(-1, *p.x.shape[1:])
+        signs = torch.cartesian_prod(*[p.x.new_tensor([-1.0, 1.0])] * d)
+        corners = self.dual.eps * signs.reshape(-1, *p.x.shape[1:])
         best = torch.empty_like(p.x)
         for i in range(len(p.x)):
-            delta = (
-                self.dual.eps * signs
-                if p.lo is None
-                else (self.dual.eps * signs).clamp(p.down[i], p.up[i])
-            )
+            delta = corners if p.lo is None else corners.clamp(p.down[i], p.up[i])
+            labels = p.y[i : i + 1].expand(len(delta))
             with torch.no_grad():
-                best[i] = delta[
-                    margin_loss(
-                        p.forward(p.x[i] + delta), p.y[i : i + 1].expand(len(delta))
-                    ).argmax()
-                ]
+                best[i] = delta[margin_loss(p.forward(p.x[i] + delta), labels).argmax()]
         return best
 
 # %% ../../nbs/papers/55_d.ipynb #4d134bc0
-_radii = [round(0.05 * k, 2) for k in range(11)]
-
-
 def signal_numbers(
-    maps,  # `(B, d)` magnitudes of gradients
-    truth,  # `(B, d)` bool: where the signal is
-) -> dict:  # largest, smallest, share, even
+    maps: Tensor,  # `(B, d)` magnitudes of gradients
+    truth: Tensor,  # `(B, d)` bool: where the signal is
+) -> dict[str, float]:  # largest, smallest, share, even
     "How a map marks the signal, in the mean over the examples."
     top = maps.amax(1, keepdim=True)
     even = (maps / top.clamp(min=torch.finfo(maps.dtype).tiny)).mean(1)
-    out = dict(
+    by_example = dict(
         largest=pointing_game(maps, truth),
         smallest=pointing_game(top - maps, truth),
         share=1 - leakage(maps, ~truth),
         even=even,
     )
-    return {k: v.double().mean().item() for k, v in out.items()}
+    return {name: values.double().mean().item() for name, values in by_example.items()}
 
 # %% ../../nbs/papers/55_d.ipynb #f6e1126c
-def _robustness(s, net, x, y):
+_eps_grid = [round(0.05 * step, 2) for step in range(11)]
+
+
+def _area(curve):
+    return float(np.trapezoid(curve, _eps_grid) / _eps_grid[-1])
+
+
+def _robustness(settings, net, x, y):
     "The curves of figure 6."
-    attack, clean = _attack(s, 0.05), accuracy(net, x, y)
+    clean = accuracy(net, x, y)
+    attack = _attack(settings, 0.05)
+    corners = Corners(LInfBall(0.05), bounds=(-1.0, 1.0))
+
+    def curve(attacks):
+        return [clean, *robustness_curve(net, x, y, _eps_grid[1:], attacks).accuracy.tolist()]
+
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # models whose loss has no gradient are what the corners are for
-        pgd, worst = (
-            [clean, *robustness_curve(net, x, y, _radii[1:], a).accuracy.tolist()]
-            for a in (attack, [attack, Corners(LInfBall(0.05), bounds=(-1.0, 1.0))])
-        )
-    area = lambda curve: float(np.trapezoid(curve, _radii) / _radii[-1])
+        warnings.simplefilter("ignore")  # the corners are for models whose loss has no gradient
+        pgd = curve(attack)
+        worst = curve([attack, corners])
+    all_stand = [eps for eps, stand in zip(_eps_grid, worst) if stand == 1]
     return dict(
         pgd=pgd,
         worst=worst,
-        auc_pgd=area(pgd),
-        auc=area(worst),
-        radius=max([r for r, a in zip(_radii, worst) if a == 1], default=0.0),
-        at=worst[_radii.index(0.45)],
+        auc_pgd=_area(pgd),
+        auc=_area(worst),
+        radius=max(all_stand, default=0.0),
+        at=worst[_eps_grid.index(0.45)],
     )
 
 # %% ../../nbs/papers/55_d.ipynb #887309d0
 def run_one(
-    folder,  # where to write
-    tick,  # called with the work done
-    **s,  # settings, see `_job`
-) -> dict:  # accuracy, `signal_numbers`, curves and their areas; accuracy 0 and nothing else where training diverged
-    "The job of a run on the toy data: train, measure, keep the maps."
-    cost = _job(
-        s["gradient"], s["weights"], s["adversarial"], **{k: s[k] for k in ("epochs", "width")}
-    ).cost
-    net = _train(s, lambda share: tick(share * cost))
-    x, y, truth, *_ = _points(s)
+    folder: Path,  # where to write
+    tick: Callable,  # called with the work done
+    **settings,  # of the run, see `_job`
+) -> dict:  # accuracy, `signal_numbers`, curves and their areas
+    """The job of a run on the toy data: train, measure, keep the maps.
+
+    Where training diverged, the row has accuracy 0, `diverged`, and nothing else.
+    """
+    cost = _cost(settings)
+    net = _train(settings, lambda share: tick(share * cost))
+    x, y, truth, *_ = _points(settings)
     if not all(p.isfinite().all() for p in net.parameters()):
         return dict(accuracy=0.0, diverged=True)
     maps = input_grad(net, x, y, margin_loss)[0].abs()
     save_file(dict(maps=maps.cpu()), folder / "maps.safetensors")
-    blind = (input_grad(net, x, y)[0] == 0).all(1).float().mean().item()
+    loss_grad, _ = input_grad(net, x, y)
     return dict(
         accuracy=accuracy(net, x, y),
         diverged=False,
-        blind=blind,
+        blind=(loss_grad == 0).all(1).float().mean().item(),
         loss=task_loss(net(x), y).mean().item(),
         **signal_numbers(maps, truth),
-        **_robustness(s, net, x, y),
+        **_robustness(settings, net, x, y),
     )
 
 # %% ../../nbs/papers/55_d.ipynb #22d200f8
+def _called(settings):
+    "The name of a run's model."
+    if "method" in settings:
+        return settings["method"]
+    return _model(settings["gradient"], settings["weights"], settings["adversarial"])
+
+
 def rows_d(
-    jobs,  # jobs of this page
-    out,  # folder of the study
-) -> pd.DataFrame:  # one row per run that is done: its settings, its model's name, its numbers
+    jobs: list[Job],  # jobs of this page that may be done
+    out: Path | str,  # folder of the study
+) -> pd.DataFrame:  # one row per run: its settings, its numbers, its model's name
     "The rows of the runs that are done."
-    done = [(j.settings, read_job(j, out)["row"]) for j in jobs if job_folder(j, out).exists()]
-    return pd.DataFrame(
-        [
-            {
-                **s,
-                **r,
-                "model": s["method"]
-                if "method" in s
-                else _model(s["gradient"], s["weights"], s["adversarial"]),
-            }
-            for s, r in done
-        ]
-    )
-
-
-def _pm(v, digits=2):
-    "Mean and half the interval."
-    v = v.dropna()
-    low, high = seed_interval(v)
-    return (
-        ""
-        if not len(v)
-        else f"{v.mean():.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if low == low else "")
-    )
+    rows = []
+    for job in jobs:
+        if job_folder(job, out).exists():
+            numbers = read_job(job, out)["row"]
+            rows.append({**job.settings, **numbers, "model": _called(job.settings)})
+    return pd.DataFrame(rows)
 
 
 def _table(df, columns):
-    return pd.DataFrame(
-        [
-            {"model": m, "seeds": len(d), **{n: _pm(d[c]) for c, n in columns.items() if c in d}}
-            for m, d in df.groupby("model", sort=False)
-        ]
-    )
+    "Means over the seeds, a line for each model; `columns`: name of a number -> heading."
+    lines = []
+    for model, rows in df.groupby("model", sort=False):
+        line = {"model": model, "seeds": len(rows)}
+        for column, heading in columns.items():
+            if column in rows:
+                line[heading] = mean_and_half(rows[column])
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 _columns = dict(
@@ -333,7 +358,8 @@ _columns = dict(
     blind="points without loss gradient",
 )
 _about = (
-    'Gradients of the margin on the twenty points; share on the signal and "signal is largest" are 0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. '
+    'Gradients of the margin on the twenty points; share on the signal and "signal is largest" are '
+    "0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. "
     "Area: under the accuracy over radii 0 to 0.5, divided by 0.5."
 )
 
@@ -343,251 +369,236 @@ def _numbers(jobs, out):
     return [Section("The numbers behind figures 2 to 6", text, _table(rows_d(jobs, out), _columns))]
 
 # %% ../../nbs/papers/55_d.ipynb #63266754
-_ways = dict(largest="max", smallest="min", mean="mean")
-_wn, _gn = [_model(None, n) for n in _norms], [_model(n, None) for n in _norms]
-_l2w = _wn[1]
-
-
-def _others(m):
-    return [_model(*p) for p in _alone if _model(*p) != m]
+def _others(model):
+    return [name for name in _names_of(_alone) if name != model]
 
 
 _claims = [  # sentence, side a, side b, columns; a side is a model, a number, or (how, models)
-    ("A standard model does not mark the signal", 0.1, "standard", ["share"]),
+    (
+        "A standard model does not mark the signal",
+        0.1,
+        "standard",
+        ["share"],
+    ),
     (
         "An l2 weight penalty shows the signal best",
-        _l2w,
-        ("largest", _others(_l2w)),
+        "l2 weights",
+        ("largest", _others("l2 weights")),
         ["share", "largest"],
     ),
-    ("It shows it better than a standard model", _l2w, "standard", ["share"]),
-    ("An l2 gradient penalty shows it too", _gn[1], "standard", ["share"]),
+    (
+        "It shows it better than a standard model",
+        "l2 weights",
+        "standard",
+        ["share"],
+    ),
+    (
+        "An l2 gradient penalty shows it too",
+        "l2 gradient",
+        "standard",
+        ["share"],
+    ),
     (
         "l2 weights are the most robust at 100 % accuracy",
-        _l2w,
-        ("largest", _others(_l2w)),
+        "l2 weights",
+        ("largest", _others("l2 weights")),
         ["radius"],
     ),
     (
         "Standard, l2 gradient and l-infinity weights are the least robust",
-        ("smallest", [_wn[0], _wn[1], _gn[0], _gn[2]]),
-        ("largest", ["standard", _gn[1], _wn[2]]),
+        ("smallest", ["l1 weights", "l2 weights", "l1 gradient", "linf gradient"]),
+        ("largest", ["standard", "l2 gradient", "linf weights"]),
         ["auc_pgd", "auc"],
     ),
     (
         "With l1 weights all gradients have about the same size (evenness above 0.9)",
-        _wn[0],
+        "l1 weights",
         0.9,
         ["even"],
     ),
     (
         "Both l1 penalties lead to more robust models",
-        ("smallest", [_wn[0], _gn[0]]),
+        ("smallest", ["l1 weights", "l1 gradient"]),
         "standard",
         ["auc_pgd", "auc"],
     ),
     (
         "Weight penalties give more robust models than gradient penalties",
-        ("mean", _wn),
-        ("mean", _gn),
+        ("mean", [f"{norm} weights" for norm in _norms]),
+        ("mean", [f"{norm} gradient" for norm in _norms]),
         ["auc_pgd", "auc"],
     ),
     (
         "With an l-infinity gradient penalty the important coordinates are visible",
-        _gn[2],
+        "linf gradient",
         "standard",
         ["share", "largest"],
     ),
     (
         "Adversarial training marks the signal better than every penalty",
         "adversarial",
-        ("largest", [_model(*p) for p in _pairs]),
+        ("largest", _names_of(_pairs)),
         ["share"],
     ),
     (
         "and is more robust than every penalty",
         "adversarial",
-        ("largest", [_model(*p) for p in _pairs]),
+        ("largest", _names_of(_pairs)),
         ["auc_pgd", "auc"],
     ),
 ]
 
 # %% ../../nbs/papers/55_d.ipynb #cb4e5208
-def _side(by, side):
-    "One number for each seed, and what it is called; None where a model is missing."
+_ways = dict(largest="max", smallest="min", mean="mean")
+
+
+def _parts_of(side):
+    "How the models of a side are put together, and which they are."
+    return side if isinstance(side, tuple) else ("largest", [side])
+
+
+def _side(by_seed, side):
+    "One number for each seed; None where a model is missing."
     if isinstance(side, float):
-        return side, f"{side:g}"
-    how, models = side if isinstance(side, tuple) else ("largest", [side])
-    if not set(models) <= set(by):
-        return None, ""
-    name = (
-        models[0]
-        if len(models) == 1
-        else f"{how} of all others"
-        if len(models) > 4
-        else f"{how} of " + ", ".join(models)
-    )
-    return getattr(by[models], _ways[how])(axis=1), name
+        return side
+    how, models = _parts_of(side)
+    if not set(models) <= set(by_seed):
+        return None
+    return getattr(by_seed[models], _ways[how])(axis=1)
+
+
+def _name_of_side(side):
+    if isinstance(side, float):
+        return f"{side:g}"
+    how, models = _parts_of(side)
+    if len(models) == 1:
+        return models[0]
+    return f"{how} of " + ("all others" if len(models) > 4 else ", ".join(models))
+
+
+def _tested(df, sentence, side_a, side_b, column):
+    "A claim as a difference, seed by seed; None where a model is missing."
+    by_seed = df.pivot(index="seed", columns="model", values=column)
+    values_a, values_b = _side(by_seed, side_a), _side(by_seed, side_b)
+    if values_a is None or values_b is None:
+        return None
+    names = f"{_name_of_side(side_a)} minus {_name_of_side(side_b)}"
+    measured = f"{_columns.get(column, column)}: {names}"
+    return claim_row(sentence, measured, (values_a - values_b).dropna())
 
 # %% ../../nbs/papers/55_d.ipynb #b6692ea5
-def _difference(df, sentence, a, b, column):
-    "A claim as a difference, seed by seed; None where a model is missing."
-    by = df.pivot(index="seed", columns="model", values=column)
-    (va, na), (vb, nb) = _side(by, a), _side(by, b)
-    if va is None or vb is None:
-        return None
-    d = (va - vb).dropna()
-    low, high = seed_interval(d)
-    verdict = (
-        "no interval"
-        if low != low
-        else "confirmed"
-        if low > 0
-        else "refuted"
-        if high < 0
-        else "not confirmed"
-    )
-    return dict(
-        claim=sentence,
-        measured=f"{_columns.get(column, column)}: {na} minus {nb}",
-        difference=d.mean(),
-        low=low,
-        high=high,
-        verdict=verdict,
-    )
-
-
 def claims_d(
-    jobs,
-    out,  # as for `rows_d`
-    claims=None,  # (sentence, side, side, columns); None: those of the toy data
-) -> pd.DataFrame:  # claim, what is measured, difference with its interval, verdict
-    "The claims of paper D as differences, seed by seed: confirmed (refuted) where the interval lies above (below) zero. Toy models that only guess are left out."
+    jobs: list[Job],  # jobs of this page that may be done
+    out: Path | str,  # folder of the study
+    claims: list[tuple] | None = None,  # (sentence, side, side, columns); None: of the toy data
+) -> pd.DataFrame:  # claim, measured, difference, low, high, verdict
+    """The claims of paper D as differences, seed by seed.
+
+    Toy models that only guess are left out: a model that guesses stands at every radius.
+    """
     df = rows_d(jobs, out)
     if "gradient" in df:
-        df.loc[df.accuracy <= 0.5, [k for k in _columns if k in df]] = (
-            np.nan
-        )  # toy data: a model that guesses stands at every radius
-    return pd.DataFrame(
-        [
-            r
-            for c, a, b, columns in (_claims if claims is None else claims)
-            for k in columns
-            if k in df and (r := _difference(df, c, a, b, k))
-        ]
-    )
+        numbers = [column for column in _columns if column in df]
+        df.loc[df.accuracy <= 0.5, numbers] = np.nan
+    rows = []
+    for sentence, side_a, side_b, columns in _claims if claims is None else claims:
+        known = [column for column in columns if column in df]
+        rows += [_tested(df, sentence, side_a, side_b, column) for column in known]
+    return pd.DataFrame([row for row in rows if row is not None])
 
 # %% ../../nbs/papers/55_d.ipynb #f1f836cb
-def _claim_section(jobs, out, claims=None):
-    c = claims_d(jobs, out, claims)
-    t = (
-        pd.DataFrame(
-            dict(
-                claim=c.claim,
-                measured=c.measured,
-                difference=[interval(*v) for v in zip(c.difference, c.low, c.high)],
-                verdict=c.verdict,
-            )
-        )
-        if len(c)
-        else None
-    )
-    text = "Differences seed by seed with 95 % t intervals: confirmed where the interval lies above zero, refuted where it lies below."
+def _claim_sections(jobs, out, claims=None):
+    section = claim_section("The claims", claims_d(jobs, out, claims))
     if jobs[0].settings["data"] == "block_toy":
-        text += " Models that only guess, which an attack cannot change, do not take part."
-    return [Section("The claims", text, t)]
+        section.text += " Models that only guess, which an attack cannot change, do not take part."
+    return [section]
 
 # %% ../../nbs/papers/55_d.ipynb #fc074d50
-def _sweep(preset="quick", device="cpu"):
-    weights = [
-        _job(None, n, preset=preset, device=device, strengths=[0.0, v])
-        for n in _norms
-        for v in _grid["weights"][n]
-    ]
-    return weights + [
-        _job(n, preset=preset, device=device, output=o, strengths=[v, 0.0])
-        for o in ("loss", "logit")
-        for n in _norms
-        for v in _grid[o][n]
-    ]
-
-
 def chosen(
-    df,  # rows of the sweep: model, output, strength, accuracy, blind
+    df: pd.DataFrame,  # rows of the sweep: model, output, strength, accuracy, blind
 ) -> pd.Series:  # the strength by the rule, indexed by model and output
-    "The largest strength of each penalty that keeps 100 % accuracy and a loss gradient at every point."
-    return (
-        df[(df.accuracy == 1) & (df.blind == 0)]
-        .groupby(["model", "output"], sort=False)
-        .strength.max()
-    )
+    "The largest strength of each penalty that keeps 100 % accuracy and a loss gradient everywhere."
+    allowed = df[(df.accuracy == 1) & (df.blind == 0)]
+    return allowed.groupby(["model", "output"], sort=False).strength.max()
+
+
+def _sweep(preset="quick", device="cpu"):
+    job = partial(_job, preset=preset, device=device)
+    jobs = []
+    for norm, grid in _grid["weights"].items():
+        jobs += [job(weights=norm, strengths=[0.0, strength]) for strength in grid]
+    for output in ("loss", "logit"):
+        for norm, grid in _grid[output].items():
+            jobs += [job(norm, strengths=[strength, 0.0], output=output) for strength in grid]
+    return jobs
+
+
+def _two_digits(value):
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def _strengths(jobs, out):
     df = rows_d(jobs, out)
-    df = df.assign(strength=df.strengths.map(max)).reindex(
-        columns=[*df, "strength", *(c for c in _columns if c not in df)]
-    )
-    best = chosen(df)
-    rule = [
-        "chosen" if best.get((m, o)) == v else ""
-        for m, o, v in zip(df.model, df.output, df.strength)
-    ]
-    numbers = {
-        n: ["" if pd.isna(v) else f"{v:.2f}" for v in df[c]] for c, n in _columns.items()
-    } | dict(accuracy=["diverged" if d else f"{a:.2f}" for a, d in zip(df.accuracy, df.diverged)])
-    t = pd.DataFrame(
-        {
-            "penalty": [
-                m if "weights" in m else f"{m} of the {o}" for m, o in zip(df.model, df.output)
-            ],
-            "strength": df.strength.map("{:g}".format),
-            "rule": rule,
-            **numbers,
+    df["strength"] = df.strengths.map(max)
+    for column in _columns:
+        if column not in df:
+            df[column] = np.nan
+    by_rule = chosen(df)
+    lines = []
+    for row in df.itertuples():
+        is_chosen = by_rule.get((row.model, row.output)) == row.strength
+        line = {
+            "penalty": row.model if "weights" in row.model else f"{row.model} of the {row.output}",
+            "strength": f"{row.strength:g}",
+            "rule": "chosen" if is_chosen else "",
         }
+        for column, heading in _columns.items():
+            line[heading] = _two_digits(getattr(row, column))
+        if row.diverged:
+            line["accuracy"] = "diverged"
+        lines.append(line)
+    text = (
+        "One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient "
+        "at every point; the other items use those chosen for weights and for gradients of the "
+        f"loss. {_about}"
     )
-    text = f"One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient at every point; the other items use those chosen for weights and for gradients of the loss. {_about}"
-    return [Section("Strengths of the penalties", text, t)]
+    return [Section("Strengths of the penalties", text, pd.DataFrame(lines))]
 
 # %% ../../nbs/papers/55_d.ipynb #5b384ce3
 def _maps(jobs, out, names):
     "Maps of the first seed for the first 40 test rows, and the place of their signal."
-    first = {
-        _model(*(j.settings[k] for k in ("gradient", "weights", "adversarial"))): j
-        for j in reversed(jobs)
-        if (job_folder(j, out) / "maps.safetensors").exists()
-    }
+    first = {}
+    for job in jobs:
+        if (job_folder(job, out) / "maps.safetensors").exists():
+            first.setdefault(_called(job.settings), job)
     if not set(names) <= set(first):
         return {}, None
     _, _, truth, _, test = _points(first[names[0]].settings | dict(device="cpu"))
-    return {
-        n: load_file(job_folder(first[n], out) / "maps.safetensors")["maps"][test[:40]]
-        for n in names
-    }, truth[test[:40]].int().argmax(1)
+    rows = test[:40]
+    maps = {}
+    for name in names:
+        maps[name] = load_file(job_folder(first[name], out) / "maps.safetensors")["maps"][rows]
+    return maps, truth[rows].int().argmax(1)
 
 
 def _gradients(title, figure, names, jobs, out):
     maps, signal = _maps(jobs, out, names)
     if not maps:
         return []
-    fig = gradient_heatmap(maps, signal)
-    return [
-        Section(
-            title,
-            "Each row a test point, each entry relative to the largest of its row; circles mark the signal. First seed.",
-            figures={figure: (fig, f"Gradients of {' and of '.join(names)} on 40 test points")},
-        )
-    ]
+    text = (
+        "Each row a test point, each entry relative to the largest of its row; circles mark the "
+        "signal. First seed."
+    )
+    alt = f"Gradients of {' and of '.join(names)} on 40 test points"
+    return [Section(title, text, figures={figure: (gradient_heatmap(maps, signal), alt)})]
 
 # %% ../../nbs/papers/55_d.ipynb #ca3512f4
 def _points_figure(jobs, out):
-    from matplotlib.figure import Figure
-
     x = load("block_toy", n_signal=jobs[0].settings["n_signal"]).x_test[:40]
     fig = Figure(figsize=(3, 4.2), layout="constrained")
     ax = fig.subplots()
-    im = ax.imshow(x, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-    fig.colorbar(im, ax=ax, ticks=[-1, 0, 1])
+    image = ax.imshow(x, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    fig.colorbar(image, ax=ax, ticks=[-1, 0, 1])
     ax.set(xlabel="feature", ylabel="test point", xticks=range(x.shape[1]))
     return [
         Section(
@@ -598,33 +609,36 @@ def _points_figure(jobs, out):
     ]
 
 
+def _stacked(df, models, column):
+    "The curves of all seeds of some models: name -> `(seeds, strengths)`."
+    curves = {}
+    for model, rows in df.groupby("model", sort=False):
+        if model in models:
+            curves[model] = np.stack(list(rows[column]))
+    return curves
+
+
 def _curves(jobs, out):
     df = rows_d(jobs, out)
     df = df[~df.diverged.astype(bool)]
-    curve = lambda models, c: {
-        m: np.stack(list(d[c])) for m, d in df.groupby("model", sort=False) if m in models
-    }
-    alone, pairs = [*(_model(*p) for p in _alone), "adversarial"], [_model(*p) for p in _pairs[7:]]
-    which = (
-        ("", alone, "pgd", "the attack of the paper"),
-        ("_pairs", pairs, "pgd", "the attack of the paper, pairs of penalties"),
-        ("_worst", alone, "worst", "that attack and all corners"),
+    alone = [*_names_of(_alone), "adversarial"]
+    pairs = _names_of(_pairs[7:])
+    panels = (  # figure, models, curve, attack
+        ("D_fig6", alone, "pgd", "the attack of the paper"),
+        ("D_fig6_pairs", pairs, "pgd", "the attack of the paper, pairs of penalties"),
+        ("D_fig6_worst", alone, "worst", "that attack and all corners"),
     )
-    figs = {
-        f"D_fig6{k}": (
-            robustness_curves(_radii, v, chance=0.5),
-            f"Accuracy against the radius under {t}: " + ", ".join(v),
-        )
-        for k, m, c, t in which
-        if (v := curve(m, c))
-    }
-    return [
-        Section(
-            "Figure 6: accuracy against the radius",
-            "First the attack of the paper on models with one penalty, then on pairs; last the worst of that attack and of all corners of the box. Bands: range of the seeds.",
-            figures=figs,
-        )
-    ]
+    figures = {}
+    for name, models, column, attack in panels:
+        if curves := _stacked(df, models, column):
+            fig = robustness_curves(_eps_grid, curves, chance=0.5)
+            alt = f"Accuracy against the radius under {attack}: " + ", ".join(curves)
+            figures[name] = fig, alt
+    text = (
+        "First the attack of the paper on models with one penalty, then on pairs; last the worst "
+        "of that attack and of all corners of the box. Bands: range of the seeds."
+    )
+    return [Section("Figure 6: accuracy against the radius", text, figures=figures)]
 
 # %% ../../nbs/papers/55_d.ipynb #761f22b2
 _image = dict(lr=1e-3, eps=0.1, decay=1e-3)
@@ -646,102 +660,107 @@ _image_scale = dict(
         epochs=30,
         bs=100,
         steps=10,
-        fractions=[k / 10 for k in range(1, 10)],
+        fractions=[tenth / 10 for tenth in range(1, 10)],
         roar_epochs=20,
     ),
 )
 _methods = "standard", "l2 weights", "adversarial"
 
-# %% ../../nbs/papers/55_d.ipynb #92cfceb3
+
+def _image_cost(method):
+    return 4e7 if method == "adversarial" else 1e7
+
+
 def _image_job(data, method, seed=0, preset="quick", device="cpu", **changes):
-    s = (
-        _image
-        | _image_scale[preset]
-        | dict(data=data, method=method, seed=seed, device=device)
-        | changes
-    )
-    return Job(
-        "advinterp.papers.d:run_images",
-        s,
-        f"{data}-{method.replace(' ', '-')}-seed{seed}",
-        dict(adversarial=4e7).get(method, 1e7),
-    )
+    which = dict(data=data, method=method, seed=seed, device=device)
+    settings = _image | _image_scale[preset] | which | changes
+    label = f"{data}-{method.replace(' ', '-')}-seed{seed}"
+    return Job("advinterp.papers.d:run_images", settings, label, _image_cost(method))
 
-
-def _has_truth(s):
-    return s["data"].startswith("block")
+# %% ../../nbs/papers/55_d.ipynb #92cfceb3
+def _has_truth(settings):
+    return settings["data"].startswith("block")
 
 
 def _mlp(shape, n_out, width):
     return nn.Sequential(nn.Flatten(), one_hidden(int(np.prod(shape)), width, n_out))
 
 
-def _image_train(s, dls):
-    set_seed(s["seed"])
-    learn = adv_learner(
-        dls,
-        _mlp(dls.train_ds.x.shape[1:], dls.c, s["width"]),
-        cbs=[Tick(lambda: None), *([TakeMaps()] if _has_truth(s) else [])],
-    )
-    if s["method"] == "adversarial":
-        learn.adversarial(PGD(LInfBall(s["eps"]), s["steps"], bounds=(0.0, 1.0)))
-    if s["method"] == "l2 weights":
-        learn.penalise(WeightNorm(2, squared=True), s["decay"])
+def _image_train(settings, dls):
+    set_seed(settings["seed"])
+    net = _mlp(dls.train_ds.x.shape[1:], dls.c, settings["width"])
+    callbacks = [Tick(lambda: None)]
+    if _has_truth(settings):
+        callbacks.append(TakeMaps())
+    learn = adv_learner(dls, net, cbs=callbacks)
+    if settings["method"] == "adversarial":
+        ball = LInfBall(settings["eps"])
+        learn.adversarial(PGD(ball, settings["steps"], bounds=(0.0, 1.0)))
+    if settings["method"] == "l2 weights":
+        learn.penalise(WeightNorm(2, squared=True), settings["decay"])
     with learn.no_bar(), learn.no_logging():
-        learn.fit(s["epochs"], s["lr"])
+        learn.fit(settings["epochs"], settings["lr"])
     return learn.model
 
 # %% ../../nbs/papers/55_d.ipynb #0286dd55
-def _image_roar(s, net, dls):
+def _image_roar(settings, net, dls):
     "DiffROAR of the network's gradients, retraining on as many rows as the network itself."
-    parts = [
-        (d.x, d.y, saliency(net, d.x, d.y, output="loss")) for d in (dls.train_ds, dls.valid_ds)
-    ]
+    train, test = dls.train_ds, dls.valid_ds
     fit = FitAdam(
-        partial(_mlp, dls.train_ds.x.shape[1:], dls.c, s["width"]),
-        epochs=s["roar_epochs"],
-        bs=s["bs"],
-        device=s["device"],
+        partial(_mlp, train.x.shape[1:], dls.c, settings["width"]),
+        epochs=settings["roar_epochs"],
+        bs=settings["bs"],
+        device=settings["device"],
     )
-    r = diff_roar(
-        *parts[0], *parts[1], fit, fractions=s["fractions"], seeds=[s["seed"]], progress=False
+    result = diff_roar(
+        train.x,
+        train.y,
+        saliency(net, train.x, train.y, output="loss"),
+        test.x,
+        test.y,
+        saliency(net, test.x, test.y, output="loss"),
+        fit,
+        fractions=settings["fractions"],
+        seeds=[settings["seed"]],
+        progress=False,
     )
-    return dict(
-        diff_roar=r.mean, **{f"diff_roar_{f:g}": v for f, v in zip(r.score.fraction, r.score.score)}
-    )
+    numbers = dict(diff_roar=result.mean)
+    for fraction, score in zip(result.score.fraction, result.score.score):
+        numbers[f"diff_roar_{fraction:g}"] = score
+    return numbers
 
 # %% ../../nbs/papers/55_d.ipynb #98fbc42f
 def run_images(
-    folder,  # where to write
-    tick,  # called with the work done
-    **s,  # settings, see `_image_job`
+    folder: Path,  # where to write
+    tick: Callable,  # called with the work done
+    **settings,  # of the run, see `_image_job`
 ) -> dict:  # accuracy, robust accuracy, DiffROAR; with a truth also leakage and pointing
     "The job of a run on images: train, measure, keep the maps of a few test images."
     dls = get_data(
-        s["data"],
-        bs=s["bs"],
-        n_train=s["n_train"],
-        n_valid=s["n_test"],
-        device=s["device"],
-        maps=_has_truth(s),
+        settings["data"],
+        bs=settings["bs"],
+        n_train=settings["n_train"],
+        n_valid=settings["n_test"],
+        device=settings["device"],
+        maps=_has_truth(settings),
     )
-    net = _image_train(s, dls)
+    net = _image_train(settings, dls)
     x, y, truth = dls.valid_ds.x, dls.valid_ds.y, dls.valid_ds.maps
     maps = saliency(net, x, y, output="loss")
-    few = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
-    save_file({k: v[:12].contiguous().cpu() for k, v in few.items()}, folder / "images.safetensors")
-    out = dict(
+    examples = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
+    few = {name: values[:12].contiguous().cpu() for name, values in examples.items()}
+    save_file(few, folder / "images.safetensors")
+    attack = PGD(LInfBall(settings["eps"]), 20, bounds=(0.0, 1.0))
+    row = dict(
         accuracy=accuracy(net, x, y),
-        robust=robust_accuracy(net, x, y, PGD(LInfBall(s["eps"]), 20, bounds=(0.0, 1.0))),
-        **_image_roar(s, net, dls),
+        robust=robust_accuracy(net, x, y, attack),
+        **_image_roar(settings, net, dls),
     )
     if truth is not None:
-        out |= dict(
-            leakage=leakage(maps, 1 - truth).mean().item(),
-            pointing=pointing_game(maps, truth).mean().item(),
-        )
-    tick(_image_job(s["data"], s["method"]).cost)
-    return out
+        row["leakage"] = leakage(maps, 1 - truth).mean().item()
+        row["pointing"] = pointing_game(maps, truth).mean().item()
+    tick(_image_cost(settings["method"]))
+    return row
 
 # %% ../../nbs/papers/55_d.ipynb #fb644351
 _image_columns = dict(
@@ -764,204 +783,213 @@ _block_claims = [
         "standard",
         ["pointing"],
     ),
-    ("DiffROAR is higher for robust models", "adversarial", "standard", ["diff_roar"]),
-    ("An l2 weight penalty lowers the leakage", "standard", "l2 weights", ["leakage"]),
-    ("and by more than an adversary", "adversarial", "l2 weights", ["leakage"]),
+    (
+        "DiffROAR is higher for robust models",
+        "adversarial",
+        "standard",
+        ["diff_roar"],
+    ),
+    (
+        "An l2 weight penalty lowers the leakage",
+        "standard",
+        "l2 weights",
+        ["leakage"],
+    ),
+    (
+        "and by more than an adversary",
+        "adversarial",
+        "l2 weights",
+        ["leakage"],
+    ),
 ]
 _roar_claims = [
-    ("DiffROAR of robust models is above that of random maps", "adversarial", 0.0, ["diff_roar"]),
-    ("DiffROAR is higher for robust models", "adversarial", "standard", ["diff_roar"]),
+    (
+        "DiffROAR of robust models is above that of random maps",
+        "adversarial",
+        0.0,
+        ["diff_roar"],
+    ),
+    (
+        "DiffROAR is higher for robust models",
+        "adversarial",
+        "standard",
+        ["diff_roar"],
+    ),
     (
         "Standard models are no better than random maps (by at most 0.05)",
         0.05,
         "standard",
         ["diff_roar"],
     ),
-    ("An l2 weight penalty raises DiffROAR", "l2 weights", "standard", ["diff_roar"]),
+    (
+        "An l2 weight penalty raises DiffROAR",
+        "l2 weights",
+        "standard",
+        ["diff_roar"],
+    ),
 ]
 
 # %% ../../nbs/papers/55_d.ipynb #fe2ef495
 def _image_figure(jobs, out):
     "The first images that all models of the first seed classify correctly."
-    kept = {
-        j.settings["method"]: load_file(job_folder(j, out) / "images.safetensors")
-        for j in jobs
-        if j.settings["seed"] == 0 and job_folder(j, out).exists()
-    }
+    kept = {}
+    for job in jobs:
+        if job.settings["seed"] == 0 and job_folder(job, out).exists():
+            images = load_file(job_folder(job, out) / "images.safetensors")
+            kept[job.settings["method"]] = images
     if len(kept) < len(_methods):
         return {}
     first = kept["standard"]
-    i = torch.stack([k["right"].bool() for k in kept.values()]).all(0).nonzero()[:3, 0]
+    all_right = torch.stack([images["right"].bool() for images in kept.values()]).all(0)
+    rows = all_right.nonzero()[:3, 0]
     fig = saliency_grid(
-        first["x"][i],
-        {m: k["maps"][i] for m, k in kept.items()},
-        labels=[str(c) for c in first["y"][i].tolist()],
+        first["x"][rows],
+        {method: images["maps"][rows] for method, images in kept.items()},
+        labels=[str(label) for label in first["y"][rows].tolist()],
         shared=False,
     )
-    return dict(
-        D_block_mnist=(
-            fig,
-            "Stacked images and the gradients of a standard, an l2 regularised and an adversarial network",
-        )
+    alt = (
+        "Stacked images and the gradients of a standard, an l2 regularised and an adversarial "
+        "network"
     )
+    return dict(D_block_mnist=(fig, alt))
 
 
 def _images(title, text, claims, jobs, out):
     figures = _image_figure(jobs, out) if _has_truth(jobs[0].settings) else {}
     df = rows_d(jobs, out)
-    parts = {c: f"at {c.rpartition('_')[2]}" for c in df if c.startswith("diff_roar_")}
-    return [
-        Section(
-            title,
-            text + " Mean over the seeds, ± half the 95 % t interval.",
-            _table(df, _image_columns | parts),
-            figures,
-        ),
-        *_claim_section(jobs, out, claims),
-    ]
+    columns = dict(_image_columns)
+    for name in df:
+        if name.startswith("diff_roar_"):
+            columns[name] = f"at {name.rpartition('_')[2]}"
+    text = f"{text} Mean over the seeds, ± half the 95 % t interval."
+    shown = Section(title, text, _table(df, columns), figures)
+    return [shown, *_claim_sections(jobs, out, claims)]
 
 # %% ../../nbs/papers/55_d.ipynb #64e095fe
+def _seeds(preset):
+    return range(3 if preset == "quick" else 5)
+
+
 def _jobs(pairs, preset="quick", device="cpu", adversarial=()):
-    seeds = range(3 if preset == "quick" else 5)
-    return [
-        _job(g, w, a, seed, preset, device)
-        for seed in seeds
-        for a, ps in ((False, pairs), (True, adversarial))
-        for g, w in ps
-    ]
+    jobs = []
+    for seed in _seeds(preset):
+        jobs += [_job(*pair, False, seed, preset, device) for pair in pairs]
+        jobs += [_job(*pair, True, seed, preset, device) for pair in adversarial]
+    return jobs
 
 
 def _every(preset="quick", device="cpu"):
-    return _jobs(
-        _pairs,
-        preset,
-        device,
-        _alone if preset == "paper" else [(None, None), (None, "l2"), ("l2", None)],
-    )
+    few = [(None, None), (None, "l2"), ("l2", None)]
+    return _jobs(_pairs, preset, device, adversarial=_alone if preset == "paper" else few)
 
 
-def _item(name, title, jobs, draw, scaled, **cost):
-    def _sections(out, preset="quick", device="cpu"):
-        done = [j for j in jobs(preset, device) if job_folder(j, out).exists()]
-        return draw(done, out) if done else []
-
-    return Item(f"D.{name}", title, jobs, _sections, scaled, **cost)
-
-
-_small = "2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for 250, three seeds for five, three adversarial models for seven"
-
-
-def _toy_items():
-    std = partial(_jobs, [(None, None)])
-    draw = lambda i, names, title: partial(
-        _gradients, f"Figure {i}: gradients of {title}", f"D_fig{i}", names
-    )
-
-    def pair(i, n):
-        return _item(
-            f"fig{i}",
-            f"gradients with {n} penalties",
-            partial(_jobs, [(None, n), (n, None)]),
-            draw(i, [_model(None, n), _model(n, None)], f"models with {n} penalties"),
-            _small,
-            minutes=3,
-            gpu_hours="3",
-        )
-
+def _image_jobs(data, preset, device="cpu"):
     return [
-        _item(
-            "strengths",
-            "the strengths of the penalties",
-            _sweep,
-            _strengths,
-            _small,
+        _image_job(data, method, seed, preset, device)
+        for seed in _seeds(preset)
+        for method in _methods
+    ]
+
+
+_small = (
+    "2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for "
+    "250, three seeds for five, three adversarial models for seven"
+)
+_small_images = "5,000 training images, 500 test images, 256 hidden units, three seeds for five"
+_of_images = "Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. "
+_of_block = (
+    "Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the "
+    "digit? "
+)
+_of_roar = (
+    "DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean "
+    "over the fractions kept."
+)
+
+# %% ../../nbs/papers/55_d.ipynb #8317360b
+def _draw_gradients(number, names, models):
+    return partial(_gradients, f"Figure {number}: gradients of {models}", f"D_fig{number}", names)
+
+
+def _pair_item(number, norm):
+    "Figures 3 to 5: a penalty of one norm on the weights, and on the gradient."
+    names = [_model(None, norm), _model(norm, None)]
+    return item_of_runs(
+        name=f"D.fig{number}",
+        title=f"gradients with {norm} penalties",
+        runs=partial(_jobs, [(None, norm), (norm, None)]),
+        draw=_draw_gradients(number, names, f"models with {norm} penalties"),
+        scaled=_small,
+        minutes=3,
+        gpu_hours="3",
+    )
+
+
+def _item_of_every(name, title, draw):
+    "An item that needs all models."
+    return item_of_runs(
+        name=name,
+        title=title,
+        runs=_every,
+        draw=draw,
+        scaled=_small,
+        minutes=29,
+        gpu_hours="25",
+    )
+
+# %% ../../nbs/papers/55_d.ipynb #2e01e174
+def items_d() -> list[Item]:
+    "The figures of paper D, the numbers behind them, and the findings it starts from."
+    return [
+        item_of_runs(
+            name="D.strengths",
+            title="the strengths of the penalties",
+            runs=_sweep,
+            draw=_strengths,
+            scaled=_small,
             minutes=9,
             gpu_hours="12",
         ),
-        _item(
-            "fig1",
-            "the first 40 test points",
-            std,
-            _points_figure,
-            "nothing",
+        item_of_runs(
+            name="D.fig1",
+            title="the first 40 test points",
+            runs=partial(_jobs, [(None, None)]),
+            draw=_points_figure,
+            scaled="nothing",
             minutes=1,
             gpu_hours="0.5",
         ),
-        _item(
-            "fig2",
-            "gradients of the standard model",
-            std,
-            draw(2, ["standard"], "the standard model"),
-            _small,
+        item_of_runs(
+            name="D.fig2",
+            title="gradients of the standard model",
+            runs=partial(_jobs, [(None, None)]),
+            draw=_draw_gradients(2, ["standard"], "the standard model"),
+            scaled=_small,
             minutes=1,
             gpu_hours="0.5",
         ),
-        pair(3, "l1"),
-        pair(4, "l2"),
-        pair(5, "linf"),
-        _item(
-            "fig6",
-            "accuracy against the radius",
-            _every,
-            _curves,
-            _small,
-            minutes=29,
-            gpu_hours="25",
-        ),
-        _item(
-            "numbers",
-            "the numbers behind the figures",
-            _every,
-            _numbers,
-            _small,
-            minutes=29,
-            gpu_hours="25",
-        ),
-        _item(
-            "claims",
-            "what the paper says of them",
-            _every,
-            _claim_section,
-            _small,
-            minutes=29,
-            gpu_hours="25",
-        ),
-    ]
-
-# %% ../../nbs/papers/55_d.ipynb #2e01e174
-def items_d() -> list:  # of `Item`
-    "The figures of paper D, the numbers behind them, and the findings it starts from."
-
-    def images(data):
-        return lambda preset, device="cpu": [
-            _image_job(data, m, seed, preset, device)
-            for seed in range(3 if preset == "quick" else 5)
-            for m in _methods
-        ]
-
-    text = "Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. "
-    block = (
-        "Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the digit?",
-        "DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean over the fractions kept.",
-    )
-    scaled = "5,000 training images, 500 test images, 256 hidden units, three seeds for five"
-    return [
-        *_toy_items(),
-        _item(
-            "block_mnist",
-            "gradients on digits with a null block",
-            images("block_mnist"),
-            partial(_images, "BlockMNIST", text + " ".join(block), _block_claims),
-            scaled,
+        _pair_item(3, "l1"),
+        _pair_item(4, "l2"),
+        _pair_item(5, "linf"),
+        _item_of_every("D.fig6", "accuracy against the radius", _curves),
+        _item_of_every("D.numbers", "the numbers behind the figures", _numbers),
+        _item_of_every("D.claims", "what the paper says of them", _claim_sections),
+        item_of_runs(
+            name="D.block_mnist",
+            title="gradients on digits with a null block",
+            runs=partial(_image_jobs, "block_mnist"),
+            draw=partial(_images, "BlockMNIST", _of_images + _of_block + _of_roar, _block_claims),
+            scaled=_small_images,
             minutes=2,
             gpu_hours="1",
         ),
-        _item(
-            "diffroar",
-            "is what a gradient marks what a new network needs?",
-            images("fashion_mnist"),
-            partial(_images, "DiffROAR on Fashion-MNIST", text + block[1], _roar_claims),
-            scaled,
+        item_of_runs(
+            name="D.diffroar",
+            title="is what a gradient marks what a new network needs?",
+            runs=partial(_image_jobs, "fashion_mnist"),
+            draw=partial(_images, "DiffROAR on Fashion-MNIST", _of_images + _of_roar, _roar_claims),
+            scaled=_small_images,
             minutes=1,
             gpu_hours="3",
         ),
