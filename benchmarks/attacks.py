@@ -1,10 +1,14 @@
-"""Speed and strength of attacks and penalties against a hand-written floor and against other libraries.
+"""Speed and strength of attacks and penalties against a hand-written floor and other libraries.
 
-    python benchmarks/attacks.py [--cases cnn50 cnn256 cnn50x40 resnet penalties] [--rounds 5] [--device cpu] [--weights FILE]
+    python benchmarks/attacks.py [--cases cnn50 cnn256 cnn50x40 resnet penalties]
+                                 [--rounds 5] [--device cpu] [--weights FILE]
 
-Each round times every candidate once, in shuffled order; a figure is the median over rounds of the ratio to the floor (or to the natural step) of the same round.
-On the CPU, time is the process's CPU time on one thread, which other programs on the machine disturb least. Beside each time stands the mean loss that the attack reached.
-Real MNIST images are used where they are found (ADVINTERP_DATA or the cache) and the CNN is trained on them for a moment; else random images and labels, and strength means little.
+Each round times every candidate once, in shuffled order; a figure is the median over rounds of the
+ratio to the floor (or to the natural step) of the same round. On the CPU, time is the process's CPU
+time on one thread, which other programs on the machine disturb least. Beside each time stands the
+mean loss that the attack reached. Real MNIST images are used where they are found (ADVINTERP_DATA
+or the cache) and the CNN is trained on them for a moment; else random images and labels, and
+strength means little.
 """
 
 import argparse
@@ -12,10 +16,12 @@ import random
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from advinterp.adversary import PGD, OneStep, has_bf16
 from advinterp.core import set_seed, task_loss
@@ -24,46 +30,45 @@ from advinterp.models import madry_cnn
 from advinterp.penalty import GradNorm, JacobianNorm, TargetMap, WeightNorm
 
 
-def resnet18_32(n_out=10):
+def resnet18_32(n_out: int = 10) -> nn.Module:
     "torchvision's resnet18 with the stem for 32 x 32 images."
     from torchvision.models import resnet18
 
-    m = resnet18(num_classes=n_out)
-    m.conv1, m.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return m
+    model = resnet18(num_classes=n_out)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
 
 
-def mnist(n):
+def mnist(n: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     "`n` MNIST test images and labels and a natural CNN's training images, or random ones."
     try:
         from advinterp.data import load
 
-        d = load("mnist")
-        return [
-            torch.tensor(a[:k]).reshape(-1, 1, 28, 28) if a.ndim > 1 else torch.tensor(a[:k])
-            for a, k in ((d.x_test, n), (d.y_test, n), (d.x, 10000), (d.y, 10000))
-        ]
-    except Exception as e:
-        print(f"random images in place of MNIST ({type(e).__name__})")
-        return [torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,)), None, None]
+        data = load("mnist")
+    except Exception as error:  # whatever is missing, the times can still be taken
+        print(f"random images in place of MNIST ({type(error).__name__})")
+        return torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,)), None, None
+    x_test = torch.tensor(data.x_test[:n]).reshape(-1, 1, 28, 28)
+    x = torch.tensor(data.x[:10000]).reshape(-1, 1, 28, 28)
+    return x_test, torch.tensor(data.y_test[:n]), x, torch.tensor(data.y[:10000])
 
 
-def natural(model, x, y, steps=150, bs=64):
+def train_for_a_moment(model: nn.Module, x: Tensor, y: Tensor, steps=150, batch_size=64) -> None:
     opt = torch.optim.Adam(model.parameters(), 1e-3)
-    for i in range(steps if x is not None else 0):
-        j = torch.randint(0, len(x), (bs,))
-        loss = task_loss(model(x[j]), y[j]).mean()
+    for _ in range(steps):
+        i = torch.randint(0, len(x), (batch_size,))
+        loss = task_loss(model(x[i]), y[i]).mean()
         opt.zero_grad()
         loss.backward()
         opt.step()
-    return model
 
 
-# ---------------------------------------------------------------- candidates: callables (x, y) -> x_adv
+# --- candidates: callables (x, y) -> x_adv
 
 
 def floor(model, eps, steps, alpha, bf16=False):
-    "The bare loop: gradient with respect to the input only, in-place arithmetic, bounds computed once."
+    "The bare loop: gradient of the input only, in-place arithmetic, bounds computed once."
     if bf16:
         model = model.to(memory_format=torch.channels_last)
 
@@ -91,9 +96,8 @@ def backward_loop(model, eps, steps, alpha):
         for _ in range(steps):
             z = z.detach().requires_grad_()
             F.cross_entropy(model(z), y).backward()
-            z = torch.min(torch.max(z.detach() + alpha * z.grad.sign(), x - eps), x + eps).clamp(
-                0, 1
-            )
+            z = z.detach() + alpha * z.grad.sign()
+            z = torch.min(torch.max(z, x - eps), x + eps).clamp(0, 1)
         model.zero_grad()
         return z
 
@@ -109,26 +113,31 @@ def torchattacks_pgd(model, eps, steps, alpha):
 def foolbox_pgd(model, eps, steps, alpha):
     import foolbox
 
-    f = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=device)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=steps)
-    return lambda x, y: attack.run(f, x, foolbox.criteria.Misclassification(y), epsilon=eps)
+
+    def _attack(x, y):
+        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps)
+
+    return _attack
 
 
 def art_pgd(model, eps, steps, alpha):
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    shape = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    est = PyTorchClassifier(
+    n_channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+    classifier = PyTorchClassifier(
         model,
         nn.CrossEntropyLoss(),
-        (shape, 0, 0),
+        (n_channels, 0, 0),
         10,
         clip_values=(0, 1),
         device_type="gpu" if next(model.parameters()).is_cuda else "cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
-        est,
+        classifier,
         eps=eps,
         eps_step=alpha,
         max_iter=steps,
@@ -136,17 +145,19 @@ def art_pgd(model, eps, steps, alpha):
         batch_size=4096,
         verbose=False,
     )
-    return lambda x, y: torch.as_tensor(
-        attack.generate(x.cpu().numpy(), F.one_hot(y, 10).cpu().numpy())
-    ).to(x.device)
+
+    def _attack(x, y):
+        x_adv = attack.generate(x.cpu().numpy(), F.one_hot(y, 10).cpu().numpy())
+        return torch.as_tensor(x_adv).to(x.device)
+
+    return _attack
 
 
-def candidates(model, eps, steps, bf16):
+def candidates(model, eps, steps, bf16) -> dict[str, Callable]:
     alpha = 2.5 * eps / steps
-    ball = LInfBall(eps)
 
-    def ours(**kw):
-        return lambda x, y: PGD(ball, steps, bounds=(0, 1), **kw)(model, x, y)
+    def ours(**settings):
+        return partial(PGD(LInfBall(eps), steps, bounds=(0, 1), **settings), model)
 
     out = {
         "floor": floor(model, eps, steps, alpha),
@@ -156,17 +167,10 @@ def candidates(model, eps, steps, bf16):
         "loss.backward() loop": backward_loop(model, eps, steps, alpha),
     }
     if bf16:
-        out.update(
-            {
-                "floor, bf16 + channels last": floor(model, eps, steps, alpha, True),
-                "advinterp, fast=True": ours(step_size=alpha, fast=True),
-            }
-        )
-    for name, make in (
-        ("torchattacks", torchattacks_pgd),
-        ("foolbox", foolbox_pgd),
-        ("ART", art_pgd),
-    ):
+        out["floor, bf16 + channels last"] = floor(model, eps, steps, alpha, True)
+        out["advinterp, fast=True"] = ours(step_size=alpha, fast=True)
+    libraries = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd, "ART": art_pgd}
+    for name, make in libraries.items():
         try:
             out[name] = make(model, eps, steps, alpha)
         except ImportError:
@@ -174,42 +178,44 @@ def candidates(model, eps, steps, bf16):
     return out
 
 
-# ---------------------------------------------------------------- timing
+# --- timing
 
 
 class Clock:
     "Seconds of a call: CPU time of this process, or wall time of a synchronised GPU."
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
 
-    def __call__(self, f):
-        if self.cuda:
-            torch.cuda.synchronize()
-        t = time.perf_counter() if self.cuda else time.process_time()
-        out = f()
-        if self.cuda:
-            torch.cuda.synchronize()
-        return (time.perf_counter() if self.cuda else time.process_time()) - t, out
+    def now(self) -> float:
+        if not self.cuda:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __call__(self, run: Callable) -> tuple:
+        start = self.now()
+        out = run()
+        return self.now() - start, out
 
 
-def rounds(fs, n, clock):
+def rounds(runs: dict[str, Callable], n_rounds: int, clock: Clock) -> tuple[dict, dict]:
     "Times of each candidate in each round, and its last result."
-    times, last = {k: [] for k in fs}, {}
-    for k in fs:
-        fs[k]()  # warm up
-    for _ in range(n):
-        for k in random.sample(list(fs), len(fs)):
-            t, last[k] = clock(fs[k])
-            times[k].append(t)
+    times, last = {name: [] for name in runs}, {}
+    for run in runs.values():
+        run()  # warm up
+    for _ in range(n_rounds):
+        for name in random.sample(list(runs), len(runs)):
+            seconds, last[name] = clock(runs[name])
+            times[name].append(seconds)
     return times, last
 
 
-def ratio(times, k, base):
-    return statistics.median(a / b for a, b in zip(times[k], times[base]))
+def ratio(times: dict, name: str, base: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[name], times[base]))
 
 
-def natural_step(model, x, y):
+def natural_step(model, x, y) -> Callable:
     opt = torch.optim.Adam(model.parameters(), 0.0)  # the step is computed, the weights stay
 
     def _step():
@@ -221,32 +227,36 @@ def natural_step(model, x, y):
     return _step
 
 
-def attack_table(name, model, x, y, eps, steps, n, clock, bf16):
+def loss_and_accuracy(model, x, y) -> tuple[float, float]:
+    logits = model(x)
+    return task_loss(logits, y).mean().item(), (logits.argmax(1) == y).float().mean().item()
+
+
+def attack_table(title, model, x, y, eps, steps, n_rounds, clock, bf16) -> None:
     model.eval()
-    cs = candidates(model, eps, steps, bf16)
-    fs = {
-        "natural step": natural_step(model, x, y),
-        **{k: (lambda c=c: c(x, y)) for k, c in cs.items()},
-    }
-    times, last = rounds(fs, n, clock)
+    attacks = candidates(model, eps, steps, bf16)
+    runs = {"natural step": natural_step(model, x, y)}
+    runs |= {name: partial(attack, x, y) for name, attack in attacks.items()}
+    times, last = rounds(runs, n_rounds, clock)
+    natural = 1e3 * statistics.median(times["natural step"])
+    loss, accuracy = loss_and_accuracy(model, x, y)
     print(
-        f"\n{name}: batch {len(x)}, PGD-{steps}, eps {eps:.3g}, {n} rounds; natural step {1e3 * statistics.median(times['natural step']):.0f} ms, "
-        f"clean loss {task_loss(model(x), y).mean():.4f}, accuracy {(model(x).argmax(1) == y).float().mean():.3f}"
+        f"\n{title}: batch {len(x)}, PGD-{steps}, eps {eps:.3g}, {n_rounds} rounds; natural step "
+        f"{natural:.0f} ms, clean loss {loss:.4f}, accuracy {accuracy:.3f}"
     )
     print(f"{'':30}{'/ natural':>10}{'/ floor':>9}{'mean loss':>11}{'/ floor':>9}{'accuracy':>10}")
-    losses = {k: task_loss(model(last[k]), y).mean().item() for k in cs}
-    for k in cs:
-        acc = (model(last[k]).argmax(1) == y).float().mean()
-        print(
-            f"{k:30}{ratio(times, k, 'natural step'):10.2f}{ratio(times, k, 'floor'):9.3f}{losses[k]:11.4f}{losses[k] / losses['floor']:9.3f}{acc:10.3f}",
-            flush=True,
-        )
+    floor_loss, _ = loss_and_accuracy(model, last["floor"], y)
+    for name in attacks:
+        loss, accuracy = loss_and_accuracy(model, last[name], y)
+        cost = f"{ratio(times, name, 'natural step'):10.2f}{ratio(times, name, 'floor'):9.3f}"
+        strength = f"{loss:11.4f}{loss / floor_loss:9.3f}{accuracy:10.3f}"
+        print(f"{name:30}{cost}{strength}", flush=True)
 
 
-# ---------------------------------------------------------------- training steps
+# --- training steps
 
 
-def step_table(model, x, y, n, clock):
+def step_table(model, x, y, n_rounds, clock) -> None:
     "One training step of each protocol, relative to the natural step of the same round."
     model.train()
     opt = torch.optim.Adam(model.parameters(), 0.0)
@@ -256,11 +266,14 @@ def step_table(model, x, y, n, clock):
         loss.mean().backward()
         opt.step()
 
+    def natural():
+        update(task_loss(model(x), y))
+
     def adversarial(adv):
         return lambda: update(task_loss(model(adv(model, x, y)), y))
 
-    def penalised(p):
-        return lambda: update(task_loss(model(x), y) + 0.1 * p(model, x, y))
+    def penalised(penalty):
+        return lambda: update(task_loss(model(x), y) + 0.1 * penalty(model, x, y))
 
     delta = torch.zeros_like(x)
 
@@ -271,8 +284,8 @@ def step_table(model, x, y, n, clock):
         opt.step()
         delta.add_(z.grad.sign(), alpha=0.1).clamp_(-0.3, 0.3)
 
-    fs = {
-        "natural": lambda: update(task_loss(model(x), y)),
+    runs = {
+        "natural": natural,
         "one-step adversary": adversarial(OneStep(LInfBall(0.3), bounds=(0, 1))),
         "one replay of free training": replay,
         "PGD-10": adversarial(PGD(LInfBall(0.3), 10, bounds=(0, 1))),
@@ -284,67 +297,67 @@ def step_table(model, x, y, n, clock):
         "TargetMap": penalised(TargetMap(torch.zeros_like(x))),
         "WeightNorm l1": penalised(WeightNorm(1)),
     }
-    times, _ = rounds(fs, n, clock)
+    times, _ = rounds(runs, n_rounds, clock)
+    milliseconds = 1e3 * statistics.median(times["natural"])
     print(
-        f"\nTraining steps: batch {len(x)}, {n} rounds; natural step {1e3 * statistics.median(times['natural']):.0f} ms\n{'':30}{'/ natural':>10}"
+        f"\nTraining steps: batch {len(x)}, {n_rounds} rounds; natural step {milliseconds:.0f} ms"
     )
-    for k in fs:
-        print(f"{k:30}{ratio(times, k, 'natural'):10.2f}")
+    print(f"{'':30}{'/ natural':>10}")
+    for name in runs:
+        print(f"{name:30}{ratio(times, name, 'natural'):10.2f}")
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument(
-        "--cases",
-        nargs="*",
-        default=["cnn50", "cnn256", "penalties", "resnet", "cnn50x40"],
-        choices=["cnn50", "cnn256", "cnn50x40", "resnet", "penalties"],
-    )
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--weights", help="state_dict of the CNN; else it is trained for a moment")
-    p.add_argument(
+CASES = ["cnn50", "cnn256", "penalties", "resnet", "cnn50x40"]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="*", default=CASES, choices=CASES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--weights", help="state_dict of the CNN; else it is trained for a moment")
+    parser.add_argument(
         "--bf16",
         action="store_true",
         help="time the bfloat16 loop also where the hardware has no instructions for it",
     )
-    a = p.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     set_seed(0)
-    device = torch.device(a.device)
-    clock = Clock(device)
-    bf16 = has_bf16(device) or a.bf16
+    device = torch.device(args.device)
+    bf16 = has_bf16(device) or args.bf16
     print(
-        f"torch {torch.__version__}, {device}, CPU capability {torch.backends.cpu.get_cpu_capability()}, bfloat16 instructions: {has_bf16(device)}"
+        f"torch {torch.__version__}, {device}, "
+        f"CPU capability {torch.backends.cpu.get_cpu_capability()}, "
+        f"bfloat16 instructions: {has_bf16(device)}"
     )
-    x, y, xs, ys = mnist(256)
+    x, y, x_train, y_train = mnist(256)
     cnn = madry_cnn()
-    if a.weights:
-        cnn.load_state_dict(torch.load(a.weights, weights_only=True))
-    else:
-        natural(cnn, xs, ys)
+    if args.weights:
+        cnn.load_state_dict(torch.load(args.weights, weights_only=True))
+    elif x_train is not None:
+        train_for_a_moment(cnn, x_train, y_train)
     cnn, x, y = cnn.to(device), x.to(device), y.to(device)
-    if "cnn50" in a.cases:
-        attack_table("MNIST CNN", cnn, x[:50], y[:50], 0.1, 10, a.rounds, clock, bf16)
-    if "cnn256" in a.cases:
-        attack_table("MNIST CNN", cnn, x, y, 0.1, 10, a.rounds, clock, bf16)
-    if "penalties" in a.cases:
-        step_table(cnn, x[:50], y[:50], a.rounds, clock)
-    if "resnet" in a.cases:
-        attack_table(
-            "resnet18, 32 x 32, random images",
-            resnet18_32().to(device),
-            torch.rand(16, 3, 32, 32, device=device),
-            torch.arange(16, device=device) % 10,
-            8 / 255,
-            3,
-            a.rounds,
-            clock,
-            bf16,
-        )
-    if "cnn50x40" in a.cases:
-        attack_table("MNIST CNN", cnn, x[:50], y[:50], 0.1, 40, a.rounds, clock, bf16)
+    common = dict(n_rounds=args.rounds, clock=Clock(device))
+    if "cnn50" in args.cases:
+        attack_table("MNIST CNN", cnn, x[:50], y[:50], 0.1, 10, bf16=bf16, **common)
+    if "cnn256" in args.cases:
+        attack_table("MNIST CNN", cnn, x, y, 0.1, 10, bf16=bf16, **common)
+    if "penalties" in args.cases:
+        step_table(cnn, x[:50], y[:50], **common)
+    if "resnet" in args.cases:
+        title = "resnet18, 32 x 32, random images"
+        images = torch.rand(16, 3, 32, 32, device=device)
+        labels = torch.arange(16, device=device) % 10
+        resnet = resnet18_32().to(device)
+        attack_table(title, resnet, images, labels, 8 / 255, 3, bf16=bf16, **common)
+    if "cnn50x40" in args.cases:
+        attack_table("MNIST CNN", cnn, x[:50], y[:50], 0.1, 40, bf16=bf16, **common)
 
 
 if __name__ == "__main__":
