@@ -1,4 +1,4 @@
-"""A report is one file that opens anywhere, escapes everything, and replaces nothing if it fails."""
+"""A report is one file that opens anywhere, escapes all it is given, and fails without a trace."""
 
 import base64
 import re
