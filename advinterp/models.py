@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn', 'noack_cnn', 'ResidualUnit', 'InputScale',
-           'wide_resnet', 'one_hidden', 'resnet34', 'efficientnet_b0', 'SmoothLeakyReLU', 'softplus_copy']
+           'wide_resnet', 'one_hidden', 'photo_resnet34', 'photo_efficientnet_b0', 'SmoothLeakyReLU', 'softplus_copy']
 
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
@@ -12,35 +12,31 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
-from .core import check_strength
+from ._deprecated import moved_names
+from .core import check_count, check_strength
 
 # %% ../nbs/train/18_models.ipynb #8f18828a
-def _whole(**sizes):
-    for k, v in sizes.items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-            raise ValueError(f"{k}={v!r}: expected a whole number >= 1")
-
-
 def n_params(
     model: nn.Module,  # any module
 ) -> int:
     "The number of trainable numbers in a model."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
 # %% ../nbs/train/18_models.ipynb #b26877c6
 def one_layer(
     n_in: int,  # number of features
     n_out: int = 1,  # 1: a binary model with one logit; n: one-vs-all
-    init_std: float = 0.05,  # deviation of the initial weights and bias (.05: the code of Chalasani et al. 2020)
+    init_std: float = 0.05,  # of initial weights and bias; .05: code of Chalasani et al. 2020
 ) -> nn.Linear:  # `(B, n_in)` to `(B, n_out)` logits
     "One linear layer: logistic regression, or one-vs-all."
-    _whole(n_in=n_in, n_out=n_out)
-    m = nn.Linear(n_in, n_out)
-    for p in m.parameters():
-        nn.init.normal_(p, std=check_strength("init_std", init_std))
-    return m
+    check_count("n_in", n_in)
+    check_count("n_out", n_out)
+    std = check_strength("init_std", init_std)
+    model = nn.Linear(n_in, n_out)
+    for param in model.parameters():
+        nn.init.normal_(param, std=std)
+    return model
 
 # %% ../nbs/train/18_models.ipynb #9364347e
 def small_conv(
@@ -50,9 +46,10 @@ def small_conv(
     width: int = 16,  # channels of the first convolution
 ) -> nn.Sequential:  # `(B, n_in, size, size)` to `(B, n_out)` logits
     "A small convolutional network for 8 x 8 images."
-    _whole(n_in=n_in, n_out=n_out, size=size, width=width)
-    if size % 4:
-        raise ValueError(f"size={size}: expected a multiple of 4")
+    check_count("n_in", n_in)
+    check_count("n_out", n_out)
+    check_count("width", width)
+    _check_size(size)
     return nn.Sequential(
         nn.Conv2d(n_in, width, 3, padding=1),
         nn.ReLU(),
@@ -66,34 +63,43 @@ def small_conv(
         nn.Linear(4 * width, n_out),
     )
 
+
+def _check_size(size):
+    "An image that is halved twice."
+    if check_count("size", size) % 4:
+        raise ValueError(f"size={size}: expected a multiple of 4")
+
 # %% ../nbs/train/18_models.ipynb #3b496c6c
 def truncated_init(
     model: nn.Module,  # its convolutions and linear layers are initialised in place
     std: float = 0.1,  # deviation before the cut at two deviations
     bias: float = 0.1,  # value of all biases
-) -> nn.Module:
+) -> nn.Module:  # `model`
     "Initialise as Madry et al. do: truncated normal weights, constant biases."
-    for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(m.weight, std=std, a=-2 * std, b=2 * std)
-            if m.bias is not None:
-                nn.init.constant_(m.bias, bias)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, bias)
     return model
 
-
+# %% ../nbs/train/18_models.ipynb #e92af1a4
 def madry_cnn(
     n_in: int = 1,  # channels
     n_out: int = 10,  # classes
     size: int = 28,  # height and width of the image, a multiple of 4
     dropout: float = 0.0,  # before the last layer; .5: Noack et al.
-    init_std: float = 0.1,  # truncated normal, biases .1 (Madry et al.); None: PyTorch's initialisation
+    init_std: float | None = 0.1,  # truncated normal, biases .1 (Madry et al.); None: PyTorch's
 ) -> nn.Sequential:  # `(B, n_in, size, size)` to `(B, n_out)` logits
-    "The MNIST network of Madry et al. 2018, as Chalasani et al. 2020 and (with dropout) Noack et al. use it."
-    _whole(n_in=n_in, n_out=n_out, size=size)
-    if size % 4:
-        raise ValueError(f"size={size}: expected a multiple of 4")
+    """The MNIST network of Madry et al. 2018.
+
+    Chalasani et al. 2020 use it as it is, Noack et al. with dropout.
+    """
+    check_count("n_in", n_in)
+    check_count("n_out", n_out)
+    _check_size(size)
     drop = [nn.Dropout(dropout)] if check_strength("dropout", dropout) else []
-    m = nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(n_in, 32, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -106,24 +112,28 @@ def madry_cnn(
         *drop,
         nn.Linear(1024, n_out),
     )
-    return m if init_std is None else truncated_init(m, check_strength("init_std", init_std))
+    if init_std is None:
+        return model
+    return truncated_init(model, check_strength("init_std", init_std))
 
 # %% ../nbs/train/18_models.ipynb #42746cce
 def noack_cnn(
     n_in: int = 3,  # channels
     n_out: int = 10,  # classes
     dropout: float = 0.5,  # after each of the two dense layers
-    dense_relu: bool = True,  # ReLU after the dense layers: the paper's text; False: its public code
+    dense_relu: bool = True,  # ReLU after the dense layers: the paper's text; False: its code
 ) -> nn.Sequential:  # `(B, n_in, 32, 32)` to `(B, n_out)` logits
     "The CIFAR-10 network of Noack et al. (arXiv:1912.03430), after Papernot et al."
-    _whole(n_in=n_in, n_out=n_out)
+    check_count("n_in", n_in)
+    check_count("n_out", n_out)
     check_strength("dropout", dropout)
 
-    def conv(i, o):
-        return [nn.Conv2d(i, o, 3), nn.ReLU()]
+    def conv(channels_in, channels_out):
+        return [nn.Conv2d(channels_in, channels_out, 3), nn.ReLU()]
 
-    def dense(i, o):
-        return [nn.Linear(i, o), *([nn.ReLU()] if dense_relu else []), nn.Dropout(dropout)]
+    def dense(width_in, width_out):
+        relu = [nn.ReLU()] if dense_relu else []
+        return [nn.Linear(width_in, width_out), *relu, nn.Dropout(dropout)]
 
     return nn.Sequential(
         *conv(n_in, 64),
@@ -144,17 +154,15 @@ class ResidualUnit(nn.Module):
 
     def __init__(
         self,
-        n_in,
-        n_out,  # channels; new ones are zero in the shortcut
-        stride,  # of the first convolution; the shortcut is averaged
-        activate_shortcut=False,  # shortcut after the first normalisation and activation
+        n_in: int,  # channels that come in
+        n_out: int,  # channels that go out; new ones are zero in the shortcut
+        stride: int,  # of the first convolution; the shortcut is averaged
+        activate_shortcut: bool = False,  # shortcut after the first normalisation and activation
     ):
         super().__init__()
-        self.stride, self.pad, self.activate_shortcut = (
-            stride,
-            (n_out - n_in) // 2,
-            activate_shortcut,
-        )
+        self.stride = stride
+        self.pad = (n_out - n_in) // 2
+        self.activate_shortcut = activate_shortcut
         self.pre = nn.Sequential(nn.BatchNorm2d(n_in, eps=1e-3), nn.LeakyReLU(0.1))
         self.body = nn.Sequential(
             nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False),
@@ -163,69 +171,80 @@ class ResidualUnit(nn.Module):
             nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.pre(x)
-        s = h if self.activate_shortcut else x
+        shortcut = h if self.activate_shortcut else x
         if self.stride > 1:
-            s = F.avg_pool2d(s, self.stride)
+            shortcut = F.avg_pool2d(shortcut, self.stride)
         if self.pad:
-            s = F.pad(s, (0, 0, 0, 0, self.pad, self.pad))
-        return self.body(h) + s
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.pad, self.pad))
+        return self.body(h) + shortcut
 
-
+# %% ../nbs/train/18_models.ipynb #7840d92d
 class InputScale(nn.Module):
     "The first step inside a model: a factor, or each image to mean 0 and deviation 1."
 
     def __init__(
         self,
-        factor=1.0,  # 255 for pixels in [0, 1] where a net expects bytes
-        standardise=False,  # then each image to mean 0 and deviation 1
+        factor: float = 1.0,  # 255 for pixels in [0, 1] where a net expects bytes
+        standardise: bool = False,  # then each image to mean 0 and deviation 1
     ):
         super().__init__()
-        self.factor, self.standardise = factor, standardise
+        self.factor = factor
+        self.standardise = standardise
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = x * self.factor
         if not self.standardise:
             return x
-        s = x.flatten(1).std(1, correction=0).clamp_min(x.shape[1:].numel() ** -0.5)
-        return (x - x.flatten(1).mean(1)[:, None, None, None]) / s[:, None, None, None]
+        pixels = x.flatten(1)
+        # a deviation of 0 has a floor, as in TensorFlow's per_image_standardization
+        std = pixels.std(1, correction=0).clamp_min(x.shape[1:].numel() ** -0.5)
+        mean = pixels.mean(1)
+        return (x - mean[:, None, None, None]) / std[:, None, None, None]
 
 # %% ../nbs/train/18_models.ipynb #49b1503d
 def wide_resnet(
     n_in: int = 3,  # channels
     n_out: int = 10,  # classes
     units: int = 5,  # residual units a stage
-    width: int = 10,  # stages have 16, 32 and 64 times this many channels; 10: the paper's, 1 or 2 for a laptop
-    standardise: bool = False,  # each image to mean 0 and deviation 1 inside the model (Madry et al.)
+    width: int = 10,  # stages have 16, 32, 64 times as many channels; 10: the paper's
+    standardise: bool = False,  # each image to mean 0, deviation 1 inside it (Madry et al.)
     input_scale: float = 1.0,  # images are multiplied by it first; 255: Chalasani et al. 2020
 ) -> nn.Sequential:  # `(B, n_in, H, W)` to `(B, n_out)` logits
     "The wide residual network of Madry et al.'s CIFAR-10 challenge and of Chalasani et al. 2020."
-    _whole(n_in=n_in, n_out=n_out, units=units, width=width)
-    ws = [16, 16 * width, 32 * width, 64 * width]
-    blocks = [
-        ResidualUnit(
-            ws[s] if u == 0 else ws[s + 1], ws[s + 1], 2 if s and u == 0 else 1, s == u == 0
-        )
-        for s in range(3)
-        for u in range(units)
-    ]
-    m = nn.Sequential(
+    for name, value in dict(n_in=n_in, n_out=n_out, units=units, width=width).items():
+        check_count(name, value)
+    widths = [16, 16 * width, 32 * width, 64 * width]
+    blocks = []
+    for stage in range(3):
+        for unit in range(units):
+            first = unit == 0
+            block = ResidualUnit(
+                n_in=widths[stage] if first else widths[stage + 1],
+                n_out=widths[stage + 1],
+                stride=2 if first and stage > 0 else 1,
+                activate_shortcut=first and stage == 0,
+            )
+            blocks.append(block)
+    last = nn.Linear(widths[3], n_out)
+    model = nn.Sequential(
         InputScale(check_strength("input_scale", input_scale), standardise),
         nn.Conv2d(n_in, 16, 3, padding=1, bias=False),
         *blocks,
-        nn.BatchNorm2d(ws[3], eps=1e-3),
+        nn.BatchNorm2d(widths[3], eps=1e-3),
         nn.LeakyReLU(0.1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(ws[3], n_out),
+        last,
     )
-    for o in m.modules():
-        if isinstance(o, nn.Conv2d):
-            nn.init.normal_(o.weight, std=(2 / (9 * o.out_channels)) ** 0.5)
-    nn.init.uniform_(m[-1].weight, -((3 / ws[3]) ** 0.5), (3 / ws[3]) ** 0.5)
-    nn.init.zeros_(m[-1].bias)
-    return m
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=(2 / (9 * module.out_channels)) ** 0.5)
+    limit = (3 / widths[3]) ** 0.5
+    nn.init.uniform_(last.weight, -limit, limit)
+    nn.init.zeros_(last.bias)
+    return model
 
 # %% ../nbs/train/18_models.ipynb #8d9cf673
 def one_hidden(
@@ -234,45 +253,70 @@ def one_hidden(
     n_out: int = 2,  # classes
 ) -> nn.Sequential:  # `(B, n_in)` to `(B, n_out)` logits
     "A network with one hidden layer and ReLU."
-    _whole(n_in=n_in, n_hidden=n_hidden, n_out=n_out)
+    check_count("n_in", n_in)
+    check_count("n_hidden", n_hidden)
+    check_count("n_out", n_out)
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
 
 # %% ../nbs/train/18_models.ipynb #7f6c2a1c
-class _Block(BasicBlock):
-    "torchvision's block with a ReLU of its own at each of the two places."
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x):
-        s = x if self.downsample is None else self.downsample(x)
-        return self.relu2(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + s)
-
-
-def _not_in_place(model):
-    for m in model.modules():
-        if getattr(m, "inplace", False):
-            m.inplace = False
-    return model
-
-
-def resnet34(
+def photo_resnet34(
     n_out: int = 10,  # classes
 ) -> nn.Module:  # `(B, 3, H, W)` to `(B, n_out)` logits
     "ResNet-34 from scratch."
-    _whole(n_out=n_out)
-    return _not_in_place(ResNet(_Block, [3, 4, 6, 3], num_classes=n_out))
+    from torchvision.models import resnet34
+    from torchvision.models.resnet import BasicBlock
+
+    check_count("n_out", n_out)
+    model = resnet34(weights=None, num_classes=n_out)
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for name, block in stage.named_children():
+            assert isinstance(block, BasicBlock)
+            setattr(stage, name, _TwoReLUs(block))
+    return _not_in_place(model)
 
 
-def efficientnet_b0(
+class _TwoReLUs(nn.Module):
+    "torchvision's basic block with a ReLU of its own at each of the two places."
+
+    def __init__(self, block):
+        super().__init__()
+        self.conv1 = block.conv1
+        self.bn1 = block.bn1
+        self.relu = block.relu
+        self.conv2 = block.conv2
+        self.bn2 = block.bn2
+        self.downsample = block.downsample
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        h = self.relu(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(h)) + shortcut)
+
+
+def _not_in_place(model):
+    "Keep the inputs of all activations, for explainers that hook into layers."
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    return model
+
+# %% ../nbs/train/18_models.ipynb #56180430
+def photo_efficientnet_b0(
     n_out: int = 10,  # classes
 ) -> nn.Module:  # `(B, 3, H, W)` to `(B, n_out)` logits
     "EfficientNet-B0 from scratch."
-    from torchvision.models import efficientnet_b0 as _b0
+    from torchvision.models import efficientnet_b0
 
-    _whole(n_out=n_out)
-    return _not_in_place(_b0(weights=None, num_classes=n_out))
+    check_count("n_out", n_out)
+    return _not_in_place(efficientnet_b0(weights=None, num_classes=n_out))
+
+
+__getattr__ = moved_names(
+    __name__,
+    resnet34="advinterp.models.photo_resnet34",
+    efficientnet_b0="advinterp.models.photo_efficientnet_b0",
+)
 
 # %% ../nbs/train/18_models.ipynb #7ffb65e8
 class SmoothLeakyReLU(nn.Module):
@@ -280,31 +324,38 @@ class SmoothLeakyReLU(nn.Module):
 
     def __init__(
         self,
-        slope=0.0,  # below zero
-        beta=10.0,  # sharpness of the softplus
+        slope: float = 0.0,  # below zero
+        beta: float = 10.0,  # sharpness of the softplus
     ):
         super().__init__()
-        self.slope, self.beta = slope, beta
+        self.slope = slope
+        self.beta = beta
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.slope * x + (1 - self.slope) * F.softplus(x, beta=self.beta)  # (4)
 
-
+# %% ../nbs/train/18_models.ipynb #2f3e1060
 def softplus_copy(
     model: nn.Module,  # a network whose ReLUs are modules; it is left as it is
     beta: float = 10.0,  # the larger, the nearer to ReLU and the stiffer
 ) -> nn.Module:
-    "A copy with the same weights whose ReLUs are smooth. Raises ValueError where there is no ReLU module to replace."
+    """A copy with the same weights whose ReLUs are smooth.
+
+    Raises ValueError where there is no ReLU module to replace, and for a beta that is not positive.
+    """
     if not check_strength("beta", beta):
         raise ValueError(f"beta={beta!r}: expected a number > 0")
-    model, n = copy.deepcopy(model), 0
-    for parent in list(model.modules()):
-        for name, m in list(parent.named_children()):
-            if isinstance(m, (nn.ReLU, nn.LeakyReLU)):
-                setattr(parent, name, SmoothLeakyReLU(getattr(m, "negative_slope", 0.0), beta))
-                n += 1
-    if not n:
+    smooth = copy.deepcopy(model)
+    n_replaced = 0
+    for parent in list(smooth.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+                slope = getattr(module, "negative_slope", 0.0)
+                setattr(parent, name, SmoothLeakyReLU(slope, beta))
+                n_replaced += 1
+    if not n_replaced:
         raise ValueError(
-            f"model: {type(model).__name__} has no ReLU module; smooth activations need no copy, functional ones cannot be replaced"
+            f"model: {type(model).__name__} has no ReLU module; "
+            "smooth activations need no copy, functional ones cannot be replaced"
         )
-    return model
+    return smooth
