@@ -136,6 +136,39 @@ def directed_strength(
 def _mean(p, v):
     return (p @ flat(v)).reshape(v.shape[1:])
 
+
+def _signs(y, n_rows, dtype):
+    "The labels in `dtype`, checked to be -1 or +1."
+    if not isinstance(y, Tensor) or y.dtype == torch.bool:
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y is {kind}: expected a tensor of -1 and +1")
+    if y.shape != (n_rows,):
+        raise ValueError(f"y has shape {tuple(y.shape)}: expected ({n_rows},), one label per row")
+    if not (y.abs() == 1).all():
+        seen = y.unique()[:6].tolist()
+        raise ValueError(f"y holds {seen}: expected labels -1 and +1 (from 0/1: 2*y - 1)")
+    return y.to(dtype)
+
+
+def _probs(p, x):
+    "The probabilities of the rows, checked; equal ones for None."
+    n_rows = len(x)
+    if n_rows == 0:
+        raise ValueError("x has no rows: an expectation needs at least one")
+    if p is None:
+        return x.new_full((n_rows,), 1 / n_rows)
+    check_float("p", p)
+    if p.shape != (n_rows,):
+        raise ValueError(
+            f"p has shape {tuple(p.shape)}: expected ({n_rows},), one probability per row of x"
+        )
+    if not (p >= 0).all() or abs(float(p.sum()) - 1) > 1e-4:
+        raise ValueError(
+            f"p has minimum {float(p.min()):.3g} and sum {float(p.sum()):.6g}: "
+            "expected probabilities >= 0 with sum 1"
+        )
+    return p.to(x.dtype)
+
 # %% ../nbs/one_layer/10_linear.ipynb #358b61c3
 def feat_trans(
     x: Tensor,  # `(B, ...)`
@@ -174,39 +207,6 @@ def _label_means(x, y, p):
             "expected both labels to occur"
         )
     return _mean(p * (y == 1) / p_pos, x), _mean(p * (y == -1) / p_neg, x)
-
-# %% ../nbs/one_layer/10_linear.ipynb #47a3eccc
-def _signs(y, n_rows, dtype):
-    "The labels in `dtype`, checked to be -1 or +1."
-    if not isinstance(y, Tensor) or y.dtype == torch.bool:
-        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"y is {kind}: expected a tensor of -1 and +1")
-    if y.shape != (n_rows,):
-        raise ValueError(f"y has shape {tuple(y.shape)}: expected ({n_rows},), one label per row")
-    if not (y.abs() == 1).all():
-        seen = y.unique()[:6].tolist()
-        raise ValueError(f"y holds {seen}: expected labels -1 and +1 (from 0/1: 2*y - 1)")
-    return y.to(dtype)
-
-
-def _probs(p, x):
-    "The probabilities of the rows, checked; equal ones for None."
-    n_rows = len(x)
-    if n_rows == 0:
-        raise ValueError("x has no rows: an expectation needs at least one")
-    if p is None:
-        return x.new_full((n_rows,), 1 / n_rows)
-    check_float("p", p)
-    if p.shape != (n_rows,):
-        raise ValueError(
-            f"p has shape {tuple(p.shape)}: expected ({n_rows},), one probability per row of x"
-        )
-    if not (p >= 0).all() or abs(float(p.sum()) - 1) > 1e-4:
-        raise ValueError(
-            f"p has minimum {float(p.min()):.3g} and sum {float(p.sum()):.6g}: "
-            "expected probabilities >= 0 with sum 1"
-        )
-    return p.to(x.dtype)
 
 # %% ../nbs/one_layer/10_linear.ipynb #233955eb
 def margin(
@@ -348,7 +348,7 @@ def adv_perturbation(
         )
     return dual.delta_star(bcast(slope, v) * v)  # (5)
 
-# %% ../nbs/one_layer/10_linear.ipynb #34a3dfcd
+
 def adv_grad(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`
@@ -422,7 +422,7 @@ def mean_slope(
     "Mean slope of the loss at the adversarial margin (equation 10), a proxy for the model's error."
     return _probs(p, x) @ adv_slope(w, x, y, eps, loss, b)
 
-# %% ../nbs/one_layer/10_linear.ipynb #40617bd7
+
 def update_bound(
     w: Tensor,  # `(...)` weights
     x: Tensor,  # `(B, ...)`, FEAT-TRANS
