@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import map_adversary
 from ._deprecated import _warn, moved_names, renamed_arguments
 from .adversary import DualAdversary, _limits, _own_rng, check_attackable
-from .attribution import _check_output, _runs, saliency
+from .attribution import _check_output, _over_batches, saliency
 from advinterp.core import (
     bcast,
     check_choice,
@@ -454,7 +454,9 @@ def morf_curve(
                 outputs.append(explained(model(without), y))
         return torch.stack([outputs[0] - out for out in outputs], 1)
 
-    return _runs(_curve, model, torch.stack([x, fill, rank.to(wide)], 1), y, output, batch_size)
+    return _over_batches(
+        _curve, model, torch.stack([x, fill, rank.to(wide)], 1), y, output, batch_size
+    )
 
 # %% ../nbs/measure/31_evaluate.ipynb #a4304480
 def _region_rank(map, patch, signed):

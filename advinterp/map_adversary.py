@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._deprecated import renamed_arguments
 from .adversary import _bare, _inspect, _limits, _plain, undisturbed
-from .attribution import _runs
+from .attribution import _over_batches
 from advinterp.core import (
     bcast,
     check_count,
@@ -102,7 +102,9 @@ def map_attack(
         return _best_iterate(*search, (lo, hi), ball, step_size, steps)
 
     with undisturbed(model, x.device), undisturbed(soft, x.device):
-        return _runs(_attack, model, torch.stack([x, lo, hi], 1), _plain(y), output, batch_size)
+        return _over_batches(
+            _attack, model, torch.stack([x, lo, hi], 1), _plain(y), output, batch_size
+        )
 
 # %% ../nbs/maths/07_map_adversary.ipynb #c90e4927
 def _best_iterate(model, soft, explained, x0, y, mask, limits, ball, step_size, steps):

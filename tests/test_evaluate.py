@@ -32,7 +32,7 @@ def conv(act=nn.SiLU, seed=0, n_out=4):
 
 
 def magnitudes(net, x, y):
-    return saliency(net, x, y, abs=True).flatten(1)
+    return saliency(net, x, y, absolute=True).flatten(1)
 
 
 @pytest.fixture
