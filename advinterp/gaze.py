@@ -7,79 +7,110 @@ __all__ = ['height_width', 'gaze_maps']
 
 # %% ../nbs/train/17_gaze.ipynb #47433261
 import numpy as np
+import pandas as pd
 
-# %% ../nbs/train/17_gaze.ipynb #d3960b4a
-def _whole(n):
-    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+from .core import check_count
 
-
+# %% ../nbs/train/17_gaze.ipynb #8718c424
 def height_width(
-    size,  # a whole number for both, or a pair of them
-) -> tuple:  # (height, width)
+    size: int | tuple[int, int],  # a whole number for both, or a pair of them
+) -> tuple[int, int]:  # (height, width)
     "Height and width from one number or two. Raises ValueError for anything else."
-    hw = (size, size) if _whole(size) else size
-    if not isinstance(hw, (tuple, list)) or len(hw) != 2 or not all(map(_whole, hw)):
-        raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
-    return tuple(hw)
+    pair = (size, size) if np.isscalar(size) else size
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(_is_count, pair)):
+        return tuple(pair)
+    raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
 
 
-def _merge_nearest(p, on, n):
-    "While an image has more than n points `(N, K, 3)` that are on, its nearest two become one, at their mean."
-    while (many := on.sum(1) > n).any():
-        q, o = p[many], on[many]
-        r = np.arange(len(q))
-        far = ((q[:, :, None, :2] - q[:, None, :, :2]) ** 2).sum(-1)
-        far[~(o[:, :, None] & o[:, None] & ~np.eye(o.shape[1], dtype=bool))] = np.inf
-        i, j = np.unravel_index(far.reshape(len(q), -1).argmin(1), far.shape[1:])
-        q[r, i] = (q[r, i] + q[r, j]) / 2
-        o[r, j] = False
-        p[many], on[many] = q, o
-
-
-def _points(df, ids):
-    "Fixations as `(N, K, 3)` (x, y, duration) and which of them are there `(N, K)`; N follows `ids`."
-    df = df.sort_values("img_id", kind="stable")
-    k = df.groupby("img_id").cumcount().to_numpy()
-    i = np.searchsorted(ids, df["img_id"])
-    p = np.zeros((len(ids), k.max(initial=0) + 1, 3))
-    on = np.zeros(p.shape[:2], dtype=bool)
-    p[i, k], on[i, k] = df[["x", "y", "duration_ms"]], True
-    return p, on
+def _is_count(value):
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and value >= 1
 
 # %% ../nbs/train/17_gaze.ipynb #2d6b5b32
 def gaze_maps(
-    fixations,  # table with the columns img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
-    size=64,  # height and width of the maps, or one number for both
+    fixations: pd.DataFrame,  # img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
+    size: int | tuple[int, int] = 64,  # height and width of the maps, or one number for both
     min_ms: float = 350,  # shorter fixations are dropped (CUB-GHA: 350); 0: none
-    max_points: int = 7,  # the nearest two are merged until so many are left (CUB-GHA: 7); None: never
+    max_points: int | None = 7,  # merge the nearest two until so many are left; None: never
     sigma: float = 75.0,  # deviation of the Gaussians in pixels of the screen (CUB-GHA: 75)
-    screen=(1920, 1080),  # width and height of the screen that the photos filled
+    screen: tuple[int, int] = (1920, 1080),  # width and height that the photos filled
 ) -> np.ndarray:  # `(N, H, W)` float32 in [0, 1], a map for each img_id, in ascending order
-    "Gaze maps from fixations: filtered, merged, smeared by a Gaussian, scaled to [0, 1]. Raises ValueError for missing columns and impossible sizes."
-    if lack := {"img_id", "img_w", "img_h", "x", "y", "duration_ms"} - set(fixations.columns):
-        raise ValueError(f"fixations: the columns {', '.join(sorted(lack))} are missing")
-    H, W = height_width(size)
-    if max_points is not None and not _whole(max_points):
-        raise ValueError(f"max_points={max_points!r}: expected None or a whole number >= 1")
+    """Gaze maps from fixations: filtered, merged, smeared by a Gaussian, scaled to [0, 1].
+
+    Raises ValueError for missing columns and impossible sizes.
+    """
+    missing = {"img_id", "img_w", "img_h", "x", "y", "duration_ms"} - set(fixations.columns)
+    if missing:
+        raise ValueError(f"fixations: the columns {', '.join(sorted(missing))} are missing")
+    height_and_width = height_width(size)
+    if max_points is not None:
+        max_points = check_count("max_points", max_points)
     if not sigma > 0:
         raise ValueError(f"sigma={sigma!r}: expected a number > 0")
     photos = fixations.drop_duplicates("img_id").sort_values("img_id")
     ids = photos["img_id"].to_numpy()
-    kept, out = (
-        fixations[fixations["duration_ms"] >= min_ms],
-        np.zeros((len(ids), H, W), np.float32),
-    )
-    p, on = _points(kept, ids)
-    for r in (slice(i, i + 512) for i in range(0, len(ids), 512)):
+    points, there = _points(fixations[fixations["duration_ms"] >= min_ms], ids)
+    widths = photos["img_w"].to_numpy(dtype=float)
+    heights = photos["img_h"].to_numpy(dtype=float)
+    enlarged = np.minimum(screen[0] / widths, screen[1] / heights)
+    out = np.zeros((len(ids), *height_and_width), np.float32)
+    for start in range(0, len(ids), 512):  # so many photos at once, for the memory
+        part = slice(start, start + 512)
         if max_points is not None:
-            _merge_nearest(p[r], on[r], max_points)
-        w, h = (photos[c].to_numpy(dtype=float)[r, None, None] for c in ("img_w", "img_h"))
-        s = sigma / np.minimum(screen[0] / w, screen[1] / h)
-        gx, gy = (
-            np.exp(-0.5 * (((np.arange(n) + 0.5) / n * l - p[r, :, c, None] - 0.5) / s) ** 2)
-            for c, n, l in ((0, W, w), (1, H, h))
-        )
-        m = np.einsum("nk,nkh,nkw->nhw", p[r, :, 2] * on[r], gy, gx, optimize=True)  # (1)
-        lo, hi = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
-        out[r] = (m - lo) / np.where(hi > lo, hi - lo, 1)
+            _merge_nearest(points[part], there[part], max_points)
+        frame = heights[part], widths[part]
+        out[part] = _smear(points[part], there[part], frame, sigma / enlarged[part], out.shape[1:])
     return out
+
+
+def _smear(points, there, frame, std, size):
+    "Maps `(N, H, W)` of equation (1) from points `(N, K, 3)`; `frame`: the photos' height, width."
+    t = points[:, :, 2] * there
+    gy, gx = (
+        _gaussian(n, length, points[:, :, axis], std)
+        for n, length, axis in zip(size, frame, (1, 0))
+    )
+    maps = np.einsum("nk,nkh,nkw->nhw", t, gy, gx, optimize=True)  # (1)
+    low = maps.min((1, 2), keepdims=True)
+    high = maps.max((1, 2), keepdims=True)
+    return (maps - low) / np.where(high > low, high - low, 1)
+
+
+def _gaussian(n, length, centre, std):
+    "Its values `(N, K, n)` in the middles of n cells that cover each photo's `length`."
+    middle = (np.arange(n) + 0.5) / n * length[:, None, None]
+    distance = middle - centre[:, :, None] - 0.5
+    return np.exp(-0.5 * (distance / std[:, None, None]) ** 2)
+
+# %% ../nbs/train/17_gaze.ipynb #736046bf
+def _points(fixations, ids):
+    "Fixations as `(N, K, 3)` (x, y, duration) and which are there `(N, K)`; N follows `ids`."
+    fixations = fixations.sort_values("img_id", kind="stable")
+    place = fixations.groupby("img_id").cumcount().to_numpy()
+    photo = np.searchsorted(ids, fixations["img_id"])
+    points = np.zeros((len(ids), place.max(initial=0) + 1, 3))
+    there = np.zeros(points.shape[:2], dtype=bool)
+    points[photo, place] = fixations[["x", "y", "duration_ms"]]
+    there[photo, place] = True
+    return points, there
+
+
+def _merge_nearest(points, there, n):
+    "While a photo has more than n points, its nearest two become one, at their mean; in place."
+    while (many := there.sum(1) > n).any():
+        own, on = points[many], there[many]
+        rows = np.arange(len(own))
+        first, second = _nearest_two(own[:, :, :2], on)
+        own[rows, first] = (own[rows, first] + own[rows, second]) / 2
+        on[rows, second] = False
+        points[many] = own
+        there[many] = on
+
+
+def _nearest_two(places, on):
+    "Indices of the two points of each photo that lie nearest to each other, among those on."
+    squared = ((places[:, :, None] - places[:, None]) ** 2).sum(-1)
+    different = ~np.eye(on.shape[1], dtype=bool)
+    squared[~(on[:, :, None] & on[:, None] & different)] = np.inf
+    nearest = squared.reshape(len(places), -1).argmin(1)
+    return np.unravel_index(nearest, squared.shape[1:])
