@@ -331,13 +331,13 @@ def smoothgrad_targets(
             n_samples=n_samples,
             sigma=sigma,
             relative=False,
-            abs=absolute,
+            absolute=absolute,
             bounds=bounds,
             seed=seed,
             batch_size=batch_size,
         )
         if include_clean:
-            clean = saliency(teacher, x, y, abs=absolute, batch_size=batch_size)
+            clean = saliency(teacher, x, y, absolute=absolute, batch_size=batch_size)
             maps = (n_samples * maps + clean) / (n_samples + 1)
         if path is not None:
             _write_maps(path, key, maps)

@@ -286,7 +286,7 @@ def test_stored_targets_and_cache(tmp_path):
     assert [f.name for f in path.parent.iterdir()] == ["maps.safetensors"]  # nothing half-written
     assert torch.allclose(
         smoothgrad_targets(net, x, y, n_samples=4, include_clean=False),
-        smoothgrad(net, x, y, n_samples=4, relative=False, abs=True, bounds=(0.0, 1.0)),
+        smoothgrad(net, x, y, n_samples=4, relative=False, absolute=True, bounds=(0.0, 1.0)),
     )
 
 
