@@ -24,6 +24,7 @@ MODULES = sorted(
     if not is_hidden(path.relative_to(LIB))
 )
 MATHS = [
+    "units",
     "core",
     "duals",
     "adversary",
