@@ -381,8 +381,12 @@ class Adversary:
         out = self._perturbed(net, z, y, loss_func) if len(z) else z.clone()
         return net.split(out) if isinstance(x, (tuple, list)) else out
 
-    def search(self, p, gen):
-        "The perturbation for problem `p`, with random numbers from `gen`: what a subclass defines."
+    def search(
+        self,
+        p: _Problem,  # gradient `p.grad(delta)`, feasible set `p.inside(delta)`, inputs `p.x`
+        gen: torch.Generator,  # for random numbers
+    ) -> Tensor:  # like `p.x`
+        "The perturbation for problem `p`: what a subclass defines."
         raise NotImplementedError(f"{type(self).__name__}.search")
 
 # %% ../nbs/maths/03_adversary.ipynb #f875d17c
@@ -490,7 +494,7 @@ class OneStep(DualAdversary):
     `OneStep(LInfBall(eps))` is the fast gradient sign method.
     """
 
-    def search(self, p, gen):
+    def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
         g, _ = p.grad(torch.zeros_like(p.x))
         return p.inside(self.dual.delta_star(g))  # (2)
 
@@ -546,7 +550,7 @@ class PGD(DualAdversary):
     def compares(self) -> bool:
         return self.best or self.restarts > 1 or self.early_stop
 
-    def search(self, p, gen):
+    def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
         if self.early_stop:
             return self._until_fooled(p, gen)
         if not self.compares:
@@ -727,7 +731,7 @@ class Harmonise(Adversary):
         self.attention = attention
         self.center, self.normalise = center, normalise
 
-    def search(self, p, gen):
+    def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
         g, _ = p.grad(torch.zeros_like(p.x))
         a = self.attention
         if not isinstance(a, Tensor):

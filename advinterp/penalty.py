@@ -63,7 +63,13 @@ class Penalty:
         with torch.enable_grad(), own_buffers(model):
             return self.penalty(net, z, y, loss_func)
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(
+        self,
+        model: Callable,  # of one tensor: several inputs are joined
+        x: Tensor,  # `(B, ...)`, floating
+        y: Tensor,  # `(B,)`
+        loss_func: Callable | None,  # as it was given
+    ) -> Tensor:  # `(B,)`
         "The penalty for checked inputs: what a subclass defines."
         raise NotImplementedError(f"{type(self).__name__}.penalty")
 
@@ -96,7 +102,7 @@ class GradNorm(Penalty):
         self.output = check_choice("output", output, _outputs)
         self.squared = squared
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         g, _ = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
         h_star = self.dual.h_star(g)  # (2)
         return h_star.square() if self.squared else h_star
@@ -146,7 +152,7 @@ class JacobianNorm(Penalty):
         self.output = check_choice("output", output, ("logit", "prob"))
         self.squared = squared
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         x = x.detach().requires_grad_()
         z = model(x)
         if not z.requires_grad:
@@ -199,7 +205,7 @@ class TargetMap(Penalty):
         self.distance = check_choice("distance", distance, ("l2", "cosine"))
         self.reduction = check_choice("reduction", reduction, ("example", "batch"))
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         target = self.targets if isinstance(self.targets, Tensor) else self.targets(x, y)
         try:
             target = flat(target.to(x).expand_as(x))
@@ -406,7 +412,7 @@ class StableIG(Penalty):
         self.steps = check_count("steps", steps)
         self.adversary = PGD(LInfBall(eps)) if adversary is None else adversary
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         x = x.detach()
         delta = self.adversary(model, x, y, loss_func) - x
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
@@ -435,7 +441,7 @@ class WeightNorm(Penalty):
             raise ValueError(f"p={p!r}: expected 1, 2 or inf")
         self.p, self.bias, self.squared = p, bias, squared
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         norms = [torch.linalg.vector_norm(weight, self.p) for weight in self._weights(model)]
         total = torch.linalg.vector_norm(torch.stack(norms), self.p)  # (7)
         return (total.square() if self.squared else total).expand(len(x))
@@ -497,7 +503,7 @@ class ScoreMatching(Penalty):
         bends = [f(model(x + v), y) + f(model(x - v), y) - 2 * f0 for v in noise]
         return sum(bends) / (self.n_samples * self.noise_std**2)
 
-    def penalty(self, model, x, y, loss_func):
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         g, f0 = input_grad(model, x, y, _output(self.output, None), create_graph=True)
         trace = self.trace(model, x.detach(), y, f0)
         if self.anti:
