@@ -6,68 +6,66 @@
 __all__ = ['Labelled', 'block_toy_exact', 'block_toy', 'gaussian_blocks', 'stack_blocks', 'cells']
 
 # %% ../nbs/train/16_generators.ipynb #cd98a4cf
+import math
 from collections import namedtuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .core import check_choice, check_count
+
 # %% ../nbs/train/16_generators.ipynb #534dd062
 Labelled = namedtuple("Labelled", "x y truth")
 Labelled.__doc__ = "Examples, class indices, and where the class is to be seen."
 
-
-def _check(low=1, **sizes):
-    for k, v in sizes.items():
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < low:
-            raise ValueError(f"{k}={v!r}: expected a whole number >= {low}")
-
 # %% ../nbs/train/16_generators.ipynb #0315dda1
 def block_toy_exact(
     d: int = 10,  # number of blocks
-    n_signal: int = None,  # the first so many blocks may carry the signal; None: all
+    n_signal: int | None = None,  # the first so many blocks may carry the signal; None: all
     block_dim: int = 1,  # coordinates of a block
     magnitude: float = 1.0,  # value of the signal's coordinates, u
-) -> tuple:  # `Labelled` with all 2m points, and their probabilities `p` `(2m,)`
+) -> tuple[Labelled, np.ndarray]:  # all 2m points, and their probabilities `p` `(2m,)`
     "The whole block toy distribution without noise: its points and their probabilities."
     m = d if n_signal is None else n_signal
-    _check(d=d, n_signal=m, block_dim=block_dim)
+    check_count("d", d)
+    check_count("n_signal", m)
+    check_count("block_dim", block_dim)
     if m > d:
         raise ValueError(f"n_signal={m}: expected at most d={d}")
     truth = np.repeat(np.kron(np.eye(m, d), np.ones(block_dim)), 2, axis=0)
     y = np.tile([0, 1], m)
-    return Labelled(
-        (magnitude * (2 * y - 1)[:, None] * truth + 0.0).astype(np.float32), y, truth.astype(bool)
-    ), np.full(2 * m, 0.5 / m)  # (2)
+    s = 2 * y - 1
+    x = magnitude * s[:, None] * truth + 0.0  # no zeros with a minus sign
+    p = np.full(2 * m, 0.5 / m)  # (2)
+    return Labelled(x.astype(np.float32), y, truth.astype(bool)), p
 
-
+# %% ../nbs/train/16_generators.ipynb #e5369d46
 def block_toy(
     n: int,  # number of rows
-    d: int = 10,
-    n_signal: int = None,
-    block_dim: int = 1,
-    magnitude: float = 1.0,  # as in `block_toy_exact`
+    d: int = 10,  # number of blocks
+    n_signal: int | None = None,  # the first so many blocks may carry the signal; None: all
+    block_dim: int = 1,  # coordinates of a block
+    magnitude: float = 1.0,  # value of the signal's coordinates, u
     noise: float = 0.0,  # deviation of the Gaussian noise in every coordinate, eta
     seed: int = 0,  # of labels, places and noise
 ) -> Labelled:  # x `(n, d*block_dim)`, y `(n,)`, truth like x
     "A sample of the block toy distribution."
-    _check(0, n=n)
+    check_count("n", n, low=0)
     if not noise >= 0:
         raise ValueError(f"noise={noise!r}: expected a number >= 0")
     (x, y, truth), p = block_toy_exact(d, n_signal, block_dim, magnitude)
     rng = np.random.default_rng(seed)
     i = rng.integers(len(p), size=n)
-    return Labelled(
-        x[i] + np.float32(noise) * rng.standard_normal((n, x.shape[1]), dtype=np.float32),
-        y[i],
-        truth[i],
-    )  # (1)
+    g = rng.standard_normal((n, x.shape[1]), dtype=np.float32)
+    return Labelled(x[i] + np.float32(noise) * g, y[i], truth[i])  # (1)
 
 # %% ../nbs/train/16_generators.ipynb #d078cf60
 def gaussian_blocks(
     n: int,  # number of rows
-    strength,  # `(d,)` directed strengths a
-    blocks=None,  # sizes of the blocks, sum d; None: every feature on its own
+    strength: Sequence[float],  # `(d,)` directed strengths a
+    blocks: Sequence[int] | None = None,  # sizes of the blocks, sum d; None: every feature its own
     rho: float = 0.0,  # correlation within a block given the label, 0 to 1
     sigma: float = 1.0,  # deviation of a feature given the label
     p_pos: float = 0.5,  # probability of class 1
@@ -76,103 +74,139 @@ def gaussian_blocks(
     "Gaussian data that satisfy FEAT-TRANS with independent blocks given the label."
     a = np.asarray(strength, dtype=np.float64)
     blocks = [1] * len(a) if blocks is None else list(blocks)
-    _check(0, n=n)
+    check_count("n", n, low=0)
     if sum(blocks) != len(a):
         raise ValueError(
             f"blocks={blocks}: expected sizes that add up to {len(a)}, the length of strength"
         )
     if not (0 <= rho <= 1 and 0 <= p_pos <= 1 and sigma >= 0):
         raise ValueError(
-            f"rho={rho}, p_pos={p_pos}, sigma={sigma}: expected rho and p_pos from 0 to 1 and sigma >= 0"
+            f"rho={rho}, p_pos={p_pos}, sigma={sigma}: "
+            "expected rho and p_pos from 0 to 1 and sigma >= 0"
         )
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < p_pos).astype(np.int64)
-    z = np.repeat(rng.standard_normal((n, len(blocks))), blocks, axis=1)
-    x = (2 * y - 1)[:, None] * a + sigma * (
-        rho**0.5 * z + (1 - rho) ** 0.5 * rng.standard_normal((n, len(a)))
-    )  # (3)
+    s = (2 * y - 1)[:, None]
+    z_block = np.repeat(rng.standard_normal((n, len(blocks))), blocks, axis=1)
+    z = rng.standard_normal((n, len(a)))
+    x = s * a + sigma * (rho**0.5 * z_block + (1 - rho) ** 0.5 * z)  # (3)
     return Labelled(x, y, np.broadcast_to(a != 0, x.shape))
 
 # %% ../nbs/train/16_generators.ipynb #6ce2d97e
 def stack_blocks(
-    x,  # `(N, C, h, w)` images in [0, 1]: the signal
-    y,  # `(N,)` their classes
+    x: np.ndarray,  # `(N, C, h, w)` images in [0, 1]: the signal
+    y: np.ndarray,  # `(N,)` their classes
     null: str = "square",  # 'square' | 'uniform'
     seed: int = 0,  # of the order and the grey values
 ) -> Labelled:  # x `(N, C, 2h, w)`, y, truth `(N, 2h, w)`: the signal's block
     "Stack each image with a null block, in random order."
+    check_choice("null", null, ("square", "uniform"))
     x = np.asarray(x)
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     rng = np.random.default_rng(seed)
     if null == "square":
-        i, j = np.arange(h)[:, None], np.arange(w)[None]
-        pic = (
-            (i == 0)
-            | (i == h - 1)
-            | (j == 0)
-            | (j == w - 1)
-            | (i * (w - 1) == j * (h - 1))
-            | (i * (w - 1) == (w - 1 - j) * (h - 1))
-        )
-        other = np.broadcast_to(pic.astype(x.dtype), x.shape)
-    elif null == "uniform":
-        other = np.broadcast_to(rng.random((n, 1, 1, 1)).astype(x.dtype), x.shape)
+        block = _crossed_box(h, w).astype(x.dtype)
     else:
-        raise ValueError(f"null={null!r}: expected 'square' or 'uniform'")
-    top = (rng.random(n) < 0.5)[:, None, None, None]
-    out = np.concatenate([np.where(top, x, other), np.where(top, other, x)], axis=2)
-    truth = np.repeat(np.concatenate([top[:, 0], ~top[:, 0]], axis=1), h, axis=1)
-    return Labelled(out, np.asarray(y), np.broadcast_to(truth, (n, 2 * h, w)))
-
-# %% ../nbs/train/16_generators.ipynb #629c3a47
-_UNIT, _RADII = 512.0, 1.5
-
-
-def _axes(p, size):
-    "Coordinates along the cell's own axes, `(m, size, size)`, in units of a 512-pixel image."
-    t = (torch.arange(size) + 0.5) * (_UNIT / size) - _UNIT / 2
-    x, y = t[None, None, :] - p["cx"][:, None, None], t[None, :, None] - p["cy"][:, None, None]
-    c, s = p["angle"].cos()[:, None, None], p["angle"].sin()[:, None, None]
-    return c * x + s * y, (c * y - s * x) / p["stretch"][:, None, None]
+        block = rng.random((n, 1, 1, 1)).astype(x.dtype)
+    other = np.broadcast_to(block, x.shape)
+    on_top = rng.random(n) < 0.5
+    swap = on_top[:, None, None, None]
+    stacked = np.concatenate([np.where(swap, x, other), np.where(swap, other, x)], axis=2)
+    truth = np.repeat(np.stack([on_top, ~on_top], axis=1), h, axis=1)
+    return Labelled(stacked, np.asarray(y), np.broadcast_to(truth[:, :, None], (n, 2 * h, w)))
 
 
-def _tails(a, b, k, p):
-    "The union of k strips from the ball outwards, at equal angles."
-    r, half, out = p["radius"][:, None, None], (p["border"] / 2 + 4)[:, None, None], None
-    for i in range(k):
-        phi = torch.tensor(2 * np.pi * i / k) + p["phase"][:, None, None]
-        along, across = phi.cos() * a + phi.sin() * b, phi.cos() * b - phi.sin() * a
-        t = (across.abs() < half) & (along > 0) & (along < _RADII * r)
-        out = t if out is None else out | t
-    return out
+def _crossed_box(h, w):
+    "The border of a rectangle and its diagonals, `(h, w)` booleans."
+    i = np.arange(h)[:, None]
+    j = np.arange(w)[None]
+    border = (i == 0) | (i == h - 1) | (j == 0) | (j == w - 1)
+    falling = i * (w - 1) == j * (h - 1)
+    rising = i * (w - 1) == (w - 1 - j) * (h - 1)
+    return border | falling | rising
+
+# %% ../nbs/train/16_generators.ipynb #24f48160
+def cells(
+    n: int,  # number of images, the classes in turn and shuffled
+    size: int = 64,  # pixels a side: 512 (published), 256 or 64
+    classes: Sequence[int] = tuple(range(10)),  # which of the ten
+    backgrounds: Sequence[int] = (0, 1, 2),  # 0 nothing, 1 noise grids, 2 sine ring
+    seed: int = 0,  # of everything drawn
+    chunk: int = 64,  # images rendered together
+) -> Labelled:  # x `(n, 3, size, size)`; y indexes `classes`; truth `(n, size, size)`: 0, .4, .9
+    "Synthetic cells in [0, 1] with three levels of truth."
+    check_count("n", n, low=0)
+    check_count("size", size, low=8)
+    check_count("chunk", chunk)
+    classes = list(classes)
+    if not classes or not set(classes) <= set(range(10)):
+        raise ValueError(f"classes={classes}: expected some of 0 to 9")
+    if not set(backgrounds) <= {0, 1, 2} or not len(backgrounds):
+        raise ValueError(f"backgrounds={backgrounds}: expected some of 0, 1, 2")
+    gen = torch.Generator().manual_seed(seed)
+    y = (torch.arange(n) % len(classes))[torch.randperm(n, generator=gen)]
+    kinds = torch.tensor(backgrounds)[torch.randint(len(backgrounds), (n,), generator=gen)]
+    x = torch.empty(n, 3, size, size)
+    truth = torch.empty(n, size, size)
+    for index, kind_of_cell in enumerate(classes):
+        for rows in (y == index).nonzero()[:, 0].split(chunk):
+            x[rows], truth[rows] = _cells_of(kind_of_cell, len(rows), size, kinds[rows], gen)
+    return Labelled(x.numpy(), y.numpy(), truth.numpy())
+
+# %% ../nbs/train/16_generators.ipynb #b33d8a45
+def _cells_of(c, m, size, backgrounds, gen):
+    "m cells of one class: images `(m, 3, size, size)` and truth `(m, size, size)`."
+    x = torch.zeros(m, 3, size, size)
+    truth = torch.zeros(m, size, size)
+    if c != 9:
+        params = _params(m, gen)
+        cell, feature = _shape(c, params, size, gen)
+        while c == 6 and (bad := feature.float().mean((1, 2)) < 0.003).any():
+            anew = _params(int(bad.sum()), gen)
+            cell[bad], feature[bad] = _shape(c, anew, size, gen)
+        body, mark = _colours(c, m, gen)
+        cell, feature = cell.float(), feature.float()
+        rest = cell - feature
+        x = rest[:, None] * body[:, :, None, None] + feature[:, None] * mark[:, :, None, None]
+        truth = 0.4 * cell + 0.5 * feature
+    for kind in (1, 2):
+        rows = (backgrounds == kind).nonzero()[:, 0]
+        if len(rows):
+            behind = _background(kind, len(rows), size, gen)
+            x[rows] = torch.where(truth[rows][:, None] > 0, x[rows], behind)
+    return x, truth
 
 
-def _shape(c, p, size, gen):
-    "Where the cell of class c is, and where its class is to be seen: two masks `(m, size, size)`."
-    a, b = _axes(p, size)
-    r, w = p["radius"][:, None, None], p["border"][:, None, None]
-    rough = 1 + 0.08 * (torch.rand(a.shape, generator=gen) - 0.5)
+def _colours(c, m, gen):
+    "Colours of the cell and of its feature, each `(m, 3)`."
+    body = 0.3 + 0.5 * torch.rand(m, 3, generator=gen)
     if c in (3, 4, 5):
-        h, v = p["half_w"][:, None, None] * rough, p["half_h"][:, None, None] * rough
-        x, y = a.abs(), b.abs()
-        cell = (x < h) & (y < v)
-        return cell, cell & ~((x < h - w) & (y < v - w))
-    d2 = a * a + b * b
-    ball = d2 < (r * rough) ** 2
-    if c == 0:
-        return ball, ball & (d2 > (r - w) ** 2)
-    half = w / 2 + 6
-    if c == 1:
-        return ball, ball & (b.abs() < half) & (a.abs() < 0.75 * r)
-    if c == 2:
-        return ball, ball & (
-            ((a.abs() < half) & (b.abs() < 0.6 * r))
-            | (((b.abs() - 0.6 * r).abs() < half) & (a.abs() < 0.6 * r))
-        )
-    tails = _tails(a, b, {6: 1, 7: 3, 8: 8}[c], p) & ~ball
-    return ball | tails, tails
+        pure = F.one_hot(torch.full((m,), c - 3), 3)
+        return body, pure * (0.7 + 0.3 * torch.rand(m, 1, generator=gen))
+    return body, (body + 0.3 + 0.3 * torch.rand(m, 3, generator=gen)) % 1
 
-# %% ../nbs/train/16_generators.ipynb #83e7be26
+
+def _background(kind, m, size, gen):
+    "`(m, 3, size, size)`: noise grids (1), a sine ring with noise (2)."
+    if kind == 1:
+        return _enlarged(0.2 + 0.5 * torch.rand(m, 3, 8, 8, generator=gen), size)
+    t = (torch.arange(size) + 0.5) / size - 0.5
+    r = (t[None] ** 2 + t[:, None] ** 2).sqrt()
+    waves = 20 + 20 * torch.rand(m, 1, 1, generator=gen)
+    ring = 0.25 * (1 + torch.sin(r[None] * waves)) * (r < 0.45)
+    colour = 0.3 + 0.7 * torch.rand(m, 3, 1, 1, generator=gen)
+    noise = _enlarged(torch.rand(m, 3, 16, 16, generator=gen), size)
+    return ring[:, None] * colour + 0.2 * noise
+
+
+def _enlarged(grid, size):
+    "A grid `(..., k, k)` as squares of an image `(..., size, size)`."
+    i = torch.arange(size) * grid.shape[-1] // size
+    return grid[..., i, :][..., i]
+
+# %% ../nbs/train/16_generators.ipynb #6fb52f2a
+_UNIT = 512.0
+_TAIL = 1.5  # length of a tail, in radii
 _RANGES = dict(
     cx=(-0.33 * _UNIT, 0.33 * _UNIT),
     cy=(-0.33 * _UNIT, 0.33 * _UNIT),
@@ -187,84 +221,65 @@ _RANGES = dict(
 
 
 def _params(m, gen):
-    return {k: lo + (hi - lo) * torch.rand(m, generator=gen) for k, (lo, hi) in _RANGES.items()}
+    "What distinguishes m cells of one class, each `(m, 1, 1)`."
+    params = {}
+    for name, (low, high) in _RANGES.items():
+        values = low + (high - low) * torch.rand(m, generator=gen)
+        params[name] = values[:, None, None]
+    return params
 
 
-def _grow(g, size):
-    i = torch.arange(size) * g.shape[-1] // size
-    return g[..., i, :][..., i]
+def _axes(p, size):
+    "Coordinates along the cell's own axes, `(m, size, size)`, in units of a 512-pixel image."
+    t = (torch.arange(size) + 0.5) * (_UNIT / size) - _UNIT / 2
+    x = t[None, None, :] - p["cx"]
+    y = t[None, :, None] - p["cy"]
+    cos, sin = p["angle"].cos(), p["angle"].sin()
+    return cos * x + sin * y, (cos * y - sin * x) / p["stretch"]
 
 
-def _background(kind, m, size, gen):
-    "`(m, 3, size, size)`: noise grids (1), a sine ring with noise (2)."
-    if kind == 1:
-        return _grow(0.2 + 0.5 * torch.rand(m, 3, 8, 8, generator=gen), size)
-    t = (torch.arange(size) + 0.5) / size - 0.5
-    r = (t[None] ** 2 + t[:, None] ** 2).sqrt()
-    ring = (
-        0.25
-        * (1 + torch.sin(r[None] * (20 + 20 * torch.rand(m, 1, 1, generator=gen))))
-        * (r < 0.45)
-    )
-    return ring[:, None] * (0.3 + 0.7 * torch.rand(m, 3, 1, 1, generator=gen)) + 0.2 * _grow(
-        torch.rand(m, 3, 16, 16, generator=gen), size
-    )
-
-
-def _colours(c, m, gen):
-    "Colours of the cell and of its feature, each `(m, 3)`."
-    body = 0.3 + 0.5 * torch.rand(m, 3, generator=gen)
+def _shape(c, p, size, gen):
+    "Where the cell of class c is, and where its class is to be seen: two masks `(m, size, size)`."
+    a, b = _axes(p, size)
+    rough = 1 + 0.08 * (torch.rand(a.shape, generator=gen) - 0.5)
     if c in (3, 4, 5):
-        return body, F.one_hot(torch.full((m,), c - 3), 3) * (
-            0.7 + 0.3 * torch.rand(m, 1, generator=gen)
-        )
-    return body, (body + 0.3 + 0.3 * torch.rand(m, 3, generator=gen)) % 1
+        return _rectangle(a, b, p, rough)
+    squared = a * a + b * b
+    ball = squared < (p["radius"] * rough) ** 2
+    if c == 0:
+        return ball, ball & (squared > (p["radius"] - p["border"]) ** 2)
+    if c in (1, 2):
+        return ball, ball & _bars(a, b, p, poles=c == 2)
+    tails = _tails(a, b, {6: 1, 7: 3, 8: 8}[c], p) & ~ball
+    return ball | tails, tails
 
 
-def _cells_of(c, m, size, kinds, gen):
-    "m cells of one class: images `(m, 3, size, size)` and truth `(m, size, size)`."
-    x, truth = torch.zeros(m, 3, size, size), torch.zeros(m, size, size)
-    if c != 9:
-        p = _params(m, gen)
-        cell, feat = _shape(c, p, size, gen)
-        while c == 6 and (bad := feat.float().mean((1, 2)) < 0.003).any():
-            q = _params(int(bad.sum()), gen)
-            cell[bad], feat[bad] = _shape(c, q, size, gen)
-        body, mark = _colours(c, m, gen)
-        cell, feat = cell.float(), feat.float()
-        x = (cell - feat)[:, None] * body[:, :, None, None] + feat[:, None] * mark[:, :, None, None]
-        truth = 0.4 * cell + 0.5 * feat
-    for k in (1, 2):
-        i = (kinds == k).nonzero()[:, 0]
-        if len(i):
-            x[i] = torch.where(truth[i][:, None] > 0, x[i], _background(k, len(i), size, gen))
-    return x, truth
+def _rectangle(a, b, p, rough):
+    "A rectangle, and its border."
+    half_w, half_h = p["half_w"] * rough, p["half_h"] * rough
+    across, along = a.abs(), b.abs()
+    cell = (across < half_w) & (along < half_h)
+    inside = (across < half_w - p["border"]) & (along < half_h - p["border"])
+    return cell, cell & ~inside
 
-# %% ../nbs/train/16_generators.ipynb #24f48160
-def cells(
-    n: int,  # number of images, the classes in turn and shuffled
-    size: int = 64,  # pixels a side: 512 (published), 256 or 64
-    classes=tuple(range(10)),  # which of the ten
-    backgrounds=(0, 1, 2),  # 0 nothing, 1 noise grids, 2 sine ring
-    seed: int = 0,  # of everything drawn
-    chunk: int = 64,  # images rendered together
-) -> (
-    Labelled
-):  # x `(n, 3, size, size)` in [0, 1], y indexes `classes`, truth `(n, size, size)` with 0, .4, .9
-    "Synthetic cells with three levels of truth."
-    _check(0, n=n)
-    _check(8, size=size)
-    _check(chunk=chunk)
-    classes = list(classes)
-    if not classes or not set(classes) <= set(range(10)):
-        raise ValueError(f"classes={classes}: expected some of 0 to 9")
-    if not set(backgrounds) <= {0, 1, 2} or not len(backgrounds):
-        raise ValueError(f"backgrounds={backgrounds}: expected some of 0, 1, 2")
-    gen = torch.Generator().manual_seed(seed)
-    y = (torch.arange(n) % len(classes))[torch.randperm(n, generator=gen)]
-    kinds = torch.tensor(backgrounds)[torch.randint(len(backgrounds), (n,), generator=gen)]
-    x, truth = torch.empty(n, 3, size, size), torch.empty(n, size, size)
-    for j, c in enumerate(classes):
-        for i in (y == j).nonzero()[:, 0].split(chunk):
-            x[i], truth[i] = _cells_of(c, len(i), size, kinds[i], gen)
-    return Labelled(x.numpy(), y.numpy(), truth.numpy())
+
+def _bars(a, b, p, poles):
+    "One bar, or two with a pole between them."
+    half, radius = p["border"] / 2 + 6, p["radius"]
+    if not poles:
+        return (b.abs() < half) & (a.abs() < 0.75 * radius)
+    pole = (a.abs() < half) & (b.abs() < 0.6 * radius)
+    bars = ((b.abs() - 0.6 * radius).abs() < half) & (a.abs() < 0.6 * radius)
+    return pole | bars
+
+
+def _tails(a, b, k, p):
+    "The union of k strips from the ball outwards, at equal angles."
+    half = p["border"] / 2 + 4
+    tails = torch.zeros(a.shape, dtype=torch.bool)
+    for i in range(k):
+        phi = torch.tensor(2 * math.pi * i / k) + p["phase"]
+        along = phi.cos() * a + phi.sin() * b
+        across = phi.cos() * b - phi.sin() * a
+        tails |= (across.abs() < half) & (along > 0) & (along < _TAIL * p["radius"])
+    return tails
