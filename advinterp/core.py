@@ -4,25 +4,33 @@
 
 # %% auto #0
 __all__ = ['check_strength', 'check_count', 'nearest', 'check_choice', 'check_float', 'check_same_shape', 'flat', 'bcast',
-           'is_binary', 'task_loss', 'class_output', 'predicted', 'top_count', 'top_mask', 'unreduced', 'input_grad',
-           'frozen', 'set_seed', 'atomic_path']
+           'is_binary', 'task_loss', 'class_output', 'predicted', 'top_count', 'top_mask', 'plain', 'as_labels',
+           'Classifier', 'bring', 'entrance', 'differentiable_attention', 'unreduced', 'input_grad', 'frozen',
+           'set_seed', 'atomic_path']
 
 # %% ../nbs/maths/00_core.ipynb #265eccc8
 import contextlib
 import copy
 import difflib
+import functools
 import math
 import os
 import random
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .units import learner_in_raw_units
 
 # %% ../nbs/maths/00_core.ipynb #4f734da5
 def check_strength(
@@ -188,6 +196,349 @@ def top_mask(
     places = torch.arange(v.shape[1], device=v.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
     return (rank < n[:, None]) & (v > 0)
+
+# %% ../nbs/maths/00_core.ipynb #d154a37d
+def plain(
+    value: Any,  # a tensor of any class, or anything else
+) -> Any:  # a plain tensor that autograd can use; anything else as it is
+    """A tensor without its subclass and out of inference mode.
+
+    Every operation on a subclass passes through Python, and classes such as fastai's refuse some.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return value  # it has a device of its own
+    if type(value) is not Tensor:
+        value = value.as_subclass(Tensor)
+    return value.clone() if value.is_inference() else value
+
+# %% ../nbs/maths/00_core.ipynb #da9fb2d7
+def as_labels(
+    y: Any,  # `(B,)` or `(B, 1)`: tensor, array, series or list of a whole dtype, or whole floats
+    n_rows: int,  # B
+    device: torch.device | str = "cpu",  # where they are needed
+) -> Tensor:  # `(B,)` int64
+    """The class indices that a user brings, cast once.
+
+    Raises TypeError for what is no array of numbers; ValueError for another number of labels, for
+    fractions and for one column a class.
+    """
+    if not isinstance(y, Tensor):
+        y = _array_of(y.to_numpy() if hasattr(y, "to_numpy") else y, n_rows)
+    y = plain(y).detach().to(device)
+    if y.dtype == torch.long and y.ndim == 1 and len(y) == n_rows:
+        return y
+    expected = f"expected {n_rows} class indices"
+    if y.ndim == 2 and len(y) == n_rows and y.shape[1] > 1:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}: {expected}, got a column for each class; "
+            "y.argmax(1) gives the indices of one-hot rows, several labels a row are not supported"
+        )
+    if y.ndim > 2 or y.numel() != n_rows:
+        raise ValueError(f"y has shape {tuple(y.shape)}: {expected}, one for each row of x")
+    if y.is_complex():
+        raise TypeError(f"y has dtype {y.dtype}: {expected}")
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise ValueError(
+            f"y has fractions or NaN: {expected}; a regression target is no class, "
+            "pass loss_func= where there is one"
+        )
+    return y.reshape(n_rows).long()
+
+
+def _array_of(y, n_rows):
+    try:
+        return torch.as_tensor(np.asarray(y))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"y: expected {n_rows} class indices, got {type(y).__name__} of other things than "
+            "numbers; number the classes first, as sklearn.preprocessing.LabelEncoder does"
+        ) from None
+
+
+def _check_range(low, high, n_classes):
+    "Refuse labels that the model has no class for."
+    if low >= 0 and high < n_classes:
+        return
+    remedy = ""
+    if n_classes == 2 and low == -1:
+        remedy = "; (y + 1) // 2 turns -1 and 1 into 0 and 1"
+    elif low > 0 and high == n_classes:
+        remedy = "; y - 1 counts from 0"
+    raise ValueError(
+        f"y: labels from {low} to {high}, "
+        f"but the model has the classes 0 to {n_classes - 1}{remedy}"
+    )
+
+# %% ../nbs/maths/00_core.ipynb #ebd6b32c
+def _logits_of(out, n_rows):
+    "The logits `(B, C)` or `(B, 1)` among what a model returned for `n_rows` inputs."
+    out = plain(_the_tensor(out, n_rows))
+    shape = tuple(out.shape)
+    if not out.is_floating_point():
+        raise TypeError(f"model: its output has dtype {out.dtype}, expected floating logits")
+    if out.ndim == 2 and len(out) == n_rows and out.shape[1]:
+        return out
+    if out.ndim == 1 and len(out) == n_rows:
+        return out[:, None]
+    if out.ndim < 2 and n_rows == 1 and out.numel():
+        return out.reshape(1, -1)  # squeezed, the batch with it
+    if out.ndim > 2 and len(out) == n_rows and shape[2:].count(1) == out.ndim - 2:
+        return out.flatten(1)
+    raise ValueError(
+        f"model: its output has shape {shape} for {n_rows} inputs, expected logits (B, C) or "
+        "(B, 1); average or pick positions in a function around it"
+    )
+
+
+def _the_tensor(out, n_rows):
+    "The tensor of logits in a tuple, a dict or an object."
+    if isinstance(out, Tensor):
+        return out
+    named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    parts = list(out.values()) if isinstance(out, Mapping) else out
+    parts = parts if isinstance(parts, (tuple, list)) else []
+    found = [p for p in parts if isinstance(p, Tensor) and p.ndim == 2 and len(p) == n_rows]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"model: its output is a {type(out).__name__} in which {len(found)} tensors could be the "
+        "logits (B, C); pick one in a function around it, such as lambda x: model(x)[0] "
+        "(output= says what of the logits is explained)"
+    )
+
+# %% ../nbs/maths/00_core.ipynb #e8026e0a
+_MOVES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias")
+_MOVES += ("Clone", "ToCopy", "Expand", "T", "Transpose", "Permute", "AsStrided")
+
+
+def _made_by(out):
+    "The name of the operation that computed a tensor; '' where autograd did not watch."
+    node = out.grad_fn
+    while node is not None:
+        name = node.name().partition("Backward")[0]
+        if name not in _MOVES:
+            return name
+        node = node.next_functions[0][0] if node.next_functions else None
+    return ""
+
+# %% ../nbs/maths/00_core.ipynb #666cd565
+class _Facts:
+    "What is known of a model from its calls so far."
+
+    writes = None  # into its input?; None: not seen yet
+    is_probable = None  # does it end in a sigmoid or softmax?; None: not seen yet
+
+
+_known = weakref.WeakKeyDictionary()
+
+
+def _facts_of(model):
+    try:
+        return _known.setdefault(model, _Facts())
+    except TypeError:  # it cannot be referred to weakly
+        return _Facts()
+
+
+@dataclass
+class _Call:
+    "One pass through the entrance."
+
+    y: Tensor | None
+    as_it_is: bool
+    facts: _Facts
+    seen: bool = False  # the logits of its first batch?
+
+
+class Classifier(nn.Module):
+    """A model behind the entrance: plain tensors to logits `(B, C)` or `(B, 1)`.
+
+    Modes, flags and parameters are those of the module inside. Its first call looks at the values
+    of the logits: raises ValueError for NaN, for probabilities and for labels without a class.
+    """
+
+    def __init__(
+        self,
+        inside: Callable,  # what is called: a module, or any function of the inputs
+        y: Tensor | None = None,  # `(B,)` labels, whose range is held against the classes
+        as_it_is: bool = False,  # hand on what the model returns, for a loss of the caller's own
+    ):
+        super().__init__()
+        self.inside = inside
+        self.call = _Call(y, as_it_is, _facts_of(inside))
+
+    def forward(self, *xs):
+        call = self.call
+        writes = call.facts.writes
+        if writes is not False:
+            xs = [x.clone() if isinstance(x, Tensor) else x for x in xs]
+        out = self.inside(*xs) if call.seen else self._first(xs)
+        if writes is None:
+            call.facts.writes = any(getattr(x, "_version", 0) for x in xs)
+        if call.as_it_is:
+            call.seen = True
+            return out
+        logits = _logits_of(out, len(xs[0]))
+        if not call.seen:
+            self._look(logits, xs)
+        return logits
+
+    def _first(self, xs):
+        "The first call: what torch says of inputs that do not fit is said of the model."
+        try:
+            return self.inside(*xs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in xs)
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"model: it does not take x of shape {shapes}: {reason}") from error
+
+    def _ends_in_probabilities(self, logits, xs):
+        "Is the last operation a sigmoid or softmax? Without a graph, two examples are tried once."
+        if logits.grad_fn is None and self.call.facts.is_probable is None:
+            with torch.enable_grad():
+                few = [x[:2].detach().requires_grad_(x.is_floating_point()) for x in xs]
+                logits = _logits_of(self.inside(*[x.clone() for x in few]), len(few[0]))
+        if logits.grad_fn is not None:
+            self.call.facts.is_probable = _made_by(logits) in ("Sigmoid", "Softmax")
+        return self.call.facts.is_probable
+
+    def _look(self, logits, xs):
+        "Refuse logits that are none, and labels that have no class."
+        self.call.seen = True
+        if not len(logits):
+            return
+        low, high = (value.item() for value in torch.aminmax(logits.detach()))  # NaN if one is
+        if math.isnan(low):
+            n_nan = int(logits.isnan().sum())
+            raise ValueError(
+                f"model: {n_nan} of its {logits.numel()} logits are NaN; has the training diverged?"
+            )
+        looks_like_shares = 0 <= low and high <= 1 and logits.shape[1] > 1 and _sum_to_one(logits)
+        if looks_like_shares or self._ends_in_probabilities(logits, xs):
+            raise ValueError(
+                "model: its outputs are probabilities, expected logits; "
+                "leave out the sigmoid or softmax at its end"
+            )
+        if self.call.y is not None and len(self.call.y):
+            low, high = (value.item() for value in torch.aminmax(self.call.y))
+            _check_range(low, high, max(2, logits.shape[1]))
+
+
+def _sum_to_one(logits):
+    "Do the rows sum to one, as far as their precision tells?"
+    tolerance = 1e-4 if torch.finfo(logits.dtype).eps < 1e-4 else 2e-2
+    return bool(((logits.detach().double().sum(1) - 1).abs() < tolerance).all())
+
+# %% ../nbs/maths/00_core.ipynb #0f9b701d
+def bring(
+    model: Any,  # a module, any callable, a fastai `Learner`
+    x: Any,  # `(B, ...)` inputs of a floating dtype, or a tuple of inputs
+    y: Any = None,  # `(B,)` class indices in any form, see `as_labels`; None: none are needed
+    loss_func: Callable | None = None,  # a loss of one's own takes outputs and `y` as they are
+    second_order: bool = False,  # is the gradient differentiated again?
+) -> tuple:  # (`Classifier`, x, y), all plain
+    """What a user brings, as every function behind the entrance has it.
+
+    Raises TypeError for inputs that have no gradients and for what is no model, ValueError for an
+    x on another device than the model.
+    """
+    if isinstance(model, Classifier):
+        return model, x, y
+    inside = _inside(model, second_order)
+    many = isinstance(x, (tuple, list))
+    xs = [plain(part) for part in x] if many else [check_float("x", plain(x))]
+    first = next((part for part in xs if isinstance(part, Tensor)), None)
+    if isinstance(inside, nn.Module) and first is not None:
+        xs = _fitting(inside, xs)
+    if loss_func is None and y is not None and first is not None:
+        y = as_labels(y, len(first), xs[0].device)
+    else:
+        y = plain(y)
+    labels = y if loss_func is None else None
+    return (
+        Classifier(inside, labels, as_it_is=loss_func is not None),
+        tuple(xs) if many else xs[0],
+        y,
+    )
+
+
+def _inside(model, second_order):
+    "What is called: the module of a learner in raw units, of a compiled or distributed model."
+    if hasattr(model, "dls") and hasattr(model, "loss_func"):
+        return learner_in_raw_units(model)
+    if isinstance(model, type) or not callable(model):
+        raise TypeError(
+            f"model={model!r}: expected a module, a function x -> logits or a Learner"
+            + ("; did you mean to make one of this class?" if isinstance(model, type) else "")
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module  # its hooks wait for parameter gradients
+    if second_order and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        return model._orig_mod  # compiled code is differentiated once only
+    return model
+
+
+def _fitting(module, xs):
+    "The inputs in the precision of the model; ValueError where it lives on another device."
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return xs
+    fitting = []
+    for x in xs:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            if x.device != weight.device:
+                raise ValueError(
+                    f"x is on {x.device}, the model on {weight.device}: "
+                    f"move one of them, as in x.to({str(weight.device)!r})"
+                )
+            x = x.to(weight.dtype)
+        fitting.append(x)
+    return fitting
+
+
+def entrance(
+    function: Callable | None = None,  # `(model, x, y, ...)`
+    *,
+    second_order: bool = False,  # does it differentiate gradients?
+) -> Callable:  # the same for everything that `bring` takes
+    """Decorator of the public functions: what a user brings is taken once, here.
+
+    Tensors like `x` come back in the precision of `x`. Where gradients are differentiated again,
+    attention takes the one kernel that has a second derivative.
+    """
+    if function is None:
+        return functools.partial(entrance, second_order=second_order)
+
+    @functools.wraps(function)
+    def call(model, x, y=None, *args, **settings):
+        if isinstance(model, Classifier):
+            return function(model, x, y, *args, **settings)
+        with torch.inference_mode(False), differentiable_attention(second_order):
+            brought = bring(model, x, y, second_order=second_order)
+            return _in_precision_of(x, function(*brought, *args, **settings))
+
+    return call
+
+
+def differentiable_attention(
+    needed: bool = True,  # False: leave the choice to torch
+) -> contextlib.AbstractContextManager:
+    "Context in which attention takes the kernel that has a second derivative."
+    return sdpa_kernel(SDPBackend.MATH) if needed else contextlib.nullcontext()
+
+
+def _in_precision_of(x, out):
+    "Results of the shape of an input in its precision."
+    if isinstance(out, tuple) and type(out) is tuple:
+        return tuple(_in_precision_of(x, part) for part in out)
+    if isinstance(out, Tensor) and isinstance(x, Tensor) and out.shape == x.shape:
+        return out.to(x.dtype) if out.is_floating_point() else out
+    return out
 
 # %% ../nbs/maths/00_core.ipynb #715d27ea
 def _without_reduction(loss_func):
