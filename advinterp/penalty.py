@@ -7,8 +7,6 @@ __all__ = ['Penalty', 'GradNorm', 'finite_difference', 'JacobianNorm', 'TargetMa
            'smoothgrad_targets', 'StableIG', 'WeightNorm', 'ScoreMatching']
 
 # %% ../nbs/maths/04_penalty.ipynb #5d81d4b2
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +20,6 @@ from ._deprecated import renamed_arguments
 from .adversary import PGD, Adversary, _bare, _Inputs, joined, own_buffers
 from .attribution import saliency, smoothgrad
 from advinterp.core import (
-    atomic_path,
     check_choice,
     check_count,
     check_float,
@@ -35,6 +32,7 @@ from advinterp.core import (
     unreduced,
 )
 from .duals import Dual, LInfBall
+from .store import remember
 
 # %% ../nbs/maths/04_penalty.ipynb #54c097c7
 class Penalty:
@@ -300,6 +298,7 @@ class Targets:
         return self.maps[index.to(self.maps.device)].to(x.device)
 
 # %% ../nbs/maths/04_penalty.ipynb #c560ff1d
+@renamed_arguments(path="cache")
 def smoothgrad_targets(
     teacher: nn.Module,  # the model whose maps are the targets
     x: Tensor,  # `(N, ...)` inputs
@@ -311,86 +310,48 @@ def smoothgrad_targets(
     include_clean: bool = True,  # the clean input as one more copy (public code)
     phi: float | None = None,  # threshold in deviations, see `threshold_map`; None: none
     permute: float = 0.0,  # share of the entries shuffled before the threshold, see `permute_map`
-    path: Path | str | None = None,  # a .safetensors file that keeps the maps
+    cache: Path | str | None = None,  # folder that keeps the maps, an entry for each call
     seed: int = 0,  # of noise and permutation
     batch_size: int = 256,  # inputs that are in the model at once
 ) -> Tensor:  # `(N, ...)`
     """SmoothGrad maps of a teacher as targets (paper B, section 3.1), made once and kept on disk.
 
-    A file at `path` is used again where teacher, data and settings are the same.
+    Maps in `cache` are used again where teacher, data, settings and code are the same. Raises
+    TypeError for a teacher that cannot be told apart from others, such as one with hooks.
     """
-    settings = dict(
-        n_samples=n_samples,
-        sigma=sigma,
-        bounds=bounds,
-        absolute=absolute,
-        include_clean=include_clean,
-        seed=seed,
-    )
-    key = _fingerprint(teacher, x, y, settings) if path is not None else None
-    maps = None if path is None else _read_maps(path, key, x)
-    if maps is None:
-        maps = smoothgrad(
-            teacher,
-            x,
-            y,
-            n_samples=n_samples,
-            sigma=sigma,
-            relative=False,
-            absolute=absolute,
-            bounds=bounds,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        if include_clean:
-            clean = saliency(teacher, x, y, absolute=absolute, batch_size=batch_size)
-            maps = (n_samples * maps + clean) / (n_samples + 1)
-        if path is not None:
-            _write_maps(path, key, maps)
+    how = dict(n_samples=n_samples, sigma=sigma, bounds=bounds, absolute=absolute, seed=seed)
+    how["include_clean"] = include_clean
+
+    def make():
+        return {"maps": _smoothgrad_maps(teacher, x, y, batch_size=batch_size, **how)}
+
+    if cache is None:
+        maps = make()["maps"]
+    else:
+        settings = dict(how, teacher=teacher, x=x, y=y)
+        found = remember(cache, "advinterp.penalty:smoothgrad_targets", settings, make)
+        maps = found["maps"].to(x.device)
     if permute:
         maps = permute_map(maps, permute, seed)
     return maps if phi is None else threshold_map(maps, phi, signed=not absolute)
 
-# %% ../nbs/maths/04_penalty.ipynb #8380811a
-def _fingerprint(*parts):
-    "SHA-256 of tensors, modules and settings."
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, nn.Module):
-            for name, value in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(_bytes(value))
-        elif isinstance(part, Tensor):
-            digest.update(_bytes(part))
-        else:
-            digest.update(json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()
 
-
-def _bytes(tensor):
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _read_maps(path, key, x):
-    "The maps stored under `key`, on the device of `x`; None without a file, whole and of this key."
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).exists():
-        return None
-    try:
-        with safe_open(path, "pt") as stored:
-            if (stored.metadata() or {}).get("key") != key:
-                return None
-            return stored.get_tensor("maps").to(x.device)
-    except SafetensorError:
-        return None
-
-
-def _write_maps(path, key, maps):
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({"maps": maps.cpu().contiguous()}, temporary, metadata={"key": key})
+def _smoothgrad_maps(teacher, x, y, *, include_clean, n_samples, absolute, batch_size, **noise):
+    "The maps before threshold and permutation."
+    maps = smoothgrad(
+        teacher,
+        x,
+        y,
+        n_samples=n_samples,
+        relative=False,
+        absolute=absolute,
+        batch_size=batch_size,
+        **noise,
+    )
+    if not include_clean:
+        return maps
+    clean = saliency(teacher, x, y, absolute=absolute, batch_size=batch_size)
+    return (n_samples * maps + clean) / (n_samples + 1)
 
 # %% ../nbs/maths/04_penalty.ipynb #0140fc25
 class StableIG(Penalty):

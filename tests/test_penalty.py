@@ -17,6 +17,7 @@ from advinterp.adversary import PGD, OneStep, paper_b_mnist
 from advinterp.attribution import smoothgrad
 from advinterp.core import class_output, task_loss
 from advinterp.duals import L1, L2, ElasticNet, GroupL21, LInf, WeightedL2
+from advinterp.models import softplus_copy
 from advinterp.penalty import (
     GradNorm,
     JacobianNorm,
@@ -268,26 +269,44 @@ def test_stored_targets_and_cache(tmp_path):
         look(x[:5] + 0.05)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     x, y = x[:10], y[:10]
-    path = tmp_path / "sub" / "maps.safetensors"
+    cache = tmp_path / "sub" / "maps"
 
     def targets(**settings):
-        return smoothgrad_targets(net, x, y, n_samples=4, path=path, **settings)
+        return smoothgrad_targets(net, x, y, n_samples=4, cache=cache, **settings)
+
+    def entries():
+        return {folder: folder.stat().st_mtime_ns for folder in cache.iterdir()}
 
     first = targets()
-    made = path.stat().st_mtime_ns
+    made = entries()
     assert torch.equal(targets(), first)
-    assert path.stat().st_mtime_ns == made
     assert torch.equal(targets(permute=1.0, phi=0.5), threshold_map(permute_map(first), 0.5))
+    assert entries() == made
     net[1].weight.data *= 2  # another teacher: not the stored maps
     assert torch.allclose(targets(), 2 * first, rtol=1e-4)
-    assert path.stat().st_mtime_ns != made
-    path.write_bytes(b"truncated")
-    assert torch.allclose(targets(), 2 * first, rtol=1e-4)
-    assert [f.name for f in path.parent.iterdir()] == ["maps.safetensors"]  # nothing half-written
+    (other,) = entries().keys() - made.keys()
+    (other / "tensors.safetensors").write_bytes(b"truncated")
+    with pytest.warns(UserWarning, match="was changed since it was stored"):
+        assert torch.allclose(targets(), 2 * first, rtol=1e-4)
+    assert len(entries()) == 2  # nothing half-written
     assert torch.allclose(
         smoothgrad_targets(net, x, y, n_samples=4, include_clean=False),
         smoothgrad(net, x, y, n_samples=4, relative=False, absolute=True, bounds=(0.0, 1.0)),
     )
+
+
+def test_a_copy_with_other_activations_has_maps_of_its_own(tmp_path):
+    """`softplus_copy` keeps the weights, and never finds the maps of the network that it copies."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    x, y = data()
+    smooth = softplus_copy(net)
+    for model in (net, smooth, net, smooth):
+        kept = smoothgrad_targets(model, x, y, n_samples=4, cache=tmp_path)
+        assert torch.equal(kept, smoothgrad_targets(model, x, y, n_samples=4))
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.warns(FutureWarning, match="path= is now cache="):
+        old = smoothgrad_targets(net, x, y, n_samples=4, path=tmp_path)
+    assert torch.equal(old, smoothgrad_targets(net, x, y, n_samples=4))
 
 
 def test_weight_norm():
