@@ -239,13 +239,14 @@ def integrated_gradients(
 
     if len(x):
         pairs = [torch.stack([x, u], 1) for u in _baselines(baseline, x)]
-        settings = (y, output, batch_size, progress)
-        ig = torch.stack([_over_batches(_map, model, xu, *settings) for xu in pairs]).mean(0)
+        rest = (y, output, batch_size, progress)
+        ig = torch.stack([_over_batches(_map, model, pair, *rest) for pair in pairs]).mean(0)
     else:
         ig = x
     if not return_gap:
         return ig
-    gap = completeness_gap(model, x, y, ig, baseline, output=output, batch_size=batch_size)
+    settings = dict(output=output, batch_size=batch_size, progress=progress)
+    gap = completeness_gap(model, x, y, ig, baseline, **settings)
     return ig, gap
 
 # %% ../nbs/maths/02_attribution.ipynb #8e259e39
@@ -258,6 +259,7 @@ def completeness_gap(
     *,
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size: int = 256,  # inputs that are in the model at once
+    progress: bool = True,  # show a progress bar where it takes longer than five seconds
 ) -> Tensor:  # `(B,)`, signed
     """How far a map is from adding up to the change of the output (3).
 
@@ -273,7 +275,7 @@ def completeness_gap(
     def _F(x):
         if not len(x):
             return x.new_zeros(0)
-        return _over_batches(_outputs, model, x, y, output, batch_size)
+        return _over_batches(_outputs, model, x, y, output, batch_size, progress)
 
     us = _baselines(baseline, x)
     return flat(map).sum(1) - (_F(x) - sum(_F(u) for u in us) / len(us))  # (3)
@@ -635,7 +637,8 @@ def deep_shap(
         return total / len(us)
 
     phi = _over_batches(_shap, model, x, y, output, half, progress)
-    gap = completeness_gap(model, x, y, phi, [*us], output=output, batch_size=batch_size)
+    settings = dict(output=output, batch_size=batch_size, progress=progress)
+    gap = completeness_gap(model, x, y, phi, [*us], **settings)
     allowed = tol * flat(phi).abs().sum(1) + 1e3 * torch.finfo(x.dtype).eps
     if (gap.abs() > allowed).any():
         raise ValueError(

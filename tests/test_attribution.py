@@ -1,4 +1,4 @@
-"Attributions against captum, shap, closed forms and numerical optimisation; side effects, batching, bad input."
+"""Attributions against captum, shap, closed forms and numerical optimisation; bad input."""
 
 import warnings
 from functools import partial
@@ -18,11 +18,12 @@ from advinterp.core import class_output
 from advinterp.linear import linear_ig
 
 quick = settings(deadline=None, max_examples=25)
+close = partial(torch.testing.assert_close, rtol=0)
 OUTPUTS = ["logit", "prob", "logprob", "loss"]
 METHODS = {
     "saliency": A.saliency,
     "input_x_grad": A.input_x_grad,
-    "integrated_gradients": partial(A.integrated_gradients, n_steps=8),
+    "integrated_gradients": partial(A.integrated_gradients, steps=8),
     "smoothgrad": partial(A.smoothgrad, n_samples=4),
     "vargrad": partial(A.vargrad, n_samples=4),
     "sparsified_smoothgrad": partial(A.sparsified_smoothgrad, n_samples=4),
@@ -34,11 +35,12 @@ every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
 class Counted(nn.Module):
-    "Remembers the largest batch it has seen."
+    """Remembers the largest batch it has seen."""
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.seen = net, 0
+        self.net = net
+        self.seen = 0
 
     def forward(self, x):
         self.seen = max(self.seen, len(x))
@@ -46,7 +48,7 @@ class Counted(nn.Module):
 
 
 def madry(width=4):
-    "The layout of the MNIST net of Chalasani et al. on 8x8 images: ReLU meets max-pooling."
+    """The layout of the MNIST net of Chalasani et al. on 8x8 images: ReLU meets max-pooling."""
     return nn.Sequential(
         nn.Conv2d(1, width, 5, padding=2),
         nn.ReLU(),
@@ -72,13 +74,26 @@ def bn_net():
     )
 
 
+def two_layers(d, hidden, n, act=nn.Tanh):
+    return nn.Sequential(nn.Linear(d, hidden), act(), nn.Linear(hidden, n)).double()
+
+
+def one_layer(n, *before):
+    return nn.Sequential(*before, nn.Linear(9, n)).double()
+
+
 @pytest.fixture
 def batch():
     torch.manual_seed(0)
     return torch.rand(6, 1, 8, 8, dtype=torch.double), torch.tensor([0, 1, 2, 2, 1, 0])
 
 
-# against other implementations
+# ---------------------------------------------------------------- against other implementations
+
+
+def captum_ig(net, x, y, baseline, output, **settings):
+    captum = IntegratedGradients(lambda x, y: class_output(net(x), y, output))
+    return captum.attribute(x, baseline, additional_forward_args=y, **settings).detach()
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -88,104 +103,70 @@ def batch():
 )
 def test_ig_equals_captum(batch, output, method):
     (x, y), net = batch, madry().double()
-    theirs = IntegratedGradients(lambda x, y: class_output(net(x), y, output)).attribute(
-        x, 0.3 * torch.ones_like(x), additional_forward_args=y, n_steps=20, method=method
-    )
-    ours = A.integrated_gradients(
-        net, x, y, output=output, baseline=0.3, n_steps=20, method=method, batch_size=7
-    )
+    baseline = 0.3 * torch.ones_like(x)
+    theirs = captum_ig(net, x, y, baseline, output, n_steps=20, method=method)
     if method == "riemann_trapezoid":
         theirs = theirs * 20 / 19  # captum's weights sum to 19/20
-    torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=0)
+    settings = dict(output=output, baseline=0.3, steps=20, method=method, batch_size=7)
+    close(A.integrated_gradients(net, x, y, **settings), theirs, atol=1e-6)
 
 
 def test_ig_equals_captum_in_single_precision(batch):
     x, y, net = batch[0].float(), batch[1], madry()
-    torch.testing.assert_close(
-        A.integrated_gradients(net, x, y),
-        IntegratedGradients(net)
-        .attribute(x, target=y, n_steps=50, method="riemann_middle")
-        .detach(),
-        atol=1e-6,
-        rtol=1e-5,
-    )
-
-
-def one_layer(n, *before):
-    return nn.Sequential(*before, nn.Linear(9, n)).double()
+    theirs = IntegratedGradients(net).attribute(x, target=y, n_steps=50, method="riemann_middle")
+    ours = A.integrated_gradients(net, x, y)
+    torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "classes, output", [(1, o) for o in OUTPUTS] + [(2, o) for o in OUTPUTS] + [(4, "logit")]
+    "n_outputs, output", [*((n, o) for n in (1, 2) for o in OUTPUTS), (4, "logit")]
 )
 @pytest.mark.parametrize("flatten", [False, True])
-def test_ig_of_a_one_layer_net_is_exact(classes, output, flatten):
+def test_ig_of_a_one_layer_net_is_exact(n_outputs, output, flatten):
     torch.manual_seed(0)
-    net = one_layer(classes, *[nn.Flatten()] * flatten)
-    x, y = (
-        torch.randn(7, *(1, 3, 3) if flatten else (9,), dtype=torch.double),
-        torch.tensor([0, 1, 1, 0, 1, 0, 0]),
-    )
+    net = one_layer(n_outputs, *[nn.Flatten()] * flatten)
+    x = torch.randn(7, *(1, 3, 3) if flatten else (9,), dtype=torch.double)
+    y = torch.tensor([0, 1, 1, 0, 1, 0, 0])
     us = torch.randn_like(x), torch.zeros_like(x[0])
-    ours, gap = A.integrated_gradients(
-        net, x, y, output=output, baseline=us[0], n_steps=2, batch_size=3, return_gap=True
-    )
-    theirs = (
-        IntegratedGradients(lambda x, y: class_output(net(x), y, output))
-        .attribute(x, us[0], additional_forward_args=y, n_steps=200, method="gausslegendre")
-        .detach()
-    )
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    run = partial(A.integrated_gradients, net, x, y, output=output)
+    ours, gap = run(baseline=us[0], steps=2, batch_size=3, return_gap=True)
+    theirs = captum_ig(net, x, y, us[0], output, n_steps=200, method="gausslegendre")
+    close(ours, theirs, atol=1e-6)
     assert gap.abs().max() < 1e-13
-    both, gap = A.integrated_gradients(net, x, y, output=output, baseline=us, return_gap=True)
-    torch.testing.assert_close(
-        both, (ours + A.integrated_gradients(net, x, y, output=output)) / 2, atol=1e-14, rtol=0
-    )
+    both, gap = run(baseline=us, return_gap=True)
+    close(both, (ours + run()) / 2, atol=1e-14)
     assert gap.abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("output, act", [("prob", torch.sigmoid), ("logprob", F.logsigmoid)])
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 1e4])
-def test_ig_of_a_one_layer_net_is_lemma_4_1(output, act, scale):
+@pytest.mark.parametrize("label", [0, 1])
+def test_ig_of_a_one_layer_net_is_lemma_4_1(output, act, scale, label):
     torch.manual_seed(0)
     one, two = one_layer(1), one_layer(2)
     x, u = torch.randn(2, 7, 9, dtype=torch.double)
     x = u + scale * (x - u)
-    for c in (0, 1):
-        w, b = (2 * c - 1) * one[0].weight[0].detach(), (2 * c - 1) * one[0].bias.item()
-        torch.testing.assert_close(
-            A.integrated_gradients(one, x, torch.full((7,), c), output=output, baseline=u),
-            linear_ig(act, w, x, u, b),
-            atol=0,
-            rtol=1e-9,
-        )
-        w, b = (
-            two[0].weight[c].detach() - two[0].weight[1 - c].detach(),
-            (two[0].bias[c] - two[0].bias[1 - c]).item(),
-        )
-        torch.testing.assert_close(
-            A.integrated_gradients(two, x, torch.full((7,), c), output=output, baseline=u),
-            linear_ig(act, w, x, u, b),
-            atol=0,
-            rtol=1e-9,
-        )
-    torch.testing.assert_close(
-        A.integrated_gradients(one, x, torch.ones(7).long(), output=output, baseline=x),
-        torch.zeros_like(x),
-    )
+    y = torch.full((7,), label)
+    sign = 2 * label - 1
+    w, b = one[0].weight[0].detach(), one[0].bias.item()
+    w_two = (two[0].weight[label] - two[0].weight[1 - label]).detach()
+    b_two = (two[0].bias[label] - two[0].bias[1 - label]).item()
+    for net, weight, bias in ((one, sign * w, sign * b), (two, w_two, b_two)):
+        ours = A.integrated_gradients(net, x, y, output=output, baseline=u)
+        lemma = linear_ig(act, weight, x, u, bias)
+        torch.testing.assert_close(ours, lemma, atol=0, rtol=1e-9)
+    nowhere = A.integrated_gradients(one, x, y, output=output, baseline=x)
+    torch.testing.assert_close(nowhere, torch.zeros_like(x))
 
 
-def test_ig_of_a_one_layer_net_is_deep_shap():
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_ig_of_a_one_layer_net_is_deep_shap(output):
     torch.manual_seed(0)
     net = one_layer(1)
     x, us = torch.randn(2, 7, 9, dtype=torch.double)
-    for output in OUTPUTS:
-        torch.testing.assert_close(
-            A.deep_shap(net, x, torch.ones(7).long(), output=output, background=us),
-            A.integrated_gradients(net, x, torch.ones(7).long(), output=output, baseline=[*us]),
-            atol=1e-9,
-            rtol=0,
-        )
+    y = torch.ones(7).long()
+    shap = A.deep_shap(net, x, y, output=output, background=us)
+    close(shap, A.integrated_gradients(net, x, y, output=output, baseline=[*us]), atol=1e-9)
 
 
 class Bent(nn.Linear):
@@ -209,130 +190,160 @@ def test_ig_of_other_models_is_a_quadrature(make):
     net = make()
     net = net.double() if isinstance(net, nn.Module) else net
     x, y = torch.randn(7, 9, dtype=torch.double), torch.tensor([0, 1, 1, 0, 1, 0, 0])
-    auto, middle, fine = (
-        A.integrated_gradients(net, x, y, output="prob", baseline=x.flip(0), **kw)
-        for kw in (dict(), dict(method="riemann_middle"), dict(method="gausslegendre", n_steps=500))
-    )
-    torch.testing.assert_close(auto, middle, atol=0, rtol=0)
-    torch.testing.assert_close(auto, fine, atol=1e-2, rtol=0)
+    run = partial(A.integrated_gradients, net, x, y, output="prob", baseline=x.flip(0))
+    close(run(), run(method="riemann_middle"), atol=0)
+    close(run(), run(method="gausslegendre", steps=500), atol=1e-2)
 
 
-def test_ig_of_a_one_layer_net_sees_hooks_and_bad_input():
+def test_ig_of_a_one_layer_net_sees_hooks():
     torch.manual_seed(0)
     net = one_layer(1)
     x, y = torch.randn(5, 9, dtype=torch.double), torch.tensor([0, 1, 1, 0, 1])
-    net[0].register_forward_hook(lambda m, args, out: out.square())
-    assert (
-        not A.is_affine(net)
-        and A.integrated_gradients(net, x, y, n_steps=500, return_gap=True)[1].abs().max() < 1e-4
-    )
-    for output in OUTPUTS:
-        with pytest.raises(ValueError, match="labels from 1 to 2"):
-            A.integrated_gradients(one_layer(1), x, y + 1, output=output)
+    net[0].register_forward_hook(lambda module, args, out: out.square())
+    assert not A.is_affine(net)
+    gap = A.integrated_gradients(net, x, y, steps=500, return_gap=True)[1]
+    assert gap.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_ig_of_a_one_layer_net_checks_labels(output):
+    x, y = torch.randn(5, 9, dtype=torch.double), torch.tensor([1, 2, 2, 1, 2])
+    with pytest.raises(ValueError, match="labels from 1 to 2"):
+        A.integrated_gradients(one_layer(1), x, y, output=output)
 
 
 def test_deep_shap_equals_shap(batch):
     shap = pytest.importorskip("shap", reason="shap is not installed")
-    x, y, net, us = batch[0].float(), batch[1], madry(), torch.rand(5, 1, 8, 8)
+    x, y, net = batch[0].float(), batch[1], madry()
+    us = torch.rand(5, 1, 8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = torch.as_tensor(
-            shap.DeepExplainer(net, us).shap_values(x, check_additivity=False)
-        )  # (B, 1, 8, 8, classes)
-    theirs = theirs[torch.arange(6), ..., y].float()
-    torch.testing.assert_close(A.deep_shap(net, x, y, background=us), theirs, atol=1e-5, rtol=1e-3)
+        values = shap.DeepExplainer(net, us).shap_values(x, check_additivity=False)
+    theirs = torch.as_tensor(values)[torch.arange(6), ..., y].float()  # of (B, 1, 8, 8, classes)
+    ours = A.deep_shap(net, x, y, background=us)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 def test_smoothgrad_and_vargrad_estimate_what_captum_does(batch):
-    (x, y), net, n = (batch[0][:2], batch[1][:2]), madry().double(), 1500
+    x, y = batch[0][:2], batch[1][:2]
+    net, n = madry().double(), 1500
     torch.manual_seed(1)
     tunnel = NoiseTunnel(Saliency(net))
-    kw = dict(nt_samples=n, nt_samples_batch_size=100, stdevs=0.2, target=y, abs=False)
+    settings = dict(nt_samples=n, nt_samples_batch_size=100, stdevs=0.2, target=y, abs=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sg, vg = (tunnel.attribute(x, nt_type=t, **kw).detach() for t in ("smoothgrad", "vargrad"))
-    kw = dict(n_samples=n, sigma=0.2, relative=False)
-    assert (
-        (A.smoothgrad(net, x, y, **kw) - sg).abs() < 6 * (2 * vg / n).sqrt() + 1e-9
-    ).all()  # two independent means
-    ours = A.vargrad(net, x, y, **kw)
-    assert (ours / vg - 1).abs().mean() < 0.1 and ours.sum().item() == pytest.approx(
-        vg.sum().item(), rel=0.05
-    )
+        mean = tunnel.attribute(x, nt_type="smoothgrad", **settings).detach()
+        variance = tunnel.attribute(x, nt_type="vargrad", **settings).detach()
+    noise = dict(n_samples=n, sigma=0.2, relative=False)
+    difference = (A.smoothgrad(net, x, y, **noise) - mean).abs()
+    assert (difference < 6 * (2 * variance / n).sqrt() + 1e-9).all()  # two independent means
+    ours = A.vargrad(net, x, y, **noise)
+    assert (ours / variance - 1).abs().mean() < 0.1
+    assert ours.sum().item() == pytest.approx(variance.sum().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.05])
 def test_moreau_grad_is_the_minimiser(eta):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    net = two_layers(5, 8, 2)
     x, y, lam = torch.randn(1, 5, dtype=torch.double), torch.tensor([1]), 0.8
 
-    def objective(d):  # d = p - q, p and q >= 0: smooth, for any eta
-        p, q = torch.as_tensor(d).requires_grad_().split(5)
-        v = net(x + p - q)[0, 1] + (p - q).square().sum() / (2 * lam) + eta * (p + q).sum()
-        return v.item(), torch.cat(torch.autograd.grad(v, (p, q))).numpy()
+    def objective(values):  # delta = p - q, p and q >= 0: smooth, for any eta
+        p, q = torch.as_tensor(values).requires_grad_().split(5)
+        delta = p - q
+        value = net(x + delta)[0, 1] + delta.square().sum() / (2 * lam) + eta * (p + q).sum()
+        return value.item(), torch.cat(torch.autograd.grad(value, (p, q))).numpy()
 
-    best = minimize(
-        objective,
-        np.zeros(10),
-        jac=True,
-        bounds=[(0, None)] * 10,
-        method="L-BFGS-B",
-        options=dict(ftol=1e-15, gtol=1e-10),
-    ).x
-    ours = A.moreau_grad(net, x, y, lam=lam, eta=eta, n_samples=1, sigma=0.0, steps=1500, average=1)
+    settings = dict(jac=True, bounds=[(0, None)] * 10, method="L-BFGS-B")
+    options = dict(ftol=1e-15, gtol=1e-10)
+    best = minimize(objective, np.zeros(10), options=options, **settings).x
+    exact = dict(n_samples=1, sigma=0.0, steps=1500, average=1)
+    ours = A.moreau_grad(net, x, y, lam=lam, eta=eta, **exact)
     np.testing.assert_allclose(ours[0], -(best[:5] - best[5:]) / lam, atol=1e-6)
 
 
-# laws
+# ---------------------------------------------------------------- what the model looks for
+
+
+def climbed(mu, **settings):
+    """A linear model, and what it looks for from the middle of the box under a pull `mu`."""
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3)
+    net.weight.data += 0.1 * net.weight.data.sign()  # no entry hardly matters
+    y = torch.tensor([0, 2])
+    start = torch.full((2, 6), 0.5)
+    found = A.feature_visualization(net, y, (6,), mu=mu, start=start, **settings)
+    return net.weight[y].detach(), start, found
+
+
+def test_without_a_pull_the_climb_ends_in_a_corner():
+    w, _, found = climbed(0.0, steps=300, lr=0.1)
+    assert torch.equal(found, (w > 0).float())
+
+
+@pytest.mark.parametrize("mu", [2.0, 5.0])
+def test_the_pull_is_towards_the_start(mu):
+    lr = 0.002
+    w, start, found = climbed(mu, steps=400, lr=lr)
+    best = start + w / mu  # the maximum of <w, x> - mu/2 |x - start|^2
+    assert 0.05 < (best - start).abs().max() < 0.5  # moves, and stays inside the box
+    close(found, best, atol=2 * lr * 6**0.5)  # steps of a fixed length end around it
+
+
+# ---------------------------------------------------------------- laws
+
+
+ACTIVATIONS = dict(
+    relu=F.relu,
+    gelu=F.gelu,
+    softplus=F.softplus,
+    leaky_relu=F.leaky_relu,
+    tanh=torch.tanh,
+    hardswish=F.hardswish,
+)
 
 
 @quick
 @given(
     st.integers(0, 10**6),
     st.sampled_from(OUTPUTS),
-    st.sampled_from(["relu", "gelu", "softplus", "leaky_relu", "tanh", "hardswish"]),
+    st.sampled_from([*ACTIVATIONS]),
     st.booleans(),
 )
 def test_deep_shap_is_complete_on_random_nets(seed, output, act, residual):
     torch.manual_seed(seed)
-    f = getattr(F, act) if act != "tanh" else torch.tanh
-    a, b, c = nn.Linear(6, 6).double(), nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
+    func = ACTIVATIONS[act]
+    first, second, last = nn.Linear(6, 6).double(), nn.Linear(6, 6).double(), nn.Linear(6, 3)
+    last.double()
 
     def net(x):
-        h = f(a(x))
-        g = f(b(h))  # one function, used twice
-        return c(h + g if residual else F.max_pool1d(g[:, None], 3, 1, 1)[:, 0])
+        once = func(first(x))
+        twice = func(second(once))  # one function, used twice
+        return last(once + twice if residual else F.max_pool1d(twice[:, None], 3, 1, 1)[:, 0])
 
-    x, u = torch.randn(4, 6, dtype=torch.double), torch.randn(3, 6, dtype=torch.double)
-    phi, gap = A.deep_shap(
-        net, x, torch.tensor([0, 1, 2, 0]), output=output, background=u, return_gap=True
-    )
+    x, us = torch.randn(4, 6, dtype=torch.double), torch.randn(3, 6, dtype=torch.double)
+    y = torch.tensor([0, 1, 2, 0])
+    phi, gap = A.deep_shap(net, x, y, output=output, background=us, return_gap=True)
     assert gap.abs().max() < 1e-9
-    expected = (
-        class_output(net(x), torch.tensor([0, 1, 2, 0]), output)
-        - sum(class_output(net(v.expand_as(x)), torch.tensor([0, 1, 2, 0]), output) for v in u) / 3
-    )
-    torch.testing.assert_close(phi.sum(1), expected.detach(), atol=1e-9, rtol=0)
+    of_backgrounds = [class_output(net(u.expand_as(x)), y, output) for u in us]
+    change = class_output(net(x), y, output) - sum(of_backgrounds) / 3
+    close(phi.sum(1), change.detach(), atol=1e-9)
 
 
 @quick
 @given(st.integers(0, 10**6), st.sampled_from(OUTPUTS))
 def test_ig_is_complete_and_zero_where_the_input_is_the_baseline(seed, output):
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    x, u, y = (
-        torch.randn(4, 6, dtype=torch.double),
-        torch.randn(4, 6, dtype=torch.double),
-        torch.tensor([0, 1, 2, 0]),
-    )
+    net = two_layers(6, 8, 3)
+    x, u = torch.randn(4, 6, dtype=torch.double), torch.randn(4, 6, dtype=torch.double)
+    y = torch.tensor([0, 1, 2, 0])
     u[:, 2] = x[:, 2]
-    ig, gap = A.integrated_gradients(
-        net, x, y, output=output, baseline=u, n_steps=100, return_gap=True
-    )
-    assert gap.abs().max() < 5e-3 and (ig[:, 2] == 0).all()
-    back = A.integrated_gradients(net, u, y, output=output, baseline=x, n_steps=100)
-    torch.testing.assert_close(back, -ig, atol=1e-6, rtol=0)  # antisymmetric
+    settings = dict(output=output, steps=100)
+    ig, gap = A.integrated_gradients(net, x, y, baseline=u, return_gap=True, **settings)
+    assert gap.abs().max() < 5e-3
+    assert (ig[:, 2] == 0).all()
+    back = A.integrated_gradients(net, u, y, baseline=x, **settings)
+    close(back, -ig, atol=1e-6)  # antisymmetric
 
 
 @every
@@ -340,19 +351,13 @@ def test_ig_is_complete_and_zero_where_the_input_is_the_baseline(seed, output):
 def test_shape_and_independence_of_the_batch(method, output, batch):
     (x, y), net = batch, bn_net().double().train()
     whole = method(net, x, y, output=output)
-    assert (
-        whole.shape == x.shape
-        and whole.dtype == x.dtype
-        and whole.isfinite().all()
-        and not whole.requires_grad
-    )
-    parts = torch.cat(
-        [method(net, x[i : i + 1], y[i : i + 1], output=output) for i in range(len(x))]
-    )
-    torch.testing.assert_close(
-        method(net, x, y, output=output, batch_size=4), whole, atol=1e-9, rtol=0
-    )
-    torch.testing.assert_close(parts, whole, atol=1e-9, rtol=0)
+    assert whole.shape == x.shape
+    assert whole.dtype == x.dtype
+    assert whole.isfinite().all()
+    assert not whole.requires_grad
+    close(method(net, x, y, output=output, batch_size=4), whole, atol=1e-9)
+    parts = [method(net, *pair, output=output) for pair in zip(x.split(1), y.split(1))]
+    close(torch.cat(parts), whole, atol=1e-9)
 
 
 @every
@@ -372,8 +377,8 @@ def test_no_side_effects(method, batch):
     def state():
         return (
             [p.requires_grad for p in net.parameters()],
-            [m.training for m in net.modules()],
-            [b.clone().tolist() for b in net.buffers()],
+            [module.training for module in net.modules()],
+            [buffer.clone().tolist() for buffer in net.buffers()],
             torch.random.get_rng_state().tolist(),
             x.tolist(),
         )
@@ -382,7 +387,9 @@ def test_no_side_effects(method, batch):
     with torch.no_grad():
         method(net, x, y)
         assert not torch.is_grad_enabled()
-    assert state() == before and x.grad is None and all(p.grad is None for p in net.parameters())
+    assert state() == before
+    assert x.grad is None
+    assert all(p.grad is None for p in net.parameters())
     with pytest.raises(ValueError):
         method(net, x, y + 1)  # an exception in the middle
     assert state() == before
@@ -401,7 +408,7 @@ def test_models_with_one_logit_and_empty_batches(method):
 @every
 def test_bad_input(method, batch):
     (x, y), net = batch, madry().double()
-    for kw, error, words in [
+    for change, error, words in [
         (dict(y=y + 1), ValueError, "labels from 1 to 3"),
         (dict(y=y[:2]), ValueError, "6 class indices"),
         (dict(y=y.double()), TypeError, "class indices"),
@@ -411,24 +418,27 @@ def test_bad_input(method, batch):
         (dict(batch_size=0), ValueError, "batch_size=0"),
     ]:
         with pytest.raises(error, match=words):
-            method(**{**dict(model=net, x=x, y=y), **kw})
+            method(**{**dict(model=net, x=x, y=y), **change})
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(8, 8).double()
+        self.out = nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        h = x[:, 0]
+        weights = F.softmax(4 * self.query(h) @ h.transpose(1, 2), -1)
+        return self.out((weights @ h).mean(1))
 
 
 def test_deep_shap_refuses_what_it_cannot_explain(batch):
     x, y = batch
-
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.out = nn.Linear(8, 8).double(), nn.Linear(8, 3).double()
-
-        def forward(self, x):
-            h = x[:, 0]
-            return self.out((F.softmax(4 * self.q(h) @ h.transpose(1, 2), -1) @ h).mean(1))
-
-    net = Attention()
+    torch.manual_seed(0)
+    us = torch.rand(3, 1, 8, 8, dtype=torch.double)
     with pytest.raises(ValueError, match="Use integrated_gradients"):
-        A.deep_shap(net, x, y, background=torch.rand(3, 1, 8, 8, dtype=torch.double))
+        A.deep_shap(Attention(), x, y, background=us)
 
 
 def test_paper_presets():
@@ -436,29 +446,60 @@ def test_paper_presets():
     net = nn.Linear(7, 1).double()
     x = torch.randn(5, 7, dtype=torch.double)
     p = torch.stack([net(x * k / 20).sigmoid() for k in range(20)]).detach()
-    torch.testing.assert_close(
-        A.paper_table_ig(net, x), x * net.weight.detach() * (p * (1 - p)).mean(0), atol=1e-6, rtol=0
-    )
-    smooth, y = (
-        nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 3)).double(),
-        torch.tensor([0, 1, 2, 0, 1]),
-    )
-    g = [A.saliency(smooth, x * k / 100, y) for k in range(1, 100)]
-    torch.testing.assert_close(
-        A.paper_image_ig(smooth, x, y), x * torch.stack(g).mean(0), atol=1e-6, rtol=0
-    )
+    by_hand = x * net.weight.detach() * (p * (1 - p)).mean(0)
+    close(A.paper_table_ig(net, x), by_hand, atol=1e-6)
+    smooth, y = two_layers(7, 8, 3), torch.tensor([0, 1, 2, 0, 1])
+    g = torch.stack([A.saliency(smooth, x * k / 100, y) for k in range(1, 100)])
+    close(A.paper_image_ig(smooth, x, y), x * g.mean(0), atol=1e-6)
 
 
 def test_pretrained_style_network_runs_under_every_method():
-    torchvision = pytest.importorskip("torchvision")
+    """Reused, in-place ReLU and residual sums."""
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     torch.manual_seed(0)
-    net = torchvision.models.resnet18(
-        num_classes=4
-    ).double()  # reused, in-place ReLU and residual sums
+    net = torchvision.models.resnet18(num_classes=4).double()
     x, y = torch.rand(2, 3, 32, 32, dtype=torch.double), torch.tensor([1, 3])
     phi, gap = A.deep_shap(net, x, y, return_gap=True)
-    assert phi.shape == x.shape and gap.abs().max() < 1e-9
-    assert A.moreau_grad(net, x, y, patch=14, steps=3, average=1, n_samples=2).shape == x.shape
+    assert phi.shape == x.shape
+    assert gap.abs().max() < 1e-9
+    few = dict(steps=3, average=1, n_samples=2)
+    assert A.moreau_grad(net, x, y, patch=14, **few).shape == x.shape
+
+
+# ---------------------------------------------------------------- names and bars
+
+
+@pytest.mark.parametrize(
+    "method, old, new",
+    [
+        (A.saliency, dict(abs=True), dict(absolute=True)),
+        (A.smoothgrad, dict(abs=True, n_samples=2), dict(absolute=True, n_samples=2)),
+        (A.vargrad, dict(abs=True, n_samples=2), dict(absolute=True, n_samples=2)),
+        (A.integrated_gradients, dict(n_steps=3), dict(steps=3)),
+    ],
+)
+def test_old_names_of_arguments_still_work(method, old, new, batch):
+    (x, y), net = batch, madry().double()
+    with pytest.warns(FutureWarning, match="="):
+        found = method(net, x, y, **old)
+    assert torch.equal(found, method(net, x, y, **new))
+    assert not torch.equal(found, method(net, x, y))
+
+
+@every
+def test_a_bar_is_shown_unless_it_is_switched_off(method, batch, monkeypatch):
+    (x, y), net = batch, madry().double()
+    bars = []
+
+    def shown(steps, **settings):
+        bars.append(settings)
+        return steps
+
+    monkeypatch.setattr("tqdm.tqdm", shown)
+    method(net, x, y, batch_size=2, progress=False)
+    assert not bars
+    method(net, x, y, batch_size=2)
+    assert bars[0] == dict(delay=5, leave=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
