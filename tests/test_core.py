@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from advinterp.core import check_choice, check_count, input_grad, task_loss, unreduced
+from advinterp.core import (
+    check_choice,
+    check_count,
+    class_output,
+    frozen,
+    input_grad,
+    predicted,
+    task_loss,
+    top_count,
+    unreduced,
+)
 
 
 def batch():
@@ -106,6 +116,49 @@ def test_functions_and_losses_of_their_own_are_called_as_they_are():
     with pytest.raises(ValueError, match="one loss per example"):
         unreduced(mean)(logits, y)
     assert mean.reduction == "mean"
+
+
+def test_the_parts_of_an_example_are_added():
+    logits, y = batch()
+    parts = unreduced(lambda logits, y: logits.square())(logits, y)
+    torch.testing.assert_close(parts, logits.square().sum(1))
+
+
+@pytest.mark.parametrize("output", ["logit", "prob", "logprob", "loss"])
+def test_one_logit_is_the_log_odds_of_two(output):
+    z = torch.tensor([0.3, -0.2, 2.0, -3.0], dtype=torch.double)
+    y = torch.tensor([1, 1, 0, 0])
+    two = torch.stack([-z / 2, z / 2], 1)
+    expected = class_output(two, y, output)
+    if output == "logit":
+        expected = 2 * expected
+    for logits in (z, z[:, None]):
+        torch.testing.assert_close(class_output(logits, y, output), expected)
+        assert predicted(logits).tolist() == predicted(two).tolist() == [1, 0, 1, 0]
+
+
+def test_a_share_is_at_least_one_entry():
+    rows = torch.tensor([[0.0, 0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    assert top_count(rows, 0.01).tolist() == [1, 1]
+    assert top_count(rows, 0.6).tolist() == [3, 3]
+    assert top_count(rows, 0.6, nonzero=True).tolist() == [2, 3]
+    assert top_count(torch.zeros(1, 5), 0.6, nonzero=True).tolist() == [1]
+
+
+def test_flags_and_modes_come_back():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
+    model[0].weight.requires_grad_(False)
+    model[1].eval()
+
+    def state():
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        return flags, [module.training for module in model.modules()]
+
+    before = state()
+    with pytest.raises(KeyError), frozen(model, training=False):
+        assert state() == ([False] * 4, [False] * 4)
+        raise KeyError
+    assert state() == before
 
 
 def test_the_gradient_is_that_of_each_example():
