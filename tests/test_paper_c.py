@@ -1,95 +1,160 @@
-"Paper C from end to end on tiny cells in place of every kind of image: all jobs, every table and figure, claims, and their published neighbours."
+"""Paper C from end to end, on tiny cells in place of every kind of image."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from advinterp.jobs import check_out, job_folder, read_job, run_jobs
+from advinterp.jobs import check_out, read_job, run_jobs
 from advinterp.papers import c as paper_c
-from advinterp.papers.c import items_c, run_c
+from advinterp.papers.c import items_c
+from advinterp.papers.common import read_published
 
 TINY = dict(net="small", size=32, n_train=40, n_test=40, epochs=1, bs=20)
+MANY = dict(n=4, copies=4, steps=3, radii=[0.1, 0.2], patch=4, aopc=[5, 10, 20], soft=True)
+RETRAIN = dict(n=40, epochs=1, lr=1e-3, bs=20, fractions=[0.5])
+
+
+def replace_presets(patch):
+    """The quick preset at a scale of seconds."""
+    cells = {**paper_c._scale["quick"]["cells"], **TINY}
+    patch.setitem(paper_c._scale["quick"], "cells", cells)
+    patch.setitem(paper_c._kinds, "quick", dict.fromkeys(("photos", "cells", "maps"), "cells"))
+    patch.setitem(paper_c._retrain, "quick", RETRAIN)
+    patch.setitem(paper_c._many, "quick", MANY)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    "The items, and a folder with all runs that figures and claims of one seed need."
-    with pytest.MonkeyPatch.context() as m:
-        quick = paper_c._scale["quick"]["cells"]
-        m.setitem(paper_c._scale["quick"], "cells", {**quick, **TINY})
-        m.setitem(paper_c._kinds, "quick", dict(photos="cells", cells="cells", maps="cells"))
-        m.setitem(paper_c._retrain, "quick", dict(n=40, epochs=1, lr=1e-3, bs=20, fractions=[0.5]))
-        m.setitem(
-            paper_c._many,
-            "quick",
-            dict(n=4, copies=4, steps=3, radii=[0.1, 0.2], patch=4, aopc=[5, 10, 20], soft=True),
-        )
-        out, items = check_out(tmp_path_factory.mktemp("c")), {i.name: i for i in items_c()}
-        wanted = [
-            j for n in ("C.fig5", "C.table5", "C.fig9", "C.table2") for j in items[n].jobs("quick")
-        ] + items["C.fig13"].jobs("quick")[:4]
+    """The items, and a folder with all runs that figures and claims of one seed need."""
+    with pytest.MonkeyPatch.context() as patch:
+        replace_presets(patch)
+        out = check_out(tmp_path_factory.mktemp("c"))
+        items = {item.name: item for item in items_c()}
+        wanted = items["C.fig13"].jobs("quick")[:4]
+        for name in ("C.fig5", "C.table5", "C.fig9", "C.table2"):
+            wanted += items[name].jobs("quick")
         states = run_jobs(wanted, out, progress=False)
-        assert set(states.values()) == {"done"}, [f.read_text() for f in (out / "failed").glob("*")]
-        yield items, out, {n: i.sections(out) for n, i in items.items()}
+        errors = [path.read_text() for path in (out / "failed").glob("*")]
+        assert set(states.values()) == {"done"}, errors
+        yield items, out, {name: item.sections(out) for name, item in items.items()}
+
+
+def rows_of(item, out, **which):
+    """The rows of the jobs of an item with these settings, seed by seed."""
+    jobs = [job for job in item.jobs("quick") if which.items() <= job.settings.items()]
+    jobs.sort(key=lambda job: job.settings["seed"])
+    return [read_job(job, out)["row"] for job in jobs]
+
+
+def every_section(shown):
+    return [section for sections in shown.values() for section in sections]
 
 
 def test_every_item_is_shown(study):
-    items, out, shown = study
-    assert {n for n, s in shown.items() if not s} == {
-        "C.table4_pretrained"
-    }  # needs weights that only the development packages bring
-    assert all(s.title and s.text for ss in shown.values() for s in ss)
-    names = [f for ss in shown.values() for s in ss for f in s.figures]
-    assert len(names) == len(set(names)) and {
-        f"C_fig{i}" for i in (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
-    } | {"C_fig5_overlap", "C_fig5_ssim"} == set(names)
-    assert all(len(alt) > 20 for ss in shown.values() for s in ss for _, alt in s.figures.values())
+    _, _, shown = study
+    empty = {name for name, sections in shown.items() if not sections}
+    assert empty == {"C.table4_pretrained"}  # its weights come with the development packages
+    for section in every_section(shown):
+        assert section.title and section.text
+
+
+def test_every_figure_is_drawn_once_and_described(study):
+    _, _, shown = study
+    numbers = set(range(1, 17)) - {5}
+    expected = {f"C_fig{number}" for number in numbers} | {"C_fig5_overlap", "C_fig5_ssim"}
+    figures = [figure for section in every_section(shown) for figure in section.figures.items()]
+    assert sorted(name for name, _ in figures) == sorted(expected)
+    for name, (_, alt) in figures:
+        assert len(alt) > 20, name
 
 
 def test_table_3_holds_means_and_published_values(study):
-    _, out, shown = study
-    t = shown["C.table3"][0].table.set_index("training")
-    rows = [read_job(run_c("photos", seed=s), out)["row"] for s in range(3)]
-    assert t.loc["standard", "Gini"].startswith(f"{100 * np.mean([r['gini'] for r in rows]):.2f} ±")
-    assert (
-        t.loc["L1 0.05", ["DiffROAR, paper", "Gini, paper", "accuracy, paper"]]
-        == ["2.12", "62.04", "84.13"]
-    ).all()
+    items, out, shown = study
+    table = shown["C.table3"][0].table.set_index("training")
+    rows = rows_of(items["C.table3"], out, norm=None)
+    mean = 100 * np.mean([row["gini"] for row in rows])
+    assert table.loc["standard", "Gini"].startswith(f"{mean:.2f} ±")
+    published = ["DiffROAR, paper", "Gini, paper", "accuracy, paper"]
+    assert table.loc["L1 0.05", published].tolist() == ["2.12", "62.04", "84.13"]
+
+
+@pytest.mark.parametrize("name", ["c_table2", "c_table3", "c_table4", "c_table6"])
+def test_published_strengths_are_those_of_the_paper_preset(name):
+    """Every row of a published table has its runs, no strength twice."""
+    item = next(item for item in items_c() if item.name == f"C.{name[2:]}")
+    published = read_published(name)
+    jobs = item.jobs("paper", "cuda")
+    is_control = [job.settings["protocol"] == "wrong_maps" for job in jobs]
+    runs = {job.name for job, control in zip(jobs, is_control) if not control}
+    assert len(runs) == 3 * len(published)
+    assert {float(np.max(job.settings["eps"])) for job in jobs} == {
+        float(np.nanmax([row.eps, getattr(row, "eps2", np.nan)])) for row in published.itertuples()
+    }
 
 
 def test_claims_are_differences_seed_by_seed(study):
-    _, out, shown = study
-    c = paper_c.claims_c(paper_c._claims2, "cells", out).set_index("claim")
-    a, b = (
-        [read_job(run_c("cells", *how, seed=s), out)["row"]["binary_recall"] for s in range(3)]
-        for how in (("l1", 0.05), (None, 0.0))
-    )
-    row = c.loc["Binary recall rises under the L1 norm"]
-    assert (
-        row.difference == pytest.approx(np.mean(np.subtract(a, b)))
-        and row.low <= row.difference <= row.high
-    )
+    items, out, shown = study
+    claims = shown["C.table2"][1].table.set_index("claim")
+    claim = claims.loc["Binary recall rises under the L1 norm"]
+    better = rows_of(items["C.table2"], out, norm="l1")
+    worse = rows_of(items["C.table2"], out, norm=None, protocol="fast")
+    differences = [a["binary_recall"] - b["binary_recall"] for a, b in zip(better, worse)]
+    assert len(differences) == 3
+    assert claim.difference.startswith(f"{np.mean(differences):+.3f} [")
+    assert claim.measured == "L1 0.05 - standard, binary recall"
 
 
-def test_fidelity_and_stability(study):
-    _, out, shown = study
-    t = shown["C.table5"][0].table.set_index("map")
-    r = [read_job(paper_c._faithful_job(s, "quick", "cpu"), out)["row"]["aopc"] for s in range(3)]
-    drops = [100 * (1 - v["sparse_MoreauGrad"][1] / v["SmoothGrad"][1]) for v in r]
-    assert float(t.loc["sparse MoreauGrad", "drop (10)"].split(" ±")[0]) == pytest.approx(
-        np.mean(drops), abs=0.01
-    )
-    stable = read_job(paper_c._stable_job("quick", "cpu"), out)["row"]
-    assert {len(v["dice"]) for v in stable.values()} == {4} and all(
-        0 <= x <= 1 for v in stable.values() for x in v["dice"]
-    )
+def test_drop_of_fidelity_is_against_the_map_before(study):
+    items, out, shown = study
+    table = shown["C.table5"][0].table.set_index("map")
+    rows = [row["aopc"] for row in rows_of(items["C.table5"], out) if "aopc" in row]
+    drops = [100 * (1 - aopc["sparse_MoreauGrad"][1] / aopc["SmoothGrad"][1]) for aopc in rows]
+    shown_drop = float(table.loc["sparse MoreauGrad", "drop (10)"].split(" ±")[0])
+    assert shown_drop == pytest.approx(np.mean(drops), abs=0.01)
+    assert table.loc["sparse MoreauGrad", "drop (10), paper"] == "32.32"
+
+
+def test_stability_is_a_share_for_each_image(study):
+    items, out, _ = study
+    job = items["C.fig5"].jobs("quick")[-1]
+    for agreement in read_job(job, out)["row"].values():
+        dice = np.array(agreement["dice"])
+        assert dice.shape == (4,)
+        assert ((dice >= 0) & (dice <= 1)).all()
+
+
+def test_post_processing_takes_the_numbers_of_its_preset(study, monkeypatch):
+    """Figure 14 of another preset has the copies and steps of that preset."""
+    _, out, _ = study
+    asked = []
+
+    def remembered(model, x, y, **how):
+        asked.append(how)
+        return torch.rand_like(x)
+
+    for name in ("smoothgrad", "sparsified_smoothgrad", "moreau_grad"):
+        monkeypatch.setattr(paper_c, name, remembered)
+    for table in (paper_c._scale, paper_c._kinds, paper_c._retrain):
+        monkeypatch.setitem(table, "other", table["quick"])
+    monkeypatch.setitem(paper_c._many, "other", dict(MANY, copies=8, steps=6))
+    figure = next(item for item in items_c() if item.name == "C.fig14")
+    assert figure.sections(out, "other")
+    assert {how["n_samples"] for how in asked} == {8, 2}
+    assert {how["steps"] for how in asked if "steps" in how} == {6}
 
 
 def test_models_are_loaded_or_trained_again(study, tmp_path):
-    "A job of several models gives the same whether it finds their runs or not."
-    _, out, _ = study
-    job = run_c("photos", "l1", 0.05)
+    """A job of several models gives the same whether it finds their runs or not."""
+    items, out, _ = study
+    which = dict(norm="l1", eps=0.05, seed=0)
+    jobs = items["C.fig5"].jobs("quick")
+    job = next(job for job in jobs if which.items() <= job.settings.items())
     x = torch.rand(3, 3, 32, 32)
-    stored, fresh = paper_c.trained_c(job, out / "runs"), paper_c.trained_c(job, tmp_path)
+    stored = paper_c._trained(job, out / "runs")
+    fresh = paper_c._trained(job, tmp_path)
     assert torch.equal(stored(x), fresh(x))
+
+
+def test_old_names_say_the_new_ones():
+    with pytest.warns(FutureWarning, match="run_c is now advinterp.papers.c._run"):
+        assert paper_c.run_c is paper_c._run

@@ -82,7 +82,7 @@ def read_published(
     if name not in known:
         raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, known))}")
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+        return pd.read_csv(file, float_precision="round_trip")
 
 # %% ../../nbs/papers/50_common.ipynb #2f6621b5
 def verdict(
@@ -111,10 +111,11 @@ def claim_row(
     sentence: str,  # what is claimed
     measured: str,  # what the difference is of
     differences: Iterable[float],  # one for each seed, positive where the claim holds
+    interval_of: Callable = seed_interval,  # differences -> (low, high)
 ) -> dict:  # claim, measured, difference, low, high, verdict
-    "A claim with the mean difference over the seeds, its 95 % t interval, and the verdict."
+    "A claim with the mean difference over the seeds, its 95 % interval, and the verdict."
     values = pd.Series(differences, dtype=float)
-    low, high = seed_interval(values)
+    low, high = interval_of(values)
     return dict(
         claim=sentence,
         measured=measured,
