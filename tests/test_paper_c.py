@@ -92,6 +92,11 @@ def test_published_strengths_are_those_of_the_paper_preset(name):
     }
 
 
+def test_strengths_are_read_to_the_last_digit():
+    """They decide the names of the runs."""
+    assert read_published("c_table3").eps.tolist()[1:4] == [0.01, 0.05, 0.1]
+
+
 def test_claims_are_differences_seed_by_seed(study):
     items, out, shown = study
     claims = shown["C.table2"][1].table.set_index("claim")

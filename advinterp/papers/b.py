@@ -34,7 +34,7 @@ from advinterp.papers.common import (
 from ..penalty import JacobianNorm, TargetMap, Targets, smoothgrad_targets, threshold_map
 from ..plots import saliency_grid
 from ..report import Section
-from ..study import StepDecay, Tick
+from ..study import SkipValidation, StepDecay, TellBatches
 from ..train import adv_learner
 
 # %% ../../nbs/papers/53_b.ipynb #39c4e9b6
@@ -148,7 +148,7 @@ def _targets(settings, dls, out):
         train.y,
         phi=1.0,
         permute=1.0 if method == "interp_permuted" else 0.0,
-        path=out / "targets" / f"{job.name}.safetensors",
+        cache=out / "targets" / job.name,
         seed=settings["seed"],
     )
     return Targets(train.x, maps)
@@ -181,7 +181,7 @@ def _train(settings, dls, out, tick=lambda: None):
         dls,
         _net(settings, dls),
         opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9)),
-        cbs=[Tick(tick), StepDecay(settings["drops"])],
+        cbs=[TellBatches(tick), SkipValidation(), StepDecay(settings["drops"])],
     )
     _protect(learn, settings, targets)
     with learn.no_bar(), learn.no_logging():

@@ -51,7 +51,7 @@ from ..penalty import GradNorm
 from ..plots import robustness_curves, saliency_grid
 from ..report import Section, interval
 from ..roar import FitAdam, diff_roar
-from ..study import StepDecay, Tick
+from ..study import SkipValidation, StepDecay, TellBatches
 from ..train import adv_learner
 
 # %% ../../nbs/papers/54_c.ipynb #0eea2f6d
@@ -454,7 +454,8 @@ def _fit(settings, tick=lambda share: None):
     dls = _loaders(settings)
     set_seed(settings["seed"])
     callbacks = [
-        Tick(lambda: tick(1 / len(dls.train))),
+        TellBatches(lambda: tick(1 / len(dls.train))),
+        SkipValidation(),
         StepDecay(settings.get("drops", ())),
     ]
     if settings["data"] in ("cells", "coco_object_masks", "cub_gha"):

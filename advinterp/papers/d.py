@@ -34,7 +34,7 @@ from ..penalty import GradNorm, WeightNorm
 from ..plots import gradient_heatmap, robustness_curves, saliency_grid
 from ..report import Section
 from ..roar import FitAdam, diff_roar
-from ..study import Tick
+from ..study import SkipValidation
 from ..train import adv_learner
 
 # %% ../../nbs/papers/55_d.ipynb #c1dfd96e
@@ -689,7 +689,7 @@ def _mlp(shape, n_out, width):
 def _image_train(settings, dls):
     set_seed(settings["seed"])
     net = _mlp(dls.train_ds.x.shape[1:], dls.c, settings["width"])
-    callbacks = [Tick(lambda: None)]
+    callbacks = [SkipValidation()]
     if _has_truth(settings):
         callbacks.append(TakeMaps())
     learn = adv_learner(dls, net, cbs=callbacks)
