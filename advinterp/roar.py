@@ -7,25 +7,21 @@ __all__ = ['Retrained', 'ranks', 'keep_part', 'FitAdam', 'FitEstimator', 'diff_r
 
 # %% ../nbs/measure/32_roar.ipynb #5dbfc1d3
 import contextlib
-import hashlib
-import json
+import shutil
+import tempfile
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm.auto import tqdm
 
-import advinterp
 from advinterp.core import (
-    atomic_path,
     check_choice,
     check_same_shape,
     check_strength,
@@ -33,6 +29,7 @@ from advinterp.core import (
     task_loss,
 )
 from .evaluate import accuracy, seed_interval
+from .jobs import Job, job_folder, read_job, run_jobs, status, write_study
 from .metrics import metric
 
 # %% ../nbs/measure/32_roar.ipynb #49780c50
@@ -165,15 +162,12 @@ class FitAdam:
 
     @property
     def settings(self):
-        """What decides the model; the network by its layers and its first weights."""
+        """What decides the model; the network by its first state."""
         with torch.random.fork_rng():
             model = self._initial(0)
-        tensors = model.state_dict().values()
-        weights = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in tensors)
         return dict(
             learner="FitAdam",
-            model=str(model),
-            weights=hashlib.sha256(weights).hexdigest(),
+            model=model,
             epochs=self.epochs,
             lr=self.lr,
             bs=self.bs,
@@ -214,37 +208,41 @@ class FitEstimator:
         return dict(learner="FitEstimator", estimator=kind, params=str(params))
 
 # %% ../nbs/measure/32_roar.ipynb #ad43c371
-def _digest(value):
-    """Hash of what JSON can write."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class _Part:
+    """The arrays of one run, made where they are used."""
+
+    data: tuple  # `_Data`
+    side: str  # of the order
+    n: int  # entries kept
+
+    @property
+    def arrays(self):
+        """What the model sees: x, y, x_test, y_test."""
+        data = self.data
+        x = _kept(data.x, data.rank, self.n, self.side, data.fill)
+        x_test = _kept(data.x_test, data.rank_test, self.n, self.side, data.fill)
+        return x, data.y, x_test, data.y_test
+
+    @property
+    def settings(self):
+        """What decides the run: the arrays and nothing else."""
+        return dict(zip(("x", "y", "x_test", "y_test"), self.arrays))
 
 
-def _key(about, *arrays):
-    """Hash of what a run depends on."""
-    sha = hashlib.sha256(_digest(about).encode())
-    for array in arrays:
-        sha.update(f"{array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array))
-    return sha.hexdigest()
+@dataclass(frozen=True)
+class _Undeclared:
+    """A learner that declares nothing: its runs are told apart within one evaluation only."""
+
+    fit: Callable
+    settings: dict = field(default_factory=dict)
+
+    def __call__(self, *args):
+        return self.fit(*args)
 
 
-def _stored(path):
-    """The accuracy in the file of a run; None where there is none, or a damaged one."""
-    try:
-        run, checksum = json.loads(path.read_text()).values()
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError):
-        run = None
-        checksum = ""
-    if _digest(run) == checksum:
-        return run["accuracy"]
-    warnings.warn(f"{path}: damaged, this run is trained again", stacklevel=2)
-    return None
-
-
-def _prepared(cache, fit):
-    """Make the folder; what the runs in it depend on besides their data and seed."""
+def _check_cache(cache, fit):
+    """Make the folder; raise ValueError where it, or the learner, cannot be used for a cache."""
     if not isinstance(getattr(fit, "settings", None), dict):
         raise ValueError(
             f"cache: fit={fit!r} does not declare what decides its models; "
@@ -256,7 +254,6 @@ def _prepared(cache, fit):
         raise ValueError(
             f"cache={str(cache)!r}: not a folder that can be written ({error.strerror})"
         ) from None
-    return json.loads(json.dumps(dict(fit.settings, version=advinterp.__version__)))
 
 # %% ../nbs/measure/32_roar.ipynb #c56785b6
 @contextlib.contextmanager
@@ -276,25 +273,38 @@ def _one_thread():
 _Data = namedtuple("_Data", "x y rank x_test y_test rank_test fill")
 
 
-def _run(data, fit, n, side, seed, about, cache):
-    """Train and test one model, or read its accuracy from the store."""
-    x = _kept(data.x, data.rank, n, side, data.fill)
-    x_test = _kept(data.x_test, data.rank_test, n, side, data.fill)
-    arrays = x, data.y, x_test, data.y_test
-    path = None
-    if cache is not None:
-        path = Path(cache) / f"{_key([about, seed], *arrays)}.json"
-        known = _stored(path)
-        if known is not None:
-            return known
-    x, y, x_test, y_test = (torch.from_numpy(np.array(values)) for values in arrays)
+def _train_and_test(folder, tick, part, fit, seed):
+    """The job of one run: train a model and test it."""
+    x, y, x_test, y_test = (torch.from_numpy(np.array(values)) for values in part.arrays)
     with _one_thread():
         score = accuracy(fit(x, y, seed), x_test, y_test)
-    if path is not None:
-        run = dict(accuracy=score, n=n, side=side, seed=seed, settings=about)
-        with atomic_path(path) as file:
-            file.write_text(json.dumps(dict(run=run, sha256=_digest(run)), indent=1))
-    return score
+    tick(1)
+    return dict(accuracy=score)
+
+
+def _drop_damaged(jobs, out):
+    """Remove the runs that are not what was stored, with a warning."""
+    for job in jobs:
+        folder = job_folder(job, out)
+        if not folder.exists():
+            continue
+        try:
+            read_job(job, out)
+        except ValueError as error:
+            warnings.warn(f"damaged, this run is trained again: {error}", stacklevel=2)
+            shutil.rmtree(folder)
+
+
+def _scores(jobs, out, n_jobs, progress):
+    """The accuracies of the runs, which are trained where they are not there."""
+    _drop_damaged(jobs, out)
+    write_study(out, jobs, kind="retrain")
+    states = run_jobs(jobs, out, n_jobs, progress=progress)
+    failed = [name for name, state in states.items() if state == "failed"]
+    if failed:
+        error = status(out).set_index("run").error[failed[0]]
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed; the first: {error}")
+    return [read_job(job, out)["row"]["accuracy"] for job in jobs]
 
 # %% ../nbs/measure/32_roar.ipynb #5786c2c4
 def _labels(name, y, n, n_classes=None):
@@ -347,20 +357,19 @@ def _retrain(arrays, fit, parts, seeds, fill, n_jobs, cache, progress):
     data = _checked(*arrays, fill)
     seeds = _check_seeds(seeds)
     parts = parts(data.rank.shape[1])
-    about = None if cache is None else _prepared(cache, fit)
+    if cache is not None:
+        _check_cache(cache, fit)
+    learner = _Undeclared(fit) if cache is None else fit
     todo = [(*part, seed) for part in parts for seed in seeds]
-    jobs = (
-        delayed(_numbered)(i, data, fit, n, side, seed, about, cache)
-        for i, (_, side, n, seed) in enumerate(todo)
-    )
-    runs = Parallel(n_jobs, return_as="generator_unordered")(jobs)
-    scores = dict(tqdm(runs, total=len(todo), disable=not progress, unit=" runs"))
+    jobs = []
+    for _, side, n, seed in todo:
+        settings = dict(part=_Part(data, side, n), fit=learner, seed=seed)
+        jobs.append(Job("advinterp.roar:_train_and_test", settings, f"{side}{n}-seed{seed}"))
+    with contextlib.ExitStack() as until_read:
+        out = cache or until_read.enter_context(tempfile.TemporaryDirectory())
+        scores = _scores(jobs, out, n_jobs, progress)
     table = pd.DataFrame(todo, columns=["fraction", "side", "kept", "seed"])
-    return table.assign(accuracy=[scores[i] for i in range(len(todo))])
-
-
-def _numbered(i, *args):
-    return i, _run(*args)
+    return table.assign(accuracy=scores)
 
 # %% ../nbs/measure/32_roar.ipynb #ddc3d184
 Retrained = namedtuple("Retrained", "mean low high score runs")

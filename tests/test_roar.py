@@ -1,6 +1,5 @@
 """Retraining metrics: what is kept, known scores, and a store that survives a kill."""
 
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from torch import nn
 
 from advinterp import roar as R
 from advinterp.generators import block_toy
+from advinterp.store import make_key
 
 ROOT = Path(__file__).resolve().parent.parent
 small = st.integers(-3, 3).map(float)  # ties and zeros
@@ -182,7 +182,7 @@ def test_the_three_share_their_runs(tmp_path):
     assert fit.n == 16
     kept = toy(R.kar, fit, fractions=fractions, cache=tmp_path)
     removed = toy(R.roar, fit, fractions=fractions, cache=tmp_path)
-    assert fit.n == 16 == len(list(tmp_path.iterdir()))
+    assert fit.n == 16 == len(list((tmp_path / "runs").iterdir()))
     difference = kept.score.score.to_numpy() - removed.score.score.to_numpy()[::-1]
     assert (both.score.score.to_numpy() == difference).all()
 
@@ -214,30 +214,28 @@ def test_processes_change_nothing():
     assert here[:3] == elsewhere[:3]
 
 
+@pytest.mark.parametrize("name", ["result.json", "seal"])
 @pytest.mark.parametrize(
     "damage",
     [
         lambda text: b"",
         lambda text: text[: len(text) // 2],
-        lambda text: b"[1, 2]",
-        lambda text: b'{"a": 1, "b": 2, "c": 3}',
-        lambda text: b'{"run": null, "sha256": ""}',
-        lambda text: text.replace(b'"accuracy": ', b'"accuracy": 1'),
+        lambda text: text.replace(b"0", b"1"),
         lambda text: b"\xff\xfe\x00",
     ],
 )
-def test_damaged_files_are_trained_again(tmp_path, damage):
+def test_damaged_files_are_trained_again(tmp_path, name, damage):
     fit = Counted()
     first = toy(R.kar, fit, cache=tmp_path)
     n_trained = fit.n
-    file = sorted(tmp_path.iterdir())[1]
-    good = file.read_bytes()
-    file.write_bytes(damage(good))
-    with pytest.warns(UserWarning, match="damaged"):
+    file = sorted(tmp_path.glob(f"runs/*/{name}"))[1]
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged, this run is trained again"):
         again = toy(R.kar, fit, cache=tmp_path)
     assert fit.n == n_trained + 1
     assert again.runs.equals(first.runs)
-    assert file.read_bytes() == good
+    toy(R.kar, fit, cache=tmp_path)
+    assert fit.n == n_trained + 1  # whole again
 
 
 def test_what_the_store_tells_apart(tmp_path):
@@ -266,44 +264,61 @@ def test_what_the_store_tells_apart(tmp_path):
 
 
 def test_settings_of_the_learners():
-    assert adam.settings == R.FitAdam(mlp, epochs=4, lr=0.02, bs=50).settings
-    assert json.loads(json.dumps(adam.settings)) == adam.settings
+    """A learner is known by everything that decides its models, activations included."""
+
+    def identity(fit):
+        return make_key("advinterp.roar:kar", dict(fit=fit)).identity
+
+    assert identity(adam) == identity(R.FitAdam(mlp, epochs=4, lr=0.02, bs=50))
     others = [
         R.FitAdam(mlp, 5, 0.02, 50),
         R.FitAdam(mlp, 4, 0.01, 50),
         R.FitAdam(mlp, 4, 0.02, 51),
         R.FitAdam(partial(nn.Linear, 10, 2), 4, 0.02, 50),
         R.FitAdam(partial(mlp, nn.Tanh), 4, 0.02, 50),
+        R.FitAdam(partial(mlp, partial(nn.Softplus, 5)), 4, 0.02, 50),
+        R.FitAdam(partial(mlp, partial(nn.Softplus, 9)), 4, 0.02, 50),
+        logistic,
+        R.FitEstimator(LogisticRegression(C=3)),
     ]
-    assert adam.settings not in [other.settings for other in others]
-    assert logistic.settings != R.FitEstimator(LogisticRegression(C=3)).settings
+    assert len({identity(fit) for fit in [adam, *others]}) == 10
 
 
-def test_a_failing_learner_stores_nothing(tmp_path):
-    def fit(x, y, seed):
-        raise RuntimeError("no luck")
+def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path):
+    """The second evaluation trains what failed, and nothing else."""
 
-    fit.settings = {}
-    with pytest.raises(RuntimeError, match="no luck"):
-        toy(R.kar, fit, cache=tmp_path)
-    assert not list(tmp_path.iterdir())
+    class Fails(Counted):
+        def __call__(self, x, y, seed):
+            if seed == 1:
+                raise ArithmeticError("no luck")
+            return super().__call__(x, y, seed)
+
+    for cache in (tmp_path, None):
+        with pytest.raises(RuntimeError, match=r"2 of 4 runs failed; .*ArithmeticError: no luck"):
+            toy(R.kar, Fails(), cache=cache)
+    fit = Counted()
+    toy(R.kar, fit, cache=tmp_path)
+    assert fit.n == 2
 
 
 SCRIPT = """
 import sys, time
+from pathlib import Path
 from sklearn.linear_model import LogisticRegression
 from advinterp.generators import block_toy
 from advinterp.roar import FitEstimator, diff_roar
 
-folder, log, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+folder, log, stop_after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
-class Slow:
-    settings = dict(learner="slow")
+class Stopping:
+    settings = dict(learner="stopping")
+    n = 0
 
     def __call__(self, x, y, seed):
-        with open(log, "a") as file:
-            file.write("x")
-        time.sleep(pause)
+        self.n += 1
+        log.write_text(str(self.n))
+        while self.n > stop_after:  # until it is killed
+            time.sleep(0.01)
         return FitEstimator(LogisticRegression())(x, y, seed)
 
 arrays = []
@@ -311,33 +326,36 @@ for seed in (1, 2):
     data = block_toy(300, noise=0.5, seed=seed)
     arrays += [data.x, data.y, data.truth * 1.0]
 settings = dict(fractions=[0.1, 0.4, 0.8], seeds=(0, 1), progress=False)
-result = diff_roar(*arrays, Slow(), cache=folder, **settings)
-result.runs.to_csv(log + ".csv", index=False)
+result = diff_roar(*arrays, Stopping(), cache=folder, **settings)
+result.runs.to_csv(log.with_suffix(".csv"), index=False)
 """
 
 
+def wait_for(file, text, process, seconds=300):
+    """Until a process has written the text, or is over, or is late."""
+    deadline = time.monotonic() + seconds
+    while not (file.exists() and file.read_text() == text):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_killed_evaluation_goes_on(tmp_path):
-    """Killed after a few runs and started again, it gives the numbers of an undisturbed one."""
+    """Killed inside the fourth run and started again: the numbers of an undisturbed one."""
     store = tmp_path / "store"
 
-    def start(log, pause):
-        command = [sys.executable, "-c", SCRIPT, store, tmp_path / log, pause]
+    def start(log, stop_after):
+        command = [sys.executable, "-c", SCRIPT, store, tmp_path / log, stop_after]
         environment = dict(os.environ, OMP_NUM_THREADS="1")
         return subprocess.Popen([str(word) for word in command], env=environment, cwd=ROOT)
 
-    def n_done():
-        return len(list(store.glob("*.json")))
-
-    process = start("killed", 0.3)
-    while n_done() < 3 and process.poll() is None:
-        time.sleep(0.02)
+    process = start("killed", 3)
+    wait_for(tmp_path / "killed", "4", process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    n_before = n_done()
-    assert 3 <= n_before < 12
-    assert start("resumed", 0).wait() == 0
-    assert len((tmp_path / "resumed").read_text()) == 12 - n_before
-    assert n_done() == 12
+    assert len(list(store.glob("runs/[!.]*"))) == 3
+    assert start("resumed", 99).wait() == 0
+    assert (tmp_path / "resumed").read_text() == "9"
+    assert len(list(store.glob("runs/[!.]*"))) == 12
     resumed = pd.read_csv(tmp_path / "resumed.csv", float_precision="round_trip")
     arrays = []
     for seed in (1, 2):
