@@ -13,10 +13,12 @@ import contextlib
 import copy
 import difflib
 import functools
+import inspect
 import math
 import os
 import random
 import shutil
+import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -142,6 +144,9 @@ def task_loss(
         return F.binary_cross_entropy_with_logits(z, target, reduction="none")
     return F.cross_entropy(logits, y, reduction="none")
 
+
+task_loss.takes_labels = True  # as a `loss_func` it gets logits and class indices, see `bring`
+
 # %% ../nbs/maths/00_core.ipynb #6d23af6c
 def _class_logit(logits, y):
     if is_binary(logits):
@@ -224,6 +229,8 @@ def as_labels(
     Raises TypeError for what is no array of numbers; ValueError for another number of labels, for
     fractions and for one column a class.
     """
+    if y is None:
+        raise TypeError(f"y=None: expected {n_rows} class indices")
     if not isinstance(y, Tensor):
         y = _array_of(y.to_numpy() if hasattr(y, "to_numpy") else y, n_rows)
     y = plain(y).detach().to(device)
@@ -434,6 +441,9 @@ def _sum_to_one(logits):
     tolerance = 1e-4 if torch.finfo(logits.dtype).eps < 1e-4 else 2e-2
     return bool(((logits.detach().double().sum(1) - 1).abs() < tolerance).all())
 
+# %% ../nbs/maths/00_core.ipynb #7ead587a
+_one_at_a_time = threading.RLock()
+
 # %% ../nbs/maths/00_core.ipynb #0f9b701d
 def bring(
     model: Any,  # a module, any callable, a fastai `Learner`
@@ -441,11 +451,13 @@ def bring(
     y: Any = None,  # `(B,)` class indices in any form, see `as_labels`; None: none are needed
     loss_func: Callable | None = None,  # a loss of one's own takes outputs and `y` as they are
     second_order: bool = False,  # is the gradient differentiated again?
+    needs_y: bool = False,  # refuse a `y` that is not given, but to a loss of one's own
 ) -> tuple:  # (`Classifier`, x, y), all plain
     """What a user brings, as every function behind the entrance has it.
 
-    Raises TypeError for inputs that have no gradients and for what is no model, ValueError for an
-    x on another device than the model.
+    A loss of one's own that has an attribute `takes_labels`, as `task_loss` has, gets logits and
+    labels as they are behind the entrance. Raises TypeError for inputs that have no gradients and
+    for what is no model, ValueError for an x on another device than the model.
     """
     if isinstance(model, Classifier):
         return model, x, y
@@ -455,16 +467,13 @@ def bring(
     first = next((part for part in xs if isinstance(part, Tensor)), None)
     if isinstance(inside, nn.Module) and first is not None:
         xs = _fitting(inside, xs)
-    if loss_func is None and y is not None and first is not None:
-        y = as_labels(y, len(first), xs[0].device)
-    else:
-        y = plain(y)
-    labels = y if loss_func is None else None
-    return (
-        Classifier(inside, labels, as_it_is=loss_func is not None),
-        tuple(xs) if many else xs[0],
-        y,
-    )
+    as_it_is = loss_func is not None and not getattr(loss_func, "takes_labels", False)
+    if as_it_is:
+        y = type(y)(map(plain, y)) if type(y) in (tuple, list) else plain(y)
+    elif first is not None and (needs_y or y is not None):
+        y = as_labels(y, len(first), first.device)
+    labels = None if as_it_is else y
+    return Classifier(inside, labels, as_it_is), tuple(xs) if many else xs[0], y
 
 
 def _inside(model, second_order):
@@ -513,23 +522,35 @@ def entrance(
     """
     if function is None:
         return functools.partial(entrance, second_order=second_order)
+    needs_y = _has_no_default(function, "y")
 
     @functools.wraps(function)
     def call(model, x, y=None, *args, **settings):
         if isinstance(model, Classifier):
             return function(model, x, y, *args, **settings)
         with torch.inference_mode(False), differentiable_attention(second_order):
-            brought = bring(model, x, y, second_order=second_order)
+            brought = bring(model, x, y, second_order=second_order, needs_y=needs_y)
             return _in_precision_of(x, function(*brought, *args, **settings))
 
     return call
+
+
+def _has_no_default(function, name):
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def differentiable_attention(
     needed: bool = True,  # False: leave the choice to torch
 ) -> contextlib.AbstractContextManager:
     "Context in which attention takes the kernel that has a second derivative."
-    return sdpa_kernel(SDPBackend.MATH) if needed else contextlib.nullcontext()
+    return _math_attention() if needed else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _math_attention():
+    with _one_at_a_time, sdpa_kernel(SDPBackend.MATH):  # torch keeps one choice for all threads
+        yield
 
 
 def _in_precision_of(x, out):
@@ -586,7 +607,7 @@ def unreduced(
 
 # %% ../nbs/maths/00_core.ipynb #df06cf22
 def input_grad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs, floating dtype
     y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
     loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
@@ -598,6 +619,15 @@ def input_grad(
     for a model without a gradient to its input.
     """
     check_float("x", x)
+    if isinstance(model, Classifier):
+        return _input_grad(model, x, y, loss_func, create_graph)
+    with torch.inference_mode(False), differentiable_attention(create_graph):
+        brought = bring(model, x, y, loss_func, second_order=create_graph, needs_y=True)
+        return _in_precision_of(x, _input_grad(*brought, loss_func, create_graph))
+
+
+def _input_grad(model, x, y, loss_func=None, create_graph=False):
+    "`input_grad` behind the entrance: the form that loops call, with any function of `x`."
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()
@@ -622,23 +652,25 @@ def frozen(
     """Context in which the parameters take no gradients and the modules are in one mode.
 
     The flags of the parameters and the modes of the modules are restored, also after an exception.
+    Other threads wait: do not wait in it for a thread that needs a frozen model too.
     """
     if not isinstance(model, nn.Module):
         yield model
         return
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        if training is not None:
-            model.train(training)
-        yield model
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
+    with _one_at_a_time:
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            if training is not None:
+                model.train(training)
+            yield model
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
 
 # %% ../nbs/maths/00_core.ipynb #60976bcc
 def set_seed(

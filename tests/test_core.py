@@ -1,16 +1,22 @@
 """The entrance to everything else: losses per example, checks of arguments."""
 
 import copy
+import re
 import threading
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from advinterp.core import (
+    as_labels,
+    bring,
     check_choice,
     check_count,
     class_output,
+    differentiable_attention,
+    entrance,
     frozen,
     input_grad,
     predicted,
@@ -168,6 +174,178 @@ def test_the_gradient_is_that_of_each_example():
     together = input_grad(model, x, y, weighted)[0]
     singly = [input_grad(model, x[i : i + 1], y[i : i + 1], weighted)[0] for i in range(6)]
     torch.testing.assert_close(together, torch.cat(singly))
+
+
+class InPlace(nn.Linear):
+    """Writes into its input and returns a tuple."""
+
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x), x.sum()
+
+
+def brought_in_other_forms(x, y):
+    """The same batch and labels, as people have them: `(x, y)` by name."""
+    fastai = pytest.importorskip("fastai.torch_core")
+    wide = torch.stack([x, x], -1)
+    return {
+        "plain": (x, y),
+        "subclass": (fastai.TensorImage(x), fastai.TensorCategory(y)),
+        "not contiguous": (wide[..., 0], y),
+        "leaf": (x.clone().requires_grad_(), y),
+        "double": (x.double(), y.int()),
+        "column": (x, y[:, None].to(torch.int8)),
+        "floats": (x, y.float()),
+        "array": (x, y.numpy()),
+        "list": (x, y.tolist()),
+    }
+
+
+@pytest.mark.parametrize("name", brought_in_other_forms(torch.rand(1, 3), torch.tensor([0])))
+@pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_gradient_of_what_people_bring(name, around):
+    x, y = batch()
+    torch.manual_seed(0)
+    model = InPlace(3, 3)
+    linear = nn.Linear(3, 3)
+    linear.load_state_dict(model.state_dict())
+    expected = input_grad(lambda x: linear(x - 0.5), x, y)
+    with around():
+        given, labels = brought_in_other_forms(x, y)[name]
+        kept = given.clone()
+        grad, loss = input_grad(model, given, labels)
+    torch.testing.assert_close(grad, expected[0].to(given.dtype), check_dtype=True)
+    torch.testing.assert_close(loss, expected[1])
+    assert type(grad) is torch.Tensor
+    assert torch.equal(given, kept)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_gradient_has_the_precision_of_the_input(dtype):
+    x, y = batch()
+    model = nn.Linear(3, 3)
+    grad, loss = input_grad(model, x.to(dtype), y)
+    assert grad.dtype == dtype
+    assert loss.dtype == torch.float32
+    assert torch.equal(grad, input_grad(model, x.to(dtype).float(), y)[0].to(dtype))
+    assert input_grad(model, x[:0].to(dtype), y[:0])[0].shape == (0, 3)
+    assert input_grad(model, x[:1].to(dtype), y[:1])[0].shape == (1, 3)
+
+
+def test_what_the_gradient_refuses():
+    x, y = batch()
+    model = nn.Linear(3, 3)
+    for args, kind, message in (
+        ((model, x, None), TypeError, "y=None: expected 6 class indices"),
+        ((model, x, y[:3]), ValueError, "y has shape (3,): expected 6 class indices"),
+        ((model, x, y + 1), ValueError, "y - 1 counts from 0"),
+        ((model, x, torch.eye(6)[:, :3]), ValueError, "y.argmax(1)"),
+        ((nn.Linear, x, y), TypeError, "of this class"),
+        ((model, (x, x), y), TypeError, "x: expected a torch.Tensor, got tuple"),
+        ((nn.Sequential(model, nn.Softmax(1)), x, y), ValueError, "probabilities"),
+        ((nn.Linear(4, 3), x, y), ValueError, "x of shape (6, 3)"),
+    ):
+        with pytest.raises(kind, match=re.escape(message)):
+            input_grad(*args)
+
+
+def test_a_loss_of_class_indices_gets_them_in_its_form():
+    x, y = batch()
+    model = nn.Linear(3, 3)
+    expected = input_grad(model, x, y)[0]
+    assert torch.equal(input_grad(model, x, y[:, None].float(), task_loss)[0], expected)
+    seen = []
+
+    def own(logits, targets):
+        seen.append(targets)
+        return task_loss(logits, targets[0])
+
+    grad = input_grad(model, x, (y, "as it is"), own)[0]
+    assert torch.equal(grad, expected)
+    assert seen == [(y, "as it is")]
+
+
+def test_labels_are_asked_for_where_the_function_needs_them():
+    x, y = batch()
+    model = nn.Linear(3, 3)
+
+    @entrance
+    def with_labels(model, x, y):
+        return y
+
+    @entrance
+    def without(model, x, y=None):
+        return y
+
+    assert torch.equal(with_labels(model, x, y.tolist()), y)
+    assert without(model, x) is None
+    with pytest.raises(TypeError, match="y=None: expected 6 class indices"):
+        with_labels(model, x)
+    assert bring(model, x)[2] is None
+    assert as_labels([[1], [0]], 2).tolist() == [1, 0]
+
+
+class Moody(nn.Sequential):
+    """Says in its output in which mode it is and whether its parameters take gradients."""
+
+    def forward(self, x):
+        time.sleep(0.001)  # the others have their turn
+        frozen = not any(p.requires_grad for p in self.parameters())
+        return super().forward(x) + 10 * self.training + 100 * frozen
+
+
+def in_threads(*tasks):
+    """What the tasks return, each in a thread of its own, started together."""
+    start, results = threading.Barrier(len(tasks)), {}
+
+    def work(i, task):
+        start.wait()
+        results[i] = task()
+
+    threads = [threading.Thread(target=work, args=item) for item in enumerate(tasks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[i] for i in range(len(tasks))]
+
+
+def test_threads_that_freeze_one_model():
+    x, _ = batch()
+    model = Moody(nn.Linear(3, 3), nn.Dropout(0.0)).train()
+    model[0].bias.requires_grad_(False)
+    plain = model[0](x)
+
+    def look(training):
+        outputs = []
+        for _ in range(10):
+            with frozen(model, training), frozen(model):  # again, in the same thread
+                outputs.append(model(x))
+        return torch.stack(outputs)
+
+    results = in_threads(*[lambda i=i: look(i % 2 == 0) for i in range(4)])
+    for i, outputs in enumerate(results):
+        expected = plain + 10 * (i % 2 == 0) + 100
+        assert torch.equal(outputs, expected.expand_as(outputs))
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+
+
+def test_attention_has_a_second_derivative_in_every_thread():
+    q = torch.randn(1, 1, 4, 8, requires_grad=True)
+
+    def curvature():
+        total = 0.0
+        for _ in range(20):
+            with differentiable_attention():
+                out = nn.functional.scaled_dot_product_attention(q, q, q)
+                time.sleep(0.0005)
+            (g,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+            total += torch.autograd.grad(g.square().sum(), q)[0].abs().sum().item()
+        return total
+
+    assert len(set(in_threads(*[curvature] * 4))) == 1
 
 
 @pytest.mark.parametrize("value, kind", [(0, ValueError), (1.0, TypeError), (True, TypeError)])
