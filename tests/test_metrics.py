@@ -155,14 +155,10 @@ def test_overlaps_are_set_sizes(seed, d, k):
     assert (M.topk_dice(b, b, k, nonzero=True) == 1).all()
 
 
-def band(value):
-    if value <= -0.7:
-        return -2
-    if value <= -0.3:
-        return -1
-    if value <= 0.3:
-        return 0
-    return 1 if value <= 0.7 else 2
+def band(value, shift=0.0):
+    """The number of cuts that a magnitude passes, with the sign of the value."""
+    size = sum(abs(value) > cut - shift for cut in (0.3, 0.7))
+    return size if value > 0 else -size
 
 
 def counts(map_bands, true_bands):
@@ -176,15 +172,16 @@ def counts(map_bands, true_bands):
     return found
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.2])
 @pytest.mark.parametrize("binary", [False, True])
-def test_band_scores_against_a_loop(binary):
+def test_band_scores_against_a_loop(binary, shift):
     rng = np.random.default_rng(0)
     m = rng.normal(size=(8, 3, 5, 6))
     truth = rng.choice([0, 0.4, 0.9], size=(8, 5, 6))
-    got = (M.binary_score if binary else M.five_band_score)(m, truth)
+    got = (M.binary_score if binary else M.five_band_score)(m, truth, shift)
     for i in range(8):
         summed = m[i].sum(0).ravel()
-        p = np.array([band(v) for v in summed / np.abs(summed).max()])
+        p = np.array([band(v, shift) for v in summed / np.abs(summed).max()])
         t = np.array([band(v) for v in truth[i].ravel()])
         if binary:
             p, t = p * (abs(p) == 2), t * (abs(t) == 2)
@@ -206,6 +203,19 @@ def test_band_scores_of_magnitudes_and_the_old_name(score):
     with pytest.warns(FutureWarning, match="absolute="):
         old = score(m, truth, abs=True)
     assert torch.equal(torch.stack(new), torch.stack(old))
+
+
+def test_pieces_may_touch_at_a_corner():
+    m = np.zeros((1, 8, 8))
+    m[0, [0, 1, 2], [0, 1, 2]] = 1  # a diagonal
+    m[0, 6, 6] = 1  # and one pixel apart
+    assert M.connectedness(m, k=4 / 64).item() == pytest.approx(3 / 4)
+
+
+def test_a_normalised_map_is_cut_at_its_quantile():
+    m = np.arange(101.0).reshape(1, 101)  # from 0 to 100: the quantile of .9 is 90
+    expected = np.minimum(np.arange(101) / 90, 1)
+    np.testing.assert_allclose(M.normalize_map(-m, cap=0.9)[0], expected)
 
 
 def test_zero_maps_get_the_worst_value():
