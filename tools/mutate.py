@@ -193,10 +193,11 @@ def fails_anyway(killers: set[str], root: Path = ROOT) -> str:
 
 
 def chosen(mutations: list[Mutation], only: str | None) -> list[Mutation]:
-    """Those of a module, or with the words in their sentence."""
+    """Those of a module, or else those with the words in their sentence."""
     if only is None:
         return mutations
-    return [m for m in mutations if m.module == only or only in m.what]
+    of_module = [m for m in mutations if m.module == only]
+    return of_module or [m for m in mutations if only in m.what]
 
 
 def main() -> int:
