@@ -43,6 +43,7 @@ ENVIRONMENT = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="A
 TESTS = {
     "adversary": ["adversary", "callbacks"],
     "units": ["callbacks"],
+    "study": ["study_tables", "study"],
     "papers.common": ["papers_common"],
     "papers.scorecard": ["scorecard"],
     "papers.a": ["paper_a", "reproduce"],
