@@ -48,7 +48,7 @@ TESTS = {
     "papers.scorecard": ["scorecard"],
     "papers.a": ["paper_a", "reproduce"],
     "papers.b": ["paper_b", "reproduce"],
-    "papers.c": ["paper_c", "reproduce"],
+    "papers.c": ["paper_c_training", "paper_c", "reproduce"],
     "papers.d": ["paper_d", "reproduce"],
     "papers.reproduce": ["reproduce"],
 }
