@@ -85,6 +85,9 @@ def test_a_kill_and_a_survivor(tmp_path, monkeypatch):
 
 
 def test_some_are_chosen():
-    mutations = mutate.parsed(LIST)
-    assert mutate.chosen(mutations, None) == mutate.chosen(mutations, "small") == mutations
-    assert mutate.chosen(mutations, "halves") == mutations[1:]
+    mutations = [*mutate.parsed(LIST), mutate.Mutation("other", "small things", "a", "b")]
+    first, second, third = mutations
+    assert mutate.chosen(mutations, None) == mutations
+    assert mutate.chosen(mutations, ["small"]) == [first, second]
+    assert mutate.chosen(mutations, ["halves", "other"]) == [second, third]
+    assert mutate.chosen(mutations, ["nothing like it"]) == []

@@ -2,7 +2,7 @@
 
 python tools/mutate.py                       every mutation, against the tests of its module
 python tools/mutate.py --all                 survivors also against the whole fast suite
-python tools/mutate.py --only adversary      those of a module, or with these words
+python tools/mutate.py --only duals "wrong"  those of a module, or with these words
 python tools/mutate.py --jobs 2              so many at a time
 
 `tools/mutations.txt` lists the mutations. The exit code is 1 where more than 5 % survive, or where
@@ -193,18 +193,19 @@ def fails_anyway(killers: set[str], root: Path = ROOT) -> str:
         return first_failure(Path(folder), tests)
 
 
-def chosen(mutations: list[Mutation], only: str | None) -> list[Mutation]:
-    """Those of a module, or else those with the words in their sentence."""
+def chosen(mutations: list[Mutation], only: list[str] | None) -> list[Mutation]:
+    """Those of some modules; a name that is no module stands for words of the sentence."""
     if only is None:
         return mutations
-    of_module = [m for m in mutations if m.module == only]
-    return of_module or [m for m in mutations if only in m.what]
+    modules = {m.module for m in mutations}
+    words = [name for name in only if name not in modules]
+    return [m for m in mutations if m.module in only or any(word in m.what for word in words)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="survivors also meet the fast suite")
-    parser.add_argument("--only", help="a module, or words of the sentence")
+    parser.add_argument("--only", nargs="+", help="modules, or words of the sentence")
     parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
     args = parser.parse_args()
     os.environ.update(ENVIRONMENT)
