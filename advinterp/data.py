@@ -54,7 +54,7 @@ Maps are float32 in [0, 1], `groups` holds what must not be split, or None. Gaze
 maps alone, the rest None.
 """
 
-# %% ../nbs/train/15_data.ipynb #fb7ed6b5
+
 class DataError(ValueError):
     "A data set that cannot be used: damaged, incomplete, or with nowhere to be stored."
 
@@ -412,7 +412,7 @@ def _get_spambase(folder):
     table["class"] = data.target.astype(int)
     table.to_csv(folder / "spambase.csv.gz", index=False)
 
-# %% ../nbs/train/15_data.ipynb #e6652853
+
 _register(
     Entry(
         name="mushroom",
@@ -539,7 +539,7 @@ def _read_digits(folder):
         class_names=[str(i) for i in range(10)],
     )
 
-# %% ../nbs/train/15_data.ipynb #66c7fbf5
+
 def _full_cifar(raw):
     "What is wrong with the complete CIFAR-10, as far as published figures tell; else None."
     x = raw["x"]
@@ -714,7 +714,7 @@ def _resized(array, size):
 
     return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
 
-# %% ../nbs/train/15_data.ipynb #cab73b3e
+
 _register(
     Entry(
         name="mnist_5k",
@@ -970,7 +970,7 @@ def _stacked(name, null="square", seed=0):
     stacked_test = stack_blocks(*test, null, int(seeds[1]))
     return _with_truth(stacked, stacked_test, None, data.class_names)
 
-# %% ../nbs/train/15_data.ipynb #c7539f52
+
 _SHAH = (
     "Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, "
     "arXiv:2102.12781, 2021"
@@ -1299,7 +1299,7 @@ def new_empty(self: TensorSet) -> TensorSet:
     x, y, maps = (None if t is None else t[:0].clone() for t in (self.x, self.y, self.maps))
     return _same_kind(self, x, y, self.split_idx, maps)
 
-# %% ../nbs/train/15_data.ipynb #ed50d3d6
+
 # fastai's masks are whole numbers: k/255, .4 and .9 are k/10200, so they come back exactly
 _LEVELS = 10200
 
@@ -1679,7 +1679,7 @@ def _cub_items(folder, maps):
         items.append(_Photo(path, names[int(label) - 1], gaze, in_train == "0"))
     return items, names
 
-# %% ../nbs/train/15_data.ipynb #9d1567bb
+
 def _photo_map(photo):
     "The gaze map of a photo in the photo's own frame."
     from fastai.vision.core import PILMask

@@ -716,7 +716,9 @@ def test_random_faults_leave_nothing_behind(setup):
     flags = _flags(learn)
     for i in range(34):
         what = kinds[i % 3]
-        expected = contextlib.nullcontext() if what is None else pytest.raises(what)
+        expected = contextlib.nullcontext()
+        if what is not None:  # an attack says of an error in the first pass that it is the model's
+            expected = pytest.raises((what, ValueError), match="injected")
         with expected:
             fit_from(learn, state, rng.randint(1, calls), what)
         assert _flags(learn) == flags
