@@ -517,7 +517,7 @@ class RobustMetrics(InputCallback):
     def gini(self, pred: Tensor, *yb: Tensor) -> Tensor | float:
         "Mean Gini index of the batch's saliency maps; NaN in training and for broken maps."
         batch = self.raw
-        if batch is None:
+        if batch is None or pred.isnan().any():
             return math.nan
         maps = saliency(batch.model, batch.x, batch.y, batch_size=max(len(batch.x), 1))
         return gini(maps).mean() if maps.isfinite().all() else math.nan
