@@ -8,7 +8,8 @@ __all__ = ['saliency', 'input_x_grad', 'integrated_gradients', 'completeness_gap
            'deep_shap', 'captum_map', 'feature_visualization']
 
 # %% ../nbs/maths/02_attribution.ipynb #a6caf1f1
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from ._deprecated import renamed_arguments
 from advinterp.core import (
+    Classifier,
+    _input_grad,
+    as_labels,
     bcast,
     check_choice,
     check_count,
@@ -25,16 +29,19 @@ from advinterp.core import (
     check_same_shape,
     check_strength,
     class_output,
+    entrance,
     flat,
     frozen,
     input_grad,
     is_binary,
+    plain,
 )
 
 # %% ../nbs/maths/02_attribution.ipynb #013f31fa
 @renamed_arguments(abs="absolute")
+@entrance
 def saliency(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -52,8 +59,9 @@ def saliency(
     return g.abs() if absolute else g
 
 # %% ../nbs/maths/02_attribution.ipynb #3b8313ce
+@entrance
 def input_x_grad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -62,54 +70,48 @@ def input_x_grad(
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
 ) -> Tensor:  # like `x`
     """The input times the gradient (1) of the output of class `y`."""
+    check_float("x", x)
     settings = dict(output=output, batch_size=batch_size, progress=progress)
     return x.detach() * saliency(model, x, y, **settings)
 
 # %% ../nbs/maths/02_attribution.ipynb #e2aaf3e4
-def _check_output(logits, y, output):
-    """The explained output `(B,)`, after a check of labels and logits."""
-    n_classes = 2 if is_binary(logits) else logits.shape[1]
-    if len(y) and (y.min() < 0 or y.max() >= n_classes):
-        raise ValueError(
-            f"y: labels from {y.min()} to {y.max()}, but the model has classes 0 to {n_classes - 1}"
-        )
-    if len(logits) and not is_binary(logits) and _look_like_probabilities(logits):
-        raise ValueError(
-            "model: its outputs are probabilities, expected logits; leave out the last softmax"
-        )
-    return class_output(logits, y, output)
-
-
-def _look_like_probabilities(logits):
-    """Does every row add up to 1, without negative entries, and not all of them 0 or 1?"""
-    if not (logits >= 0).all() or not ((logits > 0) & (logits < 1)).any():
-        return False
-    return ((logits.sum(1) - 1).abs() < 1e-5).all()
-
-
 def _over_batches(
     func,  # `(explained, x, y) -> map` of one batch; `explained(logits, y)` is the output F
-    model,  # as given by the user
+    model,  # from the entrance
     x,  # `(B, ...)` inputs
     y,  # `(B,)` class indices
     output,  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
     progress=True,  # show a bar
 ):  # what `func` returns, of all batches
-    """Run `func` over batches of `x` with the model frozen in evaluation mode."""
+    """Run `func` over batches of `x` with the model frozen in evaluation mode; warn of NaN."""
+    return _finite(_batched(func, model, x, y, output, batch_size, progress))
+
+
+def _batched(func, model, x, y, output, batch_size, progress):
+    """`_over_batches` without the look at the result."""
     check_float("x", x)
     check_count("batch_size", batch_size)
-    if not isinstance(y, Tensor) or y.numel() != len(x):
-        found = getattr(y, "shape", type(y).__name__)
-        raise ValueError(f"y: expected a tensor of {len(x)} class indices, got {found}")
-    if y.is_floating_point():
-        raise TypeError(f"y has dtype {y.dtype}: expected class indices, convert it with y.long()")
+    check_choice("output", output, ("logit", "prob", "logprob", "loss"))
     if not len(x):
         return torch.zeros_like(x)
-    explained = partial(_check_output, output=output)
+    explained = partial(class_output, output=output)
+    explained.takes_labels = True  # so that `input_grad` knows what to hand on
     batches = [*zip(x.detach().split(batch_size), y.reshape(-1).split(batch_size))]
     with frozen(model, training=False), torch.enable_grad():
         return torch.cat([func(explained, *b).detach() for b in _bar(batches, progress)])
+
+
+def _finite(maps):
+    """The maps themselves, after one look for NaN and infinite values."""
+    n_bad = int((~flat(maps).isfinite()).any(1).sum())
+    if n_bad:
+        warnings.warn(
+            f"model: the maps of {n_bad} of {len(maps)} inputs have NaN or infinite entries; "
+            "roots and norms have no derivative at zero",
+            stacklevel=5,
+        )
+    return maps
 
 
 def _bar(steps, progress):
@@ -122,13 +124,14 @@ def _bar(steps, progress):
 
 # %% ../nbs/maths/02_attribution.ipynb #9e44e762
 @renamed_arguments(n_steps="steps")
+@entrance
 def integrated_gradients(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    baseline: Tensor | float | list | None = None,  # broadcasts to `x`, or a list; None: zeros
+    baseline: Tensor | float | Sequence | None = None,  # broadcasts to `x`, or a list; None: 0
     steps: int = 50,  # nodes of the quadrature
     method: str = "auto",  # of the quadrature; 'auto': (4) for one layer, else 'riemann_middle'
     batch_size: int = 128,  # inputs in the model at once; 64 to 128 are the fastest on a CPU
@@ -144,19 +147,20 @@ def integrated_gradients(
     check_float("x", x)
     one_layer = method == "auto" and is_affine(model)
     check_count("steps", steps, 2)
-    rule = _rule("riemann_middle" if method == "auto" else method, steps)
+    nodes = _rule("riemann_middle" if method == "auto" else method, steps)
+    rule = [values.to(x) for values in nodes]
 
     def _map(explained, x_and_u, y):
         x, u = x_and_u.unbind(1)
         ig = _affine_ig(model, explained, x, u, y, output) if one_layer else None
         return _line_ig(model, explained, x, u, y, rule, batch_size) if ig is None else ig
 
+    pairs = [torch.stack([x, u], 1) for u in _baselines(baseline, x)]
     if len(x):
-        pairs = [torch.stack([x, u], 1) for u in _baselines(baseline, x)]
         rest = (y, output, batch_size, progress)
-        ig = torch.stack([_over_batches(_map, model, pair, *rest) for pair in pairs]).mean(0)
+        ig = _finite(torch.stack([_batched(_map, model, pair, *rest) for pair in pairs]).mean(0))
     else:
-        ig = x
+        ig = torch.zeros_like(x)
     if not return_gap:
         return ig
     settings = dict(output=output, batch_size=batch_size, progress=progress)
@@ -164,12 +168,13 @@ def integrated_gradients(
     return ig, gap
 
 # %% ../nbs/maths/02_attribution.ipynb #8e259e39
+@entrance
 def completeness_gap(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     map: Tensor,  # `(B, ...)` the attribution to judge
-    baseline: Tensor | float | list | None = None,  # broadcasts to `x`, or a list; None: zeros
+    baseline: Tensor | float | Sequence | None = None,  # broadcasts to `x`, or a list; None: 0
     *,
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size: int = 256,  # inputs that are in the model at once
@@ -179,7 +184,16 @@ def completeness_gap(
 
     Several baselines count with their mean output.
     """
+    map = check_float("map", plain(map))
     check_same_shape(x=x, map=map)
+    us = _baselines(baseline, x)
+    at_x, at_us = _ends(model, x, y, us, output, batch_size, progress)
+    total = flat(map.to(torch.promote_types(map.dtype, x.dtype))).sum(1)
+    return total - (at_x - sum(at_us) / len(us))  # (3)
+
+# %% ../nbs/maths/02_attribution.ipynb #c05fbff7
+def _ends(model, x, y, us, output, batch_size, progress):
+    """The output at `x`, `(B,)`, and the list of those at the baselines `us`."""
 
     def _outputs(explained, x, y):
         with torch.no_grad():
@@ -189,10 +203,9 @@ def completeness_gap(
     def _F(x):
         if not len(x):
             return x.new_zeros(0)
-        return _over_batches(_outputs, model, x, y, output, batch_size, progress)
+        return _batched(_outputs, model, x, y, output, batch_size, progress)
 
-    us = _baselines(baseline, x)
-    return flat(map).sum(1) - (_F(x) - sum(_F(u) for u in us) / len(us))  # (3)
+    return _F(x), [_F(u) for u in us]
 
 # %% ../nbs/maths/02_attribution.ipynb #09500f33
 def _baselines(baseline, x):
@@ -206,7 +219,12 @@ def _baselines(baseline, x):
 
 def _like(u, x):
     """A baseline, expanded to the shape of `x`."""
-    u = torch.as_tensor(u, dtype=x.dtype, device=x.device)
+    try:
+        u = torch.as_tensor(plain(u), dtype=x.dtype, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"baseline={u!r}: expected a number, a tensor that broadcasts to x, or a list of these"
+        ) from None
     try:
         return u.expand_as(x)
     except RuntimeError:
@@ -237,7 +255,7 @@ def _line_ig(model, explained, x, u, y, rule, batch_size):
     d = x - u
     total = torch.zeros_like(x)
     per = max(1, batch_size // len(x))
-    nodes, weights = (values.to(x).split(per) for values in rule)
+    nodes, weights = (values.split(per) for values in rule)
     for a, c in zip(nodes, weights):
         xs = (u + a.view(-1, *[1] * x.ndim) * d).flatten(0, 1)
         g = input_grad(model, xs, y.repeat(len(a)), explained)[0]
@@ -300,6 +318,8 @@ def is_affine(
 
     The exact types count: a subclass may do anything.
     """
+    if isinstance(model, Classifier):
+        return is_affine(model.inside)
     if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
         return False
     return all(map(is_affine, model)) if type(model) is nn.Sequential else type(model) in _affine
@@ -320,10 +340,9 @@ def _log_odds(logits, y):
 
 def _affine_ig(model, explained, x, u, y, output):
     """IG (4) of an affine model; None where three or more logits meet in a softmax."""
-    logits = model(u)
-    explained(logits, y)  # checks the labels
     if output == "logit":
         return (x - u) * input_grad(model, x, y, explained)[0]
+    logits = model(u)
     if not is_binary(logits) and logits.shape[1] != 2:
         return None
     part = (x - u) * input_grad(model, x, y, _log_odds)[0]
@@ -331,8 +350,9 @@ def _affine_ig(model, explained, x, u, y, output):
     return bcast(slope, x) * part  # (4)
 
 # %% ../nbs/maths/02_attribution.ipynb #0f6409dc
+@entrance
 def paper_table_ig(
-    model: nn.Module | Callable,  # `x -> logits` with two classes
+    model: nn.Module | Callable,  # `x -> logits` with two classes, or a `Learner`
     x: Tensor,  # `(B, d)` rows
     y: Tensor | None = None,  # ignored: the paper explains class 1 for every row
     *,
@@ -347,8 +367,9 @@ def paper_table_ig(
     return integrated_gradients(model, x, y, **settings)
 
 
+@entrance
 def paper_image_ig(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -363,8 +384,9 @@ def paper_image_ig(
 
 # %% ../nbs/maths/02_attribution.ipynb #32d73aac
 @renamed_arguments(abs="absolute")
+@entrance
 def smoothgrad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -384,8 +406,9 @@ def smoothgrad(
 
 
 @renamed_arguments(abs="absolute")
+@entrance
 def vargrad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -462,8 +485,9 @@ def _noise_std(x, sigma, relative):
     return bcast(std * (v.amax(1) - v.amin(1)) if relative else std, x)
 
 # %% ../nbs/maths/02_attribution.ipynb #fe665008
+@entrance
 def sparsified_smoothgrad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -509,8 +533,9 @@ def _sparsify(
     return torch.zeros_like(m).scatter_(1, places, torch.minimum(top, M) / M)
 
 # %% ../nbs/maths/02_attribution.ipynb #ea16ac3a
+@entrance
 def moreau_grad(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs, `(B, C, H, W)` for patches
     y: Tensor,  # `(B,)` class indices
     *,
@@ -578,8 +603,9 @@ def _shrink(
     return delta * (1 - t / norm.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(min=0)
 
 # %% ../nbs/maths/02_attribution.ipynb #80a70b44
+@entrance
 def deep_shap(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -596,36 +622,56 @@ def deep_shap(
     """
     check_float("x", x)
     half = max(1, check_count("batch_size", batch_size) // 2)
-    if background is None:
-        us = x.new_zeros(1, *x.shape[1:])
-    else:
-        us = check_float("background", background)
-    if us.shape[1:] != x.shape[1:] or not len(us):
-        shape = ", ".join(map(str, x.shape[1:]))
-        raise ValueError(f"background of shape {tuple(us.shape)}: expected (K, {shape}), K >= 1")
+    us = x.new_zeros(1, *x.shape[1:]) if background is None else _background(background, x)
+    check_strength("tol", tol)
+    model = _as_written(model)
+    ends = [u.expand_as(x) for u in us]
+    # before the rules are in place: the first logits are looked at as they are
+    at_x, at_us = _ends(model, x, y, ends, output, batch_size, progress)
+    gauss = _gauss_legendre(100, x)
 
     def _shap(explained, x, y):
-        pieces = us.detach().split(max(1, half // len(x)))
+        pieces = us.split(max(1, half // len(x)))
         total = 0
         for piece in _bar(pieces, progress):
             n = len(piece)
             every_x = x.repeat(n, *[1] * (x.ndim - 1))
             every_u = piece.repeat_interleave(len(x), 0)
-            terms = _contributions(model, explained, every_x, every_u, y.repeat(n))
+            terms = _contributions(model, explained, every_x, every_u, y.repeat(n), gauss)
             total = total + terms.unflatten(0, (n, len(x))).sum(0)
         return total / len(us)
 
     phi = _over_batches(_shap, model, x, y, output, half, progress)
-    settings = dict(output=output, batch_size=batch_size, progress=progress)
-    gap = completeness_gap(model, x, y, phi, [*us], **settings)
-    allowed = tol * flat(phi).abs().sum(1) + 1e3 * torch.finfo(x.dtype).eps
-    if (gap.abs() > allowed).any():
+    gap = flat(phi).sum(1) - (at_x - sum(at_us) / len(us))  # (3)
+    size = at_x.abs() + sum(at_u.abs() for at_u in at_us) / len(us)
+    _check_gap(gap, tol * flat(phi).abs().sum(1), size)
+    return (phi, gap) if return_gap else phi
+
+
+def _background(background, x):
+    """The background as a batch of inputs like `x`, on its device."""
+    us = check_float("background", plain(background)).detach().to(x)
+    if us.shape[1:] != x.shape[1:] or not len(us):
+        shape = ", ".join(map(str, x.shape[1:]))
+        raise ValueError(f"background of shape {tuple(us.shape)}: expected (K, {shape}), K >= 1")
+    return us
+
+
+def _check_gap(gap, allowed, size):
+    """Refuse a gap above what is allowed and what rounding makes of outputs of this size."""
+    rounding = 1e3 * torch.finfo(gap.dtype).eps * size
+    if (gap.abs() > allowed + rounding).any():
         raise ValueError(
             f"model: deep_shap misses the change of its output by up to {gap.abs().max():.2g}; "
             "it has a step that is neither affine, nor entry by entry, nor max-pooling. Use "
             "integrated_gradients(model, x, y, baseline=[*background]), which needs no rules"
         )
-    return (phi, gap) if return_gap else phi
+
+
+def _as_written(model):
+    """The classifier without compiled code, through which neither rules nor hooks see."""
+    original = getattr(model.inside, "_orig_mod", None)
+    return Classifier(original, model.call.y) if isinstance(original, nn.Module) else model
 
 # %% ../nbs/maths/02_attribution.ipynb #10d7ff14
 def _multiplied(out, dout, dh, slope, h):
@@ -633,7 +679,8 @@ def _multiplied(out, dout, dh, slope, h):
 
     It is `slope` where the inputs hardly differ.
     """
-    near = dh.abs() <= 1e-6
+    size = torch.maximum(*flat(h.detach()).abs().amax(1).chunk(2))  # of the largest entry
+    near = dh.abs() <= bcast((1e-4 * size).clamp(max=1e-6), dh)
     m = torch.where(near, slope, dout / torch.where(near, torch.ones_like(dh), dh))
     return out + torch.cat([m, m]) * (h - h.detach())
 
@@ -705,30 +752,35 @@ class _Multipliers(TorchFunctionMode):
         return isinstance(h, Tensor) and h.ndim and h.requires_grad and not len(h) % (2 * self.n)
 
 # %% ../nbs/maths/02_attribution.ipynb #133fa800
-def _head_multipliers(explained, zx, zu, y, n=100):
+def _gauss_legendre(n, like):
+    """The `n` nodes and weights of the rule on [-1, 1], on the device of `like`."""
+    rule = np.polynomial.legendre.leggauss(n)
+    return [torch.as_tensor(values, dtype=like.dtype, device=like.device) for values in rule]
+
+
+def _head_multipliers(explained, zx, zu, y, gauss):
     """Mean gradient of the explained output on the line between two sets of logits."""
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    a = torch.as_tensor(nodes, dtype=zx.dtype, device=zx.device)
-    c = torch.as_tensor(weights, dtype=zx.dtype, device=zx.device)
-    path = torch.cat([zu + (1 + t) / 2 * (zx - zu) for t in a]).requires_grad_()
-    g = torch.autograd.grad(explained(path, y.repeat(n)).sum(), path)[0]
-    return torch.tensordot(c / 2, g.view(n, *zx.shape), 1)
+    a, c = (values.to(zx) for values in gauss)
+    share = ((1 + a) / 2).view(-1, *[1] * zx.ndim)
+    path = (zu + share * (zx - zu)).flatten(0, 1).requires_grad_()
+    g = torch.autograd.grad(explained(path, y.repeat(len(a))).sum(), path)[0]
+    return torch.tensordot(c / 2, g.view(len(a), *zx.shape), 1)
 
 
-def _contributions(model, explained, x, u, y):
+def _contributions(model, explained, x, u, y, gauss):
     """The terms of (9) for pairs of inputs and backgrounds."""
     n = len(x)
     xu = torch.cat([x, u]).requires_grad_()
     with _Multipliers(n):
         logits = model(xu)
     zx, zu = logits.detach().chunk(2)
-    g = torch.autograd.grad(logits[:n], xu, _head_multipliers(explained, zx, zu, y))[0]
+    g = torch.autograd.grad(logits[:n], xu, _head_multipliers(explained, zx, zu, y, gauss))[0]
     return g[:n] * (x - u)  # (9)
 
 # %% ../nbs/maths/02_attribution.ipynb #8afd8e90
 def captum_map(
     method: Callable,  # class of `captum.attr`, or what makes an attribution object from a model
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -739,11 +791,18 @@ def captum_map(
 ) -> Tensor:  # like `x` for the methods that explain inputs
     """An attribution by any captum method."""
 
-    def _captum(explained, x, y):
-        attribution = method(_Explained(model, explained))
-        return attribution.attribute(x.requires_grad_(), additional_forward_args=(y,), **kwargs)
+    @entrance
+    def _map(model, x, y):
+        explainable = _as_written(model)
 
-    return _over_batches(_captum, model, x, y, output, batch_size, progress)
+        def _captum(explained, x, y):
+            attribution = method(_Explained(explainable, explained))
+            given = dict(additional_forward_args=(y,), **kwargs)
+            return attribution.attribute(x.requires_grad_(), **given)
+
+        return _over_batches(_captum, explainable, x, y, output, batch_size, progress)
+
+    return _map(model, x, y)
 
 
 class _Explained(nn.Module):
@@ -759,8 +818,8 @@ class _Explained(nn.Module):
 
 # %% ../nbs/maths/02_attribution.ipynb #41ebdc85
 def feature_visualization(
-    model: nn.Module | Callable,  # `x -> logits`
-    y: Tensor,  # `(B,)` classes to visualise
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
+    y: Tensor,  # `(B,)` classes to visualise, in any form that labels have
     shape: tuple,  # shape of one input, `(C, H, W)` or `(d,)`
     *,
     steps: int = 200,  # steps of gradient ascent
@@ -773,35 +832,67 @@ def feature_visualization(
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
 ) -> Tensor:  # `(B, *shape)`
     """Inputs that the model takes for class `y` as clearly as possible (10)."""
-    low, high = bounds
-    gen = torch.Generator(y.device).manual_seed(seed)
+    shape = _shape_of_one(shape, jitter)
     check_count("steps", steps)
-    check_count("jitter", jitter, 0)
     check_strength("lr", lr)
     check_strength("mu", mu)
+    low, high = bounds
+    device = _home(model, y) if start is None else check_float("start", start).device
+    gen = torch.Generator(device).manual_seed(seed)
+    y = torch.atleast_1d(y) if isinstance(y, Tensor) else np.atleast_1d(y)
     if start is None:
-        noise = torch.randn(len(y), *shape, generator=gen, device=y.device)
+        noise = torch.randn(len(y), *shape, generator=gen, device=device)
         start = (low + high) / 2 + 0.01 * (high - low) * noise
     if start.shape != (len(y), *shape):
         raise ValueError(f"start of shape {tuple(start.shape)}: expected {(len(y), *shape)}")
+    shifts = _shifts(steps, jitter, gen)
 
-    def _shift():
-        if not jitter:
-            return (0, 0)
-        return torch.randint(-jitter, jitter + 1, (2,), generator=gen, device=y.device).tolist()
+    @entrance
+    def _found(model, x, y):
+        def _climb(explained, x, y):
+            x0 = x
+            d = flat(x).shape[1]
+            for shift in _bar(shifts, progress):
 
-    def _climb(explained, x, y):
-        x0 = x
-        d = flat(x).shape[1]
-        for _ in _bar(range(steps), progress):
-            shift = _shift()
+                def _shifted(x):
+                    return model(x.roll(shift, (-2, -1)) if jitter else x)
 
-            def _shifted(x):
-                return model(x.roll(shift, (-2, -1)) if jitter else x)
+                g = _input_grad(_shifted, x, y, explained)[0] - mu * (x - x0)
+                length = bcast(flat(g).norm(dim=1).clamp(min=1e-12), x)
+                x = (x + lr * d**0.5 * g / length).clamp(low, high)
+            return x
 
-            g = input_grad(_shifted, x, y, explained)[0] - mu * (x - x0)
-            length = bcast(flat(g).norm(dim=1).clamp(min=1e-12), x)
-            x = (x + lr * d**0.5 * g / length).clamp(low, high)
-        return x
+        return _over_batches(_climb, model, x, y, "logit", max(1, len(y)), progress)
 
-    return _over_batches(_climb, model, start, y, "logit", max(1, len(y)), progress)
+    return _found(model, start, as_labels(y, len(y), device))
+
+
+def _shape_of_one(shape, jitter):
+    """The shape of one input as a tuple; where images are shifted it has two dimensions."""
+    try:
+        shape = tuple(check_count("shape", size) for size in shape)
+    except TypeError:
+        raise TypeError(
+            f"shape={shape!r}: expected the shape of one input, (C, H, W) or (d,)"
+        ) from None
+    if check_count("jitter", jitter, 0) and len(shape) < 2:
+        raise ValueError(f"jitter={jitter}: expected 0, inputs of shape {shape} are no images")
+    return shape
+
+
+def _home(model, y):
+    """The device of a model's parameters; of the labels where it has none."""
+    module = getattr(model, "model", model)  # of a learner
+    weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    if weight is not None:
+        return weight.device
+    return y.device if isinstance(y, Tensor) else torch.device("cpu")
+
+
+def _shifts(steps, jitter, gen):
+    """The shifts of all steps, drawn at once: one transfer."""
+    if not jitter:
+        return [(0, 0)] * steps
+    low, high = -jitter, jitter + 1
+    draws = [torch.randint(low, high, (2,), generator=gen, device=gen.device) for _ in range(steps)]
+    return torch.stack(draws).tolist()

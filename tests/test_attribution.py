@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import GuidedGradCam, IntegratedGradients, NoiseTunnel, Saliency
+from fastai.torch_core import TensorCategory, TensorImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advinterp import attribution as A
-from advinterp.core import class_output
+from advinterp.core import bring, class_output
 from advinterp.linear import linear_ig
+
+from .border import KINDS, agree, every_kind
 
 quick = settings(deadline=None, max_examples=25)
 close = partial(torch.testing.assert_close, rtol=0)
@@ -411,14 +415,192 @@ def test_bad_input(method, batch):
     for change, error, words in [
         (dict(y=y + 1), ValueError, "labels from 1 to 3"),
         (dict(y=y[:2]), ValueError, "6 class indices"),
-        (dict(y=y.double()), TypeError, "class indices"),
+        (dict(y=None), TypeError, "y=None: expected 6 class indices"),
+        (dict(y=y + 0.5), ValueError, "y has fractions"),
+        (dict(y=F.one_hot(y)), ValueError, "a column for each class"),
         (dict(x=x.long()), TypeError, "floating"),
-        (dict(model=nn.Sequential(net, nn.Softmax(1))), ValueError, "last softmax"),
+        (dict(x=x.numpy()), TypeError, "expected a torch.Tensor, got ndarray"),
+        (dict(x=(x, x)), TypeError, "x: expected a torch.Tensor, got tuple"),
+        (dict(x=x[:, 0]), ValueError, "does not take x of shape"),
+        (dict(model=nn.Sequential(net, nn.Softmax(1))), ValueError, "are probabilities"),
+        (dict(model=lambda x: net(x)[:, :1].sigmoid(), y=y % 2), ValueError, "are probabilities"),
+        (dict(model=lambda x: net(x) * torch.nan), ValueError, "logits are NaN"),
+        (dict(model=lambda x: x), ValueError, "output has shape"),
+        (dict(model="resnet18"), TypeError, "expected a module"),
         (dict(output="class"), ValueError, "output='class'"),
         (dict(batch_size=0), ValueError, "batch_size=0"),
     ]:
         with pytest.raises(error, match=words):
             method(**{**dict(model=net, x=x, y=y), **change})
+
+
+# ---------------------------------------------------------------- what a user brings
+
+
+def smooth_conv(n_out=4):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 3, 3), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(75, n_out)]
+    return nn.Sequential(*layers)
+
+
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(5, 2, 12, 12, generator=generator), torch.tensor([0, 1, 2, 3, 2])
+
+
+SEVERAL = METHODS | {
+    "completeness_gap": lambda net, x, y: A.completeness_gap(net, x, y, x),
+    "integrated_gradients, gap": partial(A.integrated_gradients, steps=3, return_gap=True),
+    "paper_table_ig": A.paper_table_ig,
+    "paper_image_ig": A.paper_image_ig,
+    "feature_visualization": lambda net, x, y: A.feature_visualization(
+        net, y, (2, 12, 12), start=x, steps=2, jitter=1
+    ),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("method", SEVERAL.values(), ids=SEVERAL)
+def test_whatever_is_brought_is_explained(method, kind):
+    agree(method, kind, smooth_conv(), *images())
+
+
+@every
+@pytest.mark.parametrize("form", [lambda z: z[:, 0], torch.squeeze], ids=["(B,)", "squeezed"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_one_logit_in_any_form(method, form, n):
+    net = smooth_conv(1)
+    x, y = (values[:n] for values in images())
+    close(method(lambda x: form(net(x)), x, y > 1), method(net, x, y > 1), atol=1e-6)
+
+
+@every
+def test_a_last_batch_of_one_may_be_squeezed(method):
+    net, (x, y) = smooth_conv(), images()
+    close(method(lambda x: net(x).squeeze(), x, y, batch_size=2), method(net, x, y), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", SEVERAL.values(), ids=SEVERAL)
+def test_nothing_is_explained_by_nothing(method):
+    net, (x, y) = smooth_conv(), images()
+    for kind in ("fastai", "float16", "(B, 1)", "learner"):
+        model, few, labels = KINDS[kind].brought(net, x[:0], y[:0])
+        found = method(model, few, labels)
+        maps = found[0] if isinstance(found, tuple) else found
+        assert maps.shape in (x[:0].shape, (0,))
+
+
+@every
+def test_half_precision_models(method):
+    net, (x, y) = smooth_conv().bfloat16(), images()
+    found = method(net, x.bfloat16(), y)
+    assert found.dtype == torch.bfloat16
+    assert found.isfinite().all()
+
+
+def test_a_baseline_and_a_background_of_any_class_and_precision():
+    net, (x, y) = smooth_conv(), images()
+    us = torch.rand(3, 2, 12, 12)
+    ig = partial(A.integrated_gradients, net, x, y, steps=3)
+    shap = partial(A.deep_shap, net, x, y)
+    with torch.inference_mode():
+        for brought in (TensorImage(us), us.double(), us.clone(), us.requires_grad_()):
+            close(shap(background=brought), shap(background=us.detach()), atol=1e-6)
+            found = ig(baseline=[*brought])
+            close(found, ig(baseline=[*us.detach()]), atol=1e-6)
+            gap = A.completeness_gap(net, x, y, TensorImage(found), baseline=tuple(brought))
+            assert gap.isfinite().all()
+    with pytest.raises(TypeError, match="baseline='grey': expected a number, a tensor"):
+        ig(baseline="grey")
+    with pytest.raises(TypeError, match=r"background: expected a torch\.Tensor, got list"):
+        shap(background=[0.0])
+
+
+def test_nan_gradients_are_named():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    x[4] = 0
+
+    def root(x):
+        return net(x.sqrt())
+
+    with pytest.warns(UserWarning, match="maps of 1 of 6 inputs have NaN or infinite"):
+        found = A.saliency(root, x, y, batch_size=2)
+    assert (~found.isfinite()).any(1).tolist() == [False] * 4 + [True, False]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        A.saliency(root, x[:4], y[:4])
+
+
+class Watched(TorchDispatchMode):
+    """Counts the numbers that travel to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_transfers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n_transfers += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+LOOPS = {
+    "integrated_gradients": lambda n: partial(A.integrated_gradients, steps=2 * n, batch_size=5),
+    "smoothgrad": lambda n: partial(A.smoothgrad, n_samples=n, batch_size=5),
+    "sparsified_smoothgrad": lambda n: partial(A.sparsified_smoothgrad, n_samples=n, batch_size=5),
+    "moreau_grad": lambda n: partial(A.moreau_grad, steps=n, average=1, n_samples=2),
+    "deep_shap": lambda n: partial(A.deep_shap, background=torch.rand(n, 2, 12, 12), batch_size=10),
+    "feature_visualization": lambda n: (
+        lambda net, x, y: A.feature_visualization(net, y, (2, 12, 12), steps=n, start=x)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", LOOPS.values(), ids=LOOPS)
+def test_loops_wait_for_no_number(method):
+    net, (x, y) = smooth_conv(), images()
+    counts = []
+    for n in (4, 16):
+        with Watched() as watched:
+            method(n)(net, x, y)
+        counts.append(watched.n_transfers)
+    assert counts[0] == counts[1] <= 8
+
+
+def test_an_affine_model_is_seen_behind_the_entrance():
+    net, other = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    assert A.is_affine(bring(net, torch.rand(1, 3))[0])
+    assert not A.is_affine(bring(other, torch.rand(1, 3))[0])
+
+
+def test_rules_and_hooks_see_through_compiled_code():
+    net, (x, y) = smooth_conv(), images()
+    compiled = torch.compile(net, backend="eager")
+    close(A.deep_shap(compiled, x, y), A.deep_shap(net, x, y), atol=1e-6)
+    cam = partial(GuidedGradCam, layer=net[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs, ours = (A.captum_map(cam, model, x, y) for model in (net, compiled))
+    close(ours, theirs, atol=1e-6)
+
+
+def test_what_is_visualised():
+    net = smooth_conv()
+    run = partial(A.feature_visualization, net, shape=(2, 12, 12), steps=2, jitter=1)
+    wanted = run(torch.tensor([2, 1]))
+    for y in ([2, 1], np.array([2.0, 1.0]), torch.tensor([[2], [1]]), TensorCategory([2, 1])):
+        assert torch.equal(run(y), wanted)
+    assert run(3).shape == (1, 2, 12, 12)
+    assert run([]).shape == (0, 2, 12, 12)
+    for change, error, words in [
+        (dict(y=[4]), ValueError, "labels from 4 to 4"),
+        (dict(y=[0], shape=4), TypeError, r"shape=4: expected the shape of one input"),
+        (dict(y=[0], shape=(288,)), ValueError, r"jitter=1: expected 0, inputs of shape \(288,\)"),
+        (dict(y=[0], start=torch.zeros(1, 2, 12, 12).long()), TypeError, "start has dtype"),
+    ]:
+        with pytest.raises(error, match=words):
+            run(**change)
 
 
 class Attention(nn.Module):
@@ -437,8 +619,27 @@ def test_deep_shap_refuses_what_it_cannot_explain(batch):
     x, y = batch
     torch.manual_seed(0)
     us = torch.rand(3, 1, 8, 8, dtype=torch.double)
-    with pytest.raises(ValueError, match="Use integrated_gradients"):
-        A.deep_shap(Attention(), x, y, background=us)
+    net = Attention()
+    for scale in (1.0, 1e-6):  # of the outputs: the check knows no scale
+        net.out.weight.data *= scale
+        net.out.bias.data *= scale
+        for dtype in (torch.double, torch.float):
+            with pytest.raises(ValueError, match="Use integrated_gradients"):
+                A.deep_shap(net.to(dtype), x.to(dtype), y, background=us)
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_deep_shap_of_tiny_activations(dtype):
+    """A network of ReLUs without biases is homogeneous, and so are its maps."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3)]
+    net = nn.Sequential(*layers).to(dtype)
+    for layer in layers[::2]:
+        nn.init.zeros_(layer.bias)
+    x, us, y = torch.randn(4, 20), torch.randn(3, 20), torch.tensor([0, 1, 2, 0])
+    wanted = A.deep_shap(net, x.to(dtype), y, background=us)
+    found = A.deep_shap(net, 1e-6 * x.to(dtype), y, background=1e-6 * us)
+    torch.testing.assert_close(1e6 * found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_paper_presets():
