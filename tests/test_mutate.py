@@ -38,8 +38,10 @@ What comes before the first one is for people.
 
 
 @each_module
-def test_every_module_has_mutations(module):
+def test_every_module_has_mutations_and_tests(module):
     assert module in {mutation.module for mutation in MUTATIONS}
+    for file in mutate.test_files(module):
+        assert (mutate.ROOT / file).is_file(), file
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.module}: {m.what}")

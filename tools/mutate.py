@@ -41,7 +41,8 @@ ENVIRONMENT = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="A
 
 # Where a module is tested, if not in the file of its name; the quick files come first
 TESTS = {
-    "adversary": ["adversary", "callbacks"],
+    "map_adversary": ["evaluate"],
+    "solver": ["estimator"],
     "units": ["callbacks"],
     "study": ["study_tables", "study"],
     "papers.common": ["papers_common"],
