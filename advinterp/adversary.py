@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['own_buffers', 'undisturbed', 'joined', 'has_bf16', 'Adversary', 'DualAdversary', 'OneStep', 'first_order_gap', 'PGD',
            'Harmonise', 'margin_loss', 'check_attackable', 'paper_a_mnist', 'paper_a_cifar', 'paper_c_iterative',
-           'mi_fgsm', 'paper_b_mnist', 'paper_b_cifar']
+           'mi_fgsm', 'paper_b_mnist', 'paper_b_cifar', 'drawn_as_in_0_1']
 
 # %% ../nbs/maths/03_adversary.ipynb #ee06b058
 import contextlib
 import copy
 import functools
+import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from fastcore.basics import patch
@@ -21,15 +22,23 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from advinterp.core import (
+    Classifier,
+    _input_grad,
+    _logits_of,
+    _one_at_a_time,
+    _the_tensor,
+    as_labels,
     bcast,
+    bring,
     check_choice,
     check_count,
     check_float,
+    check_same_shape,
     check_strength,
     flat,
     frozen,
-    input_grad,
     is_binary,
+    plain,
     predicted,
     unreduced,
 )
@@ -41,18 +50,21 @@ def own_buffers(
     model: nn.Module | Callable,  # a callable that is no module passes through
 ) -> Iterator[nn.Module | Callable]:  # a context that gives the model
     "Context in which the modules write to copies of their buffers, which are then thrown away."
-    slots = []
-    if isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):
+        yield model
+        return
+    with _one_at_a_time:
+        slots = []
         for module in model.modules():
             buffers = module._buffers.items()
             slots += [(module, name, buffer) for name, buffer in buffers if buffer is not None]
-    try:
-        for module, name, buffer in slots:
-            module._buffers[name] = buffer.clone()
-        yield model
-    finally:
-        for module, name, buffer in slots:
-            module._buffers[name] = buffer
+        try:
+            for module, name, buffer in slots:
+                module._buffers[name] = buffer.clone()
+            yield model
+        finally:
+            for module, name, buffer in slots:
+                module._buffers[name] = buffer
 
 # %% ../nbs/maths/03_adversary.ipynb #8ea40692
 @contextlib.contextmanager
@@ -65,7 +77,7 @@ def undisturbed(
     """Context for differentiating `model` with respect to its input.
 
     Gradients are on, whatever the caller's mode; parameters, modes, buffers and random streams are
-    given back as they were, also after an exception.
+    given back as they were, also after an exception. Threads wait for one another, see `frozen`.
     """
     with (
         torch.inference_mode(False),
@@ -85,14 +97,15 @@ def _own_rng(device, seed):
         generators.append(torch.cuda.default_generators[device.index or 0])
     if device.type == "mps":
         generators.append(torch.mps._get_default_mps_generator())
-    states = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed)
-        yield
-    finally:
-        for generator, state in zip(generators, states):
-            generator.set_state(state)
+    with _one_at_a_time:
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            for generator, state in zip(generators, states):
+                generator.set_state(state)
 
 # %% ../nbs/maths/03_adversary.ipynb #0d855429
 def _limits(bounds, x):
@@ -108,31 +121,44 @@ def _limits(bounds, x):
     return lo, hi
 
 
-def _inspect(x, lo, hi, model, seed):
-    "Refuse inputs that are not finite or outside the bounds; the seed of the call."
-    checks = x.new_zeros(4)
+_whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sum_of_bits(x):
+    "The bits of each number as a whole number, summed modulo 2^64: exact in every order."
+    bits = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
+    return bits.view(_whole[bits.element_size()]).sum()
+
+
+def _inspect(x, lo, hi, model, precision=None):
+    """Refuse inputs that are not finite or outside the bounds; the digest of inputs and model.
+
+    `precision` is the rounding error of the numbers that the caller had.
+    """
+    sound = [x.isfinite().all()]
+    outside = x.new_zeros(())
     if lo is not None:
-        checks = torch.stack([(lo - x).amax(), (x - hi).amax(), (lo - hi).amax(), x.abs().amax()])
-    sums = [x.sum(), x.isfinite().all().to(x.dtype)]
-    if isinstance(model, nn.Module):
-        sums += [p.detach().sum().to(x) for p in list(model.parameters())[-1:]]
-    numbers = torch.cat([checks, torch.stack(sums)]).tolist()  # the one transfer
-    below, above, crossed, size, total, finite, *weights = numbers
-    if not finite:
+        outside = torch.maximum((lo - x).amax(), (x - hi).amax())
+        rounding = max(1e-6, 4 * (precision or torch.finfo(x.dtype).eps))
+        sound += [(lo <= hi).all(), outside <= rounding * x.abs().amax().clamp_min(1).float()]
+    digest = [_sum_of_bits(x)]
+    digest += [_sum_of_bits(p).to(x.device) for p in list(model.parameters())[-1:]]
+    numbers = torch.stack([flag.long() for flag in sound] + digest).tolist()  # the one transfer
+    is_finite, is_ordered, is_inside = [*numbers[: len(sound)], 1, 1][:3]
+    if not is_finite:
         raise ValueError(
             "x contains NaN or infinite values: "
             "clean the data, or look at the transforms before the attack"
         )
-    if not crossed <= 0:
+    if not is_ordered:
         raise ValueError("bounds: the lower bound is above the upper bound, or one of them is NaN")
-    outside = max(below, above)
-    if outside > max(1e-6, 4 * torch.finfo(x.dtype).eps) * max(size, 1.0):
+    if not is_inside:
         raise ValueError(
-            f"x lies outside the bounds, by up to {outside:.3g}: bounds are in the units of x; "
-            "is x normalised? Attack the raw input (put the normalisation into the model), "
+            f"x lies outside the bounds, by up to {outside.item():.3g}: bounds are in the units "
+            "of x; is x normalised? Attack the raw input (put the normalisation into the model), "
             "or pass bounds=None"
         )
-    return hash((seed, total, *weights)) % 2**63  # of numbers alone: the same in every process
+    return numbers[len(sound) :]
 
 # %% ../nbs/maths/03_adversary.ipynb #901f5416
 class _Problem:
@@ -142,6 +168,7 @@ class _Problem:
         self.dual, self.model, self.loss_func = dual, model, loss_func
         self.x, self.y = x, y
         self.sign = sign  # -1: towards the label `y` in place of away from it
+        self.sums = []  # of the gradients: a sum is finite where all that it adds is
         self.lo, self.hi = limits
         if self.lo is not None:
             self.x = x.clamp(self.lo, self.hi)
@@ -158,7 +185,8 @@ class _Problem:
 
     def grad(self, delta):
         "Gradient of the loss at `x + delta` (minus it for a target), and the loss."
-        g, loss = input_grad(self.forward, self.x + delta, self.y, self.loss_func)
+        g, loss = _input_grad(self.forward, self.x + delta, self.y, self.loss_func)
+        self.sums.append(g.sum(dtype=torch.promote_types(g.dtype, torch.float32)))
         upward = g if self.sign > 0 else -g
         return upward.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), loss
 
@@ -186,7 +214,8 @@ class _Problem:
 @patch
 def fooled(self: _Problem):
     "Which examples did the last forward pass get wrong, or, with a target, as the target?"
-    hit = predicted(self.logits.detach()) == self.y.reshape(-1)
+    logits = _logits_of(self.logits, len(self.x)).detach()
+    hit = predicted(logits) == as_labels(self.y, len(self.x), logits.device)
     return ~hit if self.sign > 0 else hit
 
 
@@ -198,7 +227,10 @@ def subset(
     "The same problem for the examples `keep` (a mask)."
     model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
     limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
-    return _Problem(self.dual, model, self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
+    part = (self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
+    problem = _Problem(self.dual, model, *part)
+    problem.sums = self.sums
+    return problem
 
 # %% ../nbs/maths/03_adversary.ipynb #e19f2919
 def joined(
@@ -211,11 +243,10 @@ def joined(
     For a tuple `x`, `split` of the callable gives the tuple back. Raises ValueError where `perturb`
     does not say which inputs, TypeError for inputs that are not floating tensors.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module  # its hooks wait for parameter gradients
+    model, x, _ = bring(model, x)
     if not isinstance(x, (tuple, list)):
-        return model, check_float("x", _bare(x))
-    net = _Inputs(model, [_bare(part) for part in x], _which(x, perturb))
+        return model, x
+    net = _Inputs(model, x, _which(x, perturb))
     return net, net.join()
 
 
@@ -231,13 +262,21 @@ class _Inputs:
         return torch.cat([flat(self.xs[i]) for i in self.which], 1)
 
     def split(self, z):
-        xs = [_plain(x) for x in self.xs]
+        xs = list(self.xs)
         parts = [z]
         if len(self.which) > 1:
             parts = z.split([flat(xs[i]).shape[1] for i in self.which], 1)
         for i, part in zip(self.which, parts):
             xs[i] = part.reshape(xs[i].shape).to(xs[i].dtype)
         return tuple(xs)
+
+    def as_given(self, xs, z):
+        "The inputs `xs` of a caller, with `z` in the places of those that are perturbed."
+        split = self.split(z)
+        given = [plain(x) for x in xs]
+        for i in self.which:
+            given[i] = split[i].to(xs[i].dtype)
+        return tuple(given)
 
     def only(self, keep):
         return _Inputs(self.model, [x[keep] for x in self.xs], self.which)
@@ -261,17 +300,10 @@ def _which(x, perturb):
         )
     for i in which:
         check_float(f"x[{i}]", x[i])
+    n_rows = {len(x[i]) for i in which}
+    if len(n_rows) > 1:
+        raise ValueError(f"x: expected as many rows in every input, got {sorted(n_rows)}")
     return which
-
-
-def _bare(t):
-    "A tensor of a subclass as a plain one; anything else as it is."
-    return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
-
-
-def _plain(t):
-    "A tensor that autograd can use, also when the caller is in inference mode."
-    return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
 
 # %% ../nbs/maths/03_adversary.ipynb #70eeb1a2
 def has_bf16(
@@ -293,29 +325,57 @@ def has_bf16(
 def _fast_model(model, x):
     "`model` as a function that runs in bfloat16 and channels last, its weights cast once."
     net = model.model if isinstance(model, _Inputs) else model
-    call = net
-    if isinstance(net, nn.Module):
-        weights = {name: _cast(p) for name, p in net.named_parameters() if p.ndim > 1}
-        call = functools.partial(_with_weights, net, weights)
-    run = call if net is model else _Inputs(call, model.xs, model.which)
+    twin = _twin(net, {})
+    run = twin if net is model else _Inputs(twin, model.xs, model.which)
 
     def _forward(z):
         if z.ndim == 4:
             z = z.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16):
             out = run(z)
-        return out.to(x.dtype)
+        return _in_precision(out, x.dtype)
 
     return _forward
 
 
-def _cast(weight):
-    layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
-    return weight.detach().to(torch.bfloat16, memory_format=layout)
+def _twin(module, twins):
+    "A module with cast weights in the place of another, with which it shares all the rest."
+    if isinstance(module, torch.jit.ScriptModule):
+        return module  # compiled: it has no places
+    if id(module) in twins:
+        return twins[id(module)]
+    twin = type(module).__new__(type(module))
+    twins[id(module)] = twin
+    twin.__dict__.update(vars(module))
+    for kind, convert in (("_parameters", _cast), ("_modules", _twin)):
+        places = {}
+        for name, part in vars(module)[kind].items():
+            places[name] = None if part is None else convert(part, twins)
+        twin.__dict__[kind] = places
+    twin.__dict__["_buffers"] = dict(module._buffers)  # it may put others in their places
+    return twin
 
 
-def _with_weights(net, weights, *inputs):
-    return torch.func.functional_call(net, weights, inputs)
+def _cast(weight, twins):
+    "A matrix or kernel in bfloat16, one for all its places; other parameters as they are."
+    if weight.ndim < 2 or not weight.is_floating_point():
+        return weight
+    if id(weight) not in twins:
+        layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+        cast = weight.detach().to(torch.bfloat16, memory_format=layout)
+        twins[id(weight)] = nn.Parameter(cast, requires_grad=False)
+    return twins[id(weight)]
+
+
+def _in_precision(out, dtype):
+    "What a model returned, its tensors in another precision."
+    if isinstance(out, Tensor):
+        return out.to(dtype) if out.is_floating_point() else out
+    if isinstance(out, Mapping):
+        return {name: _in_precision(part, dtype) for name, part in out.items()}
+    if type(out) in (tuple, list):
+        return type(out)(_in_precision(part, dtype) for part in out)
+    return out
 
 # %% ../nbs/maths/03_adversary.ipynb #3931a3fa
 def _accepts_dual(init):
@@ -356,15 +416,15 @@ class Adversary:
         targeted: bool = False,  # `y` is the class to reach instead of the class to leave
         perturb: int | Sequence[int] | None = None,  # of several inputs; None: all floating ones
         fast: bool | str = False,  # bfloat16 search; 'auto': where the hardware has it
-        seed: int = 0,  # of the random starts, hashed with the inputs and the model
+        seed: int = 0,  # of the random starts, see `call_seed`
     ):
         check_choice("fast", fast, (True, False, "auto"))
         self.bounds, self.training, self.targeted = bounds, training, targeted
-        self.perturb, self.fast, self.seed = perturb, fast, seed
+        self.perturb, self.fast, self.seed = perturb, fast, check_count("seed", seed, low=0)
 
     def __call__(
         self,
-        model: nn.Module | Callable,  # `x -> logits`
+        model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
         x: Tensor | Sequence[Tensor],  # `(B, ...)` inputs, or a tuple of inputs for `model(*x)`
         y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
         loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
@@ -372,14 +432,18 @@ class Adversary:
         """The perturbed inputs.
 
         Raises ValueError for inputs that are not finite or outside the bounds, TypeError for
-        integer inputs.
+        integer inputs. Warns where the gradient is NaN or infinite somewhere.
         """
-        net, z = joined(model, x, self.perturb)
-        y = _bare(y)
-        if isinstance(y, Tensor) and y.ndim and len(y) != len(z):
-            raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
-        out = self._perturbed(net, z, y, loss_func) if len(z) else z.clone()
-        return net.split(out) if isinstance(x, (tuple, list)) else out
+        if isinstance(model, _Inputs):  # a penalty has joined several inputs already
+            return self._perturbed(model, x, y, loss_func)
+        with torch.inference_mode(False):
+            classifier, parts, y = bring(model, x, y, loss_func, needs_y=True)
+            net, z = joined(classifier, parts, self.perturb)
+            precision = _coarsest(x if isinstance(net, Classifier) else [x[i] for i in net.which])
+            out = z.detach().clone()
+            if len(z):
+                out = self._perturbed(net, z, y, loss_func, precision)
+            return out.to(x.dtype) if isinstance(net, Classifier) else net.as_given(x, out)
 
     def search(
         self,
@@ -389,24 +453,86 @@ class Adversary:
         "The perturbation for problem `p`: what a subclass defines."
         raise NotImplementedError(f"{type(self).__name__}.search")
 
+    def call_seed(
+        self,
+        digest: Sequence[int],  # sums of the bits of the inputs and of the model's last parameter
+        model: Classifier,  # what is attacked
+        x: Tensor,  # `(B, ...)`, floating: several inputs are joined
+    ) -> int:  # from 0 to 2^63 - 1
+        "Where the random numbers of a call start: of these arguments and the adversary's `seed`."
+        numbers = repr((self.seed, *digest)).encode()
+        return int.from_bytes(hashlib.sha256(numbers).digest()[:8], "big") % 2**63
+
+
+def _coarsest(xs):
+    "The rounding error of the coarsest of the tensors."
+    xs = [xs] if isinstance(xs, Tensor) else xs
+    return max(torch.finfo(x.dtype).eps for x in xs)
+
 # %% ../nbs/maths/03_adversary.ipynb #f875d17c
 @patch
-def _perturbed(self: Adversary, net, x, y, loss_func):
-    "The answer for a model of one tensor: checks, a frozen world, the search, the bounds."
+def _perturbed(self: Adversary, net, x, y, loss_func, precision=None):
+    "The answer for a model of one tensor: checks, the search, the bounds."
     model = net.model if isinstance(net, _Inputs) else net
     lo, hi = _limits(self.bounds, x)
-    seed = _inspect(x, lo, hi, model, self.seed)
+    digest = _inspect(x, lo, hi, model, precision)
     if self.dual is not None and self.dual.is_zero():
         return x.detach().clone()
-    with undisturbed(model, x.device, self.training, seed):
-        x, y = _plain(x.detach()), _plain(y)
-        fast = has_bf16(x.device) if self.fast == "auto" else self.fast
-        if fast and x.dtype == torch.float32 and not self.compares:
-            net = _fast_model(net, x)
-        sign = -1 if self.targeted else 1
-        p = _Problem(self.dual, net, x, y, loss_func, (lo, hi), sign)
-        out = p.x + self.search(p, torch.Generator(x.device).manual_seed(seed))
+    seed = self.call_seed(digest, model, x)
+    p = _Problem(self.dual, net, x.detach(), y, loss_func, (lo, hi), -1 if self.targeted else 1)
+    delta = self._found(p, model, seed)
+    _warn_of_lost_gradients(p.sums, stacklevel=4)
+    out = p.x + delta
     return (out if lo is None else out.clamp(lo, hi)).detach()
+
+
+@patch
+def _found(self: Adversary, p, model, seed):
+    "The perturbation that the search finds, in bfloat16 where that was asked for and works."
+    fast = has_bf16(p.x.device) if self.fast == "auto" else self.fast
+    can_be_fast = p.x.dtype == torch.float32 and not self.compares and model.call.facts.has_bf16
+    if fast and can_be_fast:
+        try:
+            return self._search_once(p, model, seed, fast=True)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever it is: full precision repeats or avoids it
+            p.sums.clear()
+            delta = self._search_once(p, model, seed)
+            model.call.facts.has_bf16 = False
+            warnings.warn(
+                f"fast={self.fast!r}: the model does not run in bfloat16 "
+                f"({str(error).strip().splitlines()[0]}); the search is in full precision",
+                stacklevel=4,
+            )
+            return delta
+    return self._search_once(p, model, seed)
+
+
+@patch
+def _search_once(self: Adversary, p, model, seed, fast=False):
+    "The search in a frozen world."
+    net = p.model
+    with undisturbed(model, p.x.device, self.training, seed):
+        try:
+            p.model = _fast_model(net, p.x) if fast else net
+            return self.search(p, torch.Generator(p.x.device).manual_seed(seed))
+        finally:
+            p.model = net
+
+
+def _warn_of_lost_gradients(sums, stacklevel):
+    "Say that gradients were taken as 0, with the one transfer after the search."
+    if not sums:
+        return
+    n_lost = (~torch.stack(sums).isfinite()).sum().item()
+    if n_lost:
+        warnings.warn(
+            f"model: its gradient is NaN or infinite somewhere, in {n_lost} of {len(sums)} "
+            "passes; it was taken as 0 there, and the attack may be weak. "
+            "check_attackable(model, x, y) says more",
+            stacklevel=stacklevel,
+        )
 
 
 @patch
@@ -466,6 +592,31 @@ class DualAdversary(Adversary):
     ):
         self.dual = _check_dual(dual)
         super().__init__(bounds=bounds, **kwargs)
+        _check_units(dual, bounds)
+
+    @functools.wraps(__init__)  # the signature that is shown
+    def __new__(cls, *args, **settings):
+        if "eps" in settings and "eps" not in inspect.signature(cls.__init__).parameters:
+            name, eps = cls.__name__, settings["eps"]
+            raise TypeError(
+                f"eps={eps!r}: {name} takes a ball, which knows its norm too, as in "
+                f"{name}(LInfBall({eps!r})) or {name}(L2Ball({eps!r}))"
+            )
+        return super().__new__(cls)
+
+
+def _check_units(dual, bounds):
+    "Warn of grey levels where the valid range is [0, 1]."
+    if not isinstance(dual, LInfBall) or not isinstance(bounds, (tuple, list)):
+        return
+    is_unit = all(isinstance(b, (int, float)) for b in bounds) and tuple(bounds) == (0, 1)
+    eps = torch.as_tensor(dual.eps).max().item()
+    if is_unit and eps > 1:
+        warnings.warn(
+            f"eps={eps:g} with bounds (0, 1): every input is within reach of every other one; "
+            f"eps is in the units of x, {eps:g} grey levels are LInfBall({eps:g} / 255)",
+            stacklevel=4,
+        )
 
 
 def _check_dual(dual):
@@ -508,9 +659,13 @@ def first_order_gap(
     loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
 ) -> Tensor:  # `(B,)`, >= 0 up to rounding, for a feasible `x_adv` without bounds
     "How far an attack is from first-order optimality (5); 0 where no small move helps."
-    with undisturbed(model, x.device):
-        g = input_grad(model, x_adv, y, loss_func)[0]
-    return dual.gap(g, x_adv.detach() - x.detach())  # (5)
+    check_same_shape(x=check_float("x", x), x_adv=check_float("x_adv", x_adv))
+    with torch.inference_mode(False):
+        delta = plain(x_adv).detach() - plain(x).detach()
+        model, z, y = bring(model, x_adv, y, loss_func, needs_y=True)
+        with undisturbed(model, z.device):
+            g = _input_grad(model, z, y, loss_func)[0]
+        return dual.gap(g, delta.to(g.dtype))  # (5)
 
 # %% ../nbs/maths/03_adversary.ipynb #cfef5914
 class PGD(DualAdversary):
@@ -718,6 +873,7 @@ class Harmonise(Adversary):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        attention = plain(attention)
         if isinstance(attention, Tensor) and not (attention >= 0).all():
             raise ValueError(
                 f"attention: expected values >= 0, got a minimum of {attention.min():.3g}"
@@ -735,8 +891,14 @@ class Harmonise(Adversary):
         g, _ = p.grad(torch.zeros_like(p.x))
         a = self.attention
         if not isinstance(a, Tensor):
-            a = a(p.model.xs if isinstance(p.model, _Inputs) else p.x, p.y)
-        a = a.to(g).expand_as(g)
+            a = plain(a(p.model.xs if isinstance(p.model, _Inputs) else p.x, p.y))
+        try:
+            a = a.to(g).expand_as(g)
+        except RuntimeError:
+            raise ValueError(
+                f"attention has shape {tuple(a.shape)}: expected one that broadcasts to x, "
+                f"{tuple(g.shape)}"
+            ) from None
         c = bcast(flat(a).amax(1) / 2, g) if self.center is None else self.center
         direction = L2Ball(1.0).delta_star(g) if self.normalise else g
         return p.inside(2 * self.eps * (c - a) * direction)  # (6)
@@ -763,8 +925,12 @@ def margin_loss(
     if is_binary(logits):
         z = logits.reshape(len(logits))
         return torch.where(y.reshape(-1) == 1, -z, z)
-    own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, y.reshape(-1, 1), True)
-    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]  # (7)
+    label = y.reshape(-1, 1)
+    own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, label, True)
+    return logits.masked_fill(own, -torch.inf).amax(1) - logits.gather(1, label)[:, 0]  # (7)
+
+
+margin_loss.takes_labels = True  # as a `loss_func` it gets logits and class indices
 
 # %% ../nbs/maths/03_adversary.ipynb #df30f88b
 def check_attackable(
@@ -773,11 +939,17 @@ def check_attackable(
     y: Tensor,  # `(B,)` class indices
     loss_func: Callable | None = None,  # the loss of the attack
 ) -> list[str]:  # the warnings, empty where nothing was found
-    "Warn of models whose robustness a gradient attack overestimates."
+    """Warn of models whose robustness a gradient attack overestimates.
+
+    Raises ValueError for what no attack takes: NaN or probabilities in place of logits.
+    """
     found = []
-    with undisturbed(model, x.device):
-        logits, again = model(x).detach(), model(x).detach()
-        g = flat(input_grad(model, x, y, loss_func)[0])
+    check_float("x", x)
+    with torch.inference_mode(False):
+        model, x, y = bring(model, x, y, loss_func, needs_y=True)
+        with undisturbed(model, x.device):
+            logits, again = (_the_tensor(model(x), len(x)).detach() for _ in range(2))
+            g = flat(_input_grad(model, x, y, loss_func)[0])
     if not torch.equal(logits, again):
         found.append(
             "the model is not deterministic: outputs differ by up to "
@@ -803,6 +975,8 @@ def check_attackable(
 
 
 def _look_like_probabilities(logits):
+    if not len(logits):
+        return False
     sums_to_one = is_binary(logits) or ((logits.sum(1) - 1).abs() < 1e-4).all()
     return sums_to_one and (logits >= 0).all() and (logits <= 1).all()
 
@@ -878,3 +1052,21 @@ def paper_b_cifar(
     "Paper B on CIFAR-10: l2 ball, 40 steps of 0.04; 7 steps of 0.1 in training."
     steps, step_size = (7, 0.1) if train else (40, 0.04)
     return PGD(L2Ball(eps), steps=steps, step_size=step_size, bounds=(0.0, 1.0), **kwargs)
+
+# %% ../nbs/maths/03_adversary.ipynb #c334930b
+def drawn_as_in_0_1(
+    adversary: Adversary,  # whose random numbers are to be those of earlier results
+) -> Adversary:  # a copy; the original is unchanged
+    """The same adversary with the seeds of version 0.1, for results that were made with it.
+
+    They are a hash of the sums of the inputs and of the model's last parameter, as floats: they
+    may differ between numbers of threads and devices, and take a second transfer.
+    """
+    new = copy.copy(adversary)
+    new.call_seed = functools.partial(_seed_of_float_sums, new.seed)
+    return new
+
+
+def _seed_of_float_sums(seed, digest, model, x):
+    sums = [x.sum(), *(p.detach().sum().to(x) for p in list(model.parameters())[-1:])]
+    return hash((seed, *torch.stack(sums).tolist())) % 2**63

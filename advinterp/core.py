@@ -338,6 +338,7 @@ class _Facts:
 
     writes = None  # into its input?; None: not seen yet
     is_probable = None  # does it end in a sigmoid or softmax?; None: not seen yet
+    has_bf16 = True  # does it run in bfloat16?; False: it was tried and failed
 
 
 _known = weakref.WeakKeyDictionary()
@@ -407,7 +408,8 @@ class Classifier(nn.Module):
     def _ends_in_probabilities(self, logits, xs):
         "Is the last operation a sigmoid or softmax? Without a graph, two examples are tried once."
         if logits.grad_fn is None and self.call.facts.is_probable is None:
-            with torch.enable_grad():
+            cuda = [x.device for x in xs if getattr(x, "is_cuda", False)]
+            with torch.enable_grad(), torch.random.fork_rng(cuda[:1]):
                 few = [x[:2].detach().requires_grad_(x.is_floating_point()) for x in xs]
                 logits = _logits_of(self.inside(*[x.clone() for x in few]), len(few[0]))
         if logits.grad_fn is not None:
@@ -419,7 +421,7 @@ class Classifier(nn.Module):
         self.call.seen = True
         if not len(logits):
             return
-        low, high = (value.item() for value in torch.aminmax(logits.detach()))  # NaN if one is
+        low, high = torch.stack(torch.aminmax(logits.detach())).tolist()  # NaN if one is
         if math.isnan(low):
             n_nan = int(logits.isnan().sum())
             raise ValueError(
@@ -432,7 +434,7 @@ class Classifier(nn.Module):
                 "leave out the sigmoid or softmax at its end"
             )
         if self.call.y is not None and len(self.call.y):
-            low, high = (value.item() for value in torch.aminmax(self.call.y))
+            low, high = torch.stack(torch.aminmax(self.call.y)).tolist()
             _check_range(low, high, max(2, logits.shape[1]))
 
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ._deprecated import renamed_arguments
-from .adversary import _bare, _inspect, _limits, _plain, undisturbed
+from .adversary import _inspect, _limits, _warn_of_lost_gradients, undisturbed
 from .attribution import _over_batches
 from advinterp.core import (
+    _input_grad,
     bcast,
+    bring,
     check_count,
-    check_float,
     check_strength,
+    entrance,
     flat,
-    input_grad,
     predicted,
     top_count,
     top_mask,
@@ -36,8 +37,8 @@ def _top_entries(v, k):
     return top_mask(v, top_count(v, k, nonzero=True))
 
 # %% ../nbs/maths/07_map_adversary.ipynb #29e05feb
-def _look(net, explained, x, y, mask, graph=False):
-    """Predicted classes, share (1) and, with `graph`, its gradient (2).
+def _look(net, explained, x, y, mask, graph=False, sums=None):
+    """Predicted classes, share (1) and, with `graph`, its gradient (2), whose sum goes to `sums`.
 
     The gradient is 0 where the map does not change.
     """
@@ -48,7 +49,7 @@ def _look(net, explained, x, y, mask, graph=False):
         return logits[0]
 
     x = x.detach().requires_grad_()
-    v = flat(input_grad(_keep, x, y, explained, create_graph=graph)[0]).abs()
+    v = flat(_input_grad(_keep, x, y, explained, create_graph=graph)[0]).abs()
     share = (v * mask).sum(1) / v.sum(1).clamp_min(torch.finfo(v.dtype).tiny)  # (1)
     g = None
     if graph and share.requires_grad:
@@ -56,13 +57,16 @@ def _look(net, explained, x, y, mask, graph=False):
     if g is None:
         g = torch.zeros_like(x)
     else:
+        if sums is not None:
+            sums.append(g.sum(dtype=torch.promote_types(g.dtype, torch.float32)))
         g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     return predicted(logits[0]), share.detach(), g
 
 # %% ../nbs/maths/07_map_adversary.ipynb #077f7da7
 @renamed_arguments(radius="eps")
+@entrance(second_order=True)
 def map_attack(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices: which output the map explains
     eps: float,  # l2 radius of the perturbation, in the units of x
@@ -79,10 +83,11 @@ def map_attack(
     """Inputs near `x`, of the same predicted class, whose simple gradient has moved (1).
 
     It has little mass where that of `x` has most. Raises ValueError where the map cannot change,
-    as that of a network of ReLUs without an `attack_model`.
+    as that of a network of ReLUs without an `attack_model`. Warns where a gradient is not finite.
     """
-    soft = model if attack_model is None else attack_model
-    x = check_float("x", _bare(x))
+    soft = model
+    if attack_model is not None:
+        soft, _, _ = bring(attack_model, x, second_order=True)
     if not 0 < check_strength("k", k) < 1:
         raise ValueError(f"k={k!r}: expected a fraction in (0, 1); of all entries none can be left")
     if step_size is not None and not check_strength("step_size", step_size):
@@ -91,31 +96,34 @@ def map_attack(
     check_count("steps", steps)
     lo, hi = _limits((-torch.inf, torch.inf) if bounds is None else bounds, x)
     if len(x):
-        _inspect(x, lo, hi, model, 0)
+        _inspect(x, lo, hi, model)
     if not len(x) or not eps:
         return x.detach().clone()
 
+    sums = []
+
     def _attack(explained, x_lo_hi, y):
         x0, lo, hi = x_lo_hi.unbind(1)
-        mask = _top_entries(flat(input_grad(model, x0, y, explained)[0]).abs(), k)
+        mask = _top_entries(flat(_input_grad(model, x0, y, explained)[0]).abs(), k)
         search = (model, soft, explained, x0, y, mask)
-        return _best_iterate(*search, (lo, hi), ball, step_size, steps)
+        return _best_iterate(*search, (lo, hi), ball, step_size, steps, sums)
 
     with undisturbed(model, x.device), undisturbed(soft, x.device):
-        return _over_batches(
-            _attack, model, torch.stack([x, lo, hi], 1), _plain(y), output, batch_size
-        )
+        x_lo_hi = torch.stack([x, lo, hi], 1)
+        found = _over_batches(_attack, model, x_lo_hi, y, output, batch_size)
+    _warn_of_lost_gradients(sums, stacklevel=5)
+    return found
 
 # %% ../nbs/maths/07_map_adversary.ipynb #c90e4927
-def _best_iterate(model, soft, explained, x0, y, mask, limits, ball, step_size, steps):
+def _best_iterate(model, soft, explained, x0, y, mask, limits, ball, step_size, steps, sums):
     """The best iterate of (1); gradients come from `soft`, everything else from `model`."""
     x = x0
     for step in range(steps + 1):
         last = step == steps
         steer = not last and soft is model  # then one look serves as judgement and as gradient
-        seen, share, g = _look(model, explained, x, y, mask, graph=steer)
+        seen, share, g = _look(model, explained, x, y, mask, steer, sums)
         if not last and soft is not model:
-            _, _, g = _look(soft, explained, x, y, mask, graph=True)
+            _, _, g = _look(soft, explained, x, y, mask, True, sums)
         if step == 0:
             own, best, out = seen, share, x0
             _check_curved(g, mask, "model" if soft is model else "attack_model")

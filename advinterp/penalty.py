@@ -17,18 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from ._deprecated import renamed_arguments
-from .adversary import PGD, Adversary, _bare, _Inputs, joined, own_buffers
+from .adversary import PGD, Adversary, _Inputs, joined, own_buffers
 from .attribution import saliency, smoothgrad
 from advinterp.core import (
+    Classifier,
+    _input_grad,
+    _the_tensor,
+    as_labels,
+    bring,
     check_choice,
     check_count,
     check_float,
     check_same_shape,
     check_strength,
     class_output,
+    differentiable_attention,
     flat,
-    input_grad,
     is_binary,
+    plain,
     unreduced,
 )
 from .duals import Dual, LInfBall
@@ -41,9 +47,12 @@ class Penalty:
     It is differentiable in the parameters. A subclass defines `penalty`.
     """
 
+    needs_y = True  # is it about the labels?
+    of_loss = True  # does it use the loss? Else it gets logits and class indices, whatever the loss
+
     def __call__(
         self,
-        model: nn.Module | Callable,  # `x -> logits`
+        model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
         x: Tensor | Sequence[Tensor],  # `(B, ...)`, or inputs for `model(*x)`: the floating ones
         y: Tensor,  # `(B,)` class indices (or what `loss_func` takes)
         loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
@@ -52,21 +61,22 @@ class Penalty:
 
         Raises TypeError for integer inputs, ValueError where `x` and `y` do not fit each other.
         """
-        net, z = joined(model, x)
-        y = _bare(y)
-        if isinstance(y, Tensor) and y.ndim and len(y) != len(z):
-            raise ValueError(f"y: expected {len(z)} labels, got {len(y)}")
-        if not len(z):
-            return z.new_zeros(0)
-        with torch.enable_grad(), own_buffers(model):
-            return self.penalty(net, z, y, loss_func)
+        loss_func = loss_func if self.of_loss else None
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
+            settings = dict(second_order=True, needs_y=self.needs_y)
+            classifier, parts, y = bring(model, x, y, loss_func, **settings)
+            net, z = joined(classifier, parts)
+            if not len(z):
+                return z.new_zeros(0)
+            with own_buffers(classifier):
+                return self.penalty(net, z, y, loss_func)
 
     def penalty(
         self,
         model: Callable,  # of one tensor: several inputs are joined
         x: Tensor,  # `(B, ...)`, floating
         y: Tensor,  # `(B,)`
-        loss_func: Callable | None,  # as it was given
+        loss_func: Callable | None,  # as it was given; None where the penalty is not `of_loss`
     ) -> Tensor:  # `(B,)`
         "The penalty for checked inputs: what a subclass defines."
         raise NotImplementedError(f"{type(self).__name__}.penalty")
@@ -100,8 +110,12 @@ class GradNorm(Penalty):
         self.output = check_choice("output", output, _outputs)
         self.squared = squared
 
+    @property
+    def of_loss(self) -> bool:
+        return self.output == "loss"
+
     def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
-        g, _ = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
+        g, _ = _input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
         h_star = self.dual.h_star(g)  # (2)
         return h_star.square() if self.squared else h_star
 
@@ -135,8 +149,10 @@ class JacobianNorm(Penalty):
     """Squared Frobenius norm of the input-output Jacobian.
 
     Exact (3), or an unbiased estimate by `n_proj` random projections (4). Paper B, Eq. 7, has the
-    norm itself: `squared=False`, whose estimate by projections is biased.
+    norm itself: `squared=False`, whose estimate by projections is biased. Labels are not used.
     """
+
+    needs_y = False
 
     def __init__(
         self,
@@ -152,7 +168,7 @@ class JacobianNorm(Penalty):
 
     def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         x = x.detach().requires_grad_()
-        z = model(x)
+        z = _the_tensor(model(x), len(x))
         if not z.requires_grad:
             raise ValueError(
                 "model: no gradient reaches the input; is part of it detached or under no_grad?"
@@ -168,13 +184,20 @@ class JacobianNorm(Penalty):
             total = total + flat(row).square().sum(1)  # (3)
         if self.n_proj is not None:
             total = total * (n_classes / self.n_proj)  # (4)
-        return total if self.squared else total.sqrt()
+        return total if self.squared else _root(total)
 
 
 def _random_projection(z):
     "The outputs of each example in a direction that is uniform on the sphere."
     v = torch.randn_like(z)
-    return (z * v / v.norm(dim=1, keepdim=True)).sum(1)
+    length = v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return (z * v / length).sum(1)
+
+
+def _root(total):
+    "The square root, with the derivative 0 at 0, as norms have it."
+    positive = total > 0
+    return torch.where(positive, torch.where(positive, total, 1.0).sqrt(), 0.0)
 
 # %% ../nbs/maths/04_penalty.ipynb #8468c613
 class TargetMap(Penalty):
@@ -197,14 +220,20 @@ class TargetMap(Penalty):
                 "targets: expected a tensor or a callable (x, y) -> maps, "
                 f"got {type(targets).__name__}"
             )
-        self.targets = targets
+        if isinstance(targets, Tensor) and not targets.isfinite().all():
+            raise ValueError("targets contain NaN or infinite values")
+        self.targets = plain(targets)
         self.output = check_choice("output", output, _outputs)
         self.absolute = absolute
         self.distance = check_choice("distance", distance, ("l2", "cosine"))
         self.reduction = check_choice("reduction", reduction, ("example", "batch"))
 
+    @property
+    def of_loss(self) -> bool:
+        return self.output == "loss"
+
     def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
-        target = self.targets if isinstance(self.targets, Tensor) else self.targets(x, y)
+        target = self.targets if isinstance(self.targets, Tensor) else plain(self.targets(x, y))
         try:
             target = flat(target.to(x).expand_as(x))
         except RuntimeError:
@@ -212,10 +241,11 @@ class TargetMap(Penalty):
                 f"targets of shape {tuple(target.shape)} do not fit inputs of shape "
                 f"{tuple(x.shape)}; for the maps of a whole data set use Targets(x, maps)"
             ) from None
-        g, _ = input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
+        g, _ = _input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
         g = flat(g.abs() if self.absolute else g)
         if self.distance == "cosine":
-            return 1 - torch.cosine_similarity(g, target, dim=1)  # (5)
+            cosine = torch.cosine_similarity(g, target, dim=1)
+            return 1 - torch.where((g != 0).any(1), cosine, 0.0)  # (5)
         if self.reduction == "example":
             return torch.linalg.vector_norm(target - g, dim=1)
         return torch.linalg.vector_norm(target - g).expand(len(x))
@@ -227,12 +257,21 @@ def threshold_map(
     signed: bool = False,  # also keep values that far below the mean
 ) -> Tensor:  # like `map`
     "Set to zero what does not stand out from its map by `phi` deviations (paper B, section 3.1)."
-    values = flat(check_float("map", map))
+    values = _finite_values("map", map)
     mean, std = values.mean(1, keepdim=True), values.std(1, keepdim=True)
+    if values.shape[1] == 1:
+        std = torch.zeros_like(mean)  # one value does not stand out, nor is it hidden
     keep = values >= mean + phi * std
     if signed:
         keep |= values <= mean - phi * std
     return (values * keep).reshape(map.shape)
+
+
+def _finite_values(name, map):
+    values = flat(plain(check_float(name, map)))
+    if not values.isfinite().all():
+        raise ValueError(f"{name} contains NaN or infinite values")
+    return values
 
 # %% ../nbs/maths/04_penalty.ipynb #da3e1859
 def permute_map(
@@ -243,8 +282,8 @@ def permute_map(
     "Shuffle the entries of each map: paper B's control, the same values at other places."
     if not 0 <= check_strength("fraction", fraction) <= 1:
         raise ValueError(f"fraction={fraction!r}: expected a number from 0 to 1")
-    values = flat(check_float("map", map))
-    generator = torch.Generator().manual_seed(seed)
+    values = _finite_values("map", map)
+    generator = torch.Generator().manual_seed(check_count("seed", seed, low=0))
     n_moved = round(fraction * values.shape[1])
     ranks = torch.rand(values.shape, generator=generator).to(values.device)
     places = ranks.argsort(1)[:, :n_moved]  # where entries are taken from
@@ -254,9 +293,10 @@ def permute_map(
 
 # %% ../nbs/maths/04_penalty.ipynb #39c47944
 class Targets:
-    """Stored maps, found by the content of the input: a callable `(x, y) -> maps`.
+    """Stored maps, found by the content of the input and its label: a callable `(x, y) -> maps`.
 
-    Raises ValueError for an input that is not among those the maps were made for.
+    Raises ValueError for an input that is not among those the maps were made for, for NaN, and for
+    equal inputs of different maps that nothing tells apart.
     """
 
     def __init__(
@@ -264,38 +304,124 @@ class Targets:
         x: Tensor,  # `(N, ...)` the inputs of the data set
         maps: Tensor,  # `(N, ...)` their maps
         tol: float = 1e-4,  # relative distance at which two inputs are the same
+        y: Tensor | None = None,  # `(N,)` class indices, which tell equal inputs apart
+        equal: str = "refuse",  # equal inputs, other maps: 'refuse' or the 'mean' of the maps
     ):
-        check_same_shape(x=x, maps=maps)
-        self.maps, self.tol = maps, check_strength("tol", tol)
+        check_same_shape(x=check_float("x", x), maps=maps)
+        check_choice("equal", equal, ("refuse", "mean"))
+        x, maps = plain(x).detach(), plain(maps).detach()
+        for name, values in (("x", x), ("maps", maps)):
+            if not len(values) or not values.isfinite().all():
+                raise ValueError(f"{name}: expected finite values of one input at least")
+        self.tol = check_strength("tol", tol)
+        self.y = None if y is None else as_labels(y, len(x), x.device)
+        first = _first_equal(x, self.y)
+        self.maps = _one_map_each(maps, first, self.tol, equal, self.y is not None)
         generator = torch.Generator().manual_seed(0)
         self.proj = torch.randn(flat(x[:1]).shape[1], 8, generator=generator)
+        if x.dtype == torch.double:
+            self.proj = self.proj.double()
         key = self._key(x)
-        self.order = key[:, 0].argsort()
+        places = torch.arange(len(x), device=x.device)
+        single = places[first == places]
+        self.order = single[key[single, 0].argsort()]
         self.key = key[self.order].contiguous()
+        self.scale = self.key.abs().max().clamp(max=1)
+        if self.y is not None:  # inputs that occur with several labels
+            n_labels = _first_equal(x)[single].bincount(minlength=len(x))
+            self.needs_y = n_labels[_first_equal(x)] > 1
 
     def _key(self, x):
         "Eight random projections of each input."
-        return flat(x).float() @ self.proj.to(x.device)
+        return flat(x).to(self.proj.dtype) @ self.proj.to(x.device)
 
     def __repr__(self):
         return f"Targets({len(self.maps)} maps of {tuple(self.maps.shape[1:])})"
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.key.device != x.device:
-            self.key, self.order = self.key.to(x.device), self.order.to(x.device)
-        key = self._key(x.detach())
+        x = plain(check_float("x", x)).detach()
+        if x.shape[1:] != self.maps.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: the stored inputs are (N, ...) of "
+                f"{tuple(self.maps.shape[1:])}"
+            )
+        self._move_to(x.device)
+        key = self._key(x)
         # The stored keys are sorted by the first projection: only neighbours there can be the same.
         place = torch.searchsorted(self.key[:, 0].contiguous(), key[:, :1].contiguous())
         near = place + torch.arange(-16, 17, device=x.device)
         near = near.clamp(0, len(self.key) - 1)
-        distance, best = (self.key[near] - key[:, None]).abs().amax(2).min(1)
-        if (distance > self.tol * (1 + key.abs().amax(1))).any():
-            raise ValueError(
-                "x: no stored target for some inputs. Targets belong to fixed inputs in the units "
-                "they were made for: train without augmentation, or make targets for these inputs"
-            )
+        distance = (self.key[near] - key[:, None]).abs().amax(2)
+        if self.y is not None and y is not None:
+            others = self.y[self.order[near]] != as_labels(y, len(x), x.device)[:, None]
+            distance = distance.masked_fill(others, torch.inf)
+        distance, best = distance.min(1)
         index = self.order[near.gather(1, best[:, None])[:, 0]]
+        tol = max(self.tol, 4 * torch.finfo(x.dtype).eps)
+        if not (distance <= tol * (self.scale + key.abs().amax(1))).all():
+            raise ValueError(
+                "x: no stored target for some inputs"
+                + (" with these labels. " if self.y is not None and y is not None else ". ")
+                + "Targets belong to fixed inputs in the units they were made for: "
+                "train without augmentation, or make targets for these inputs"
+            )
+        if self.y is not None and y is None and self.needs_y[index].any():
+            raise ValueError(
+                "y=None: some inputs are stored with several labels, pass their labels"
+            )
         return self.maps[index.to(self.maps.device)].to(x.device)
+
+    def _move_to(self, device):
+        "Keep what is looked up where the inputs are."
+        if self.key.device == device:
+            return
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name not in ("maps", "proj"):
+                setattr(self, name, value.to(device))
+
+# %% ../nbs/maths/04_penalty.ipynb #f1447847
+def _first_equal(x, y=None):
+    "For each row the number of the first row of the same content (and label)."
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    rows = flat(x)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**63), 2**63 - 1, rows.shape[1:], generator=generator).to(x.device)
+    parts = [(part + 0.0).contiguous().view(whole).long() for part in rows.split(1024)]  # -0 is 0
+    digest = torch.cat([(part * (weights | 1)).sum(1) for part in parts])
+    if y is not None:
+        digest = digest * 3 + y
+    _, group = digest.unique(return_inverse=True)
+    places = torch.arange(len(x), device=x.device)
+    first = torch.full_like(places, len(x)).scatter_reduce_(0, group, places, "amin")[group]
+    again = places[first != places]
+    same = (rows[again] == rows[first[again]]).all(1)
+    if y is not None:
+        same &= y[again] == y[first[again]]
+    first[again[~same]] = again[~same]  # two contents that share a digest by chance
+    return first
+
+
+def _one_map_each(maps, first, tol, equal, has_labels):
+    "The maps, after a look at those of equal inputs."
+    first = first.to(maps.device)
+    places = torch.arange(len(maps), device=maps.device)
+    again = places[first != places]
+    if not len(again):
+        return maps
+    values = flat(maps if maps.is_floating_point() else maps.float())
+    largest = values[again].abs().amax(1)
+    other = (values[again] - values[first[again]]).abs().amax(1) > tol * largest
+    if not other.any():
+        return maps
+    if equal == "mean":
+        sums = torch.zeros_like(values).index_add_(0, first, values)
+        return (sums / first.bincount(minlength=len(maps))[:, None]).reshape(maps.shape)
+    i = again[other][0].item()
+    remedy = "" if has_labels else "y=labels where their labels differ, or "
+    raise ValueError(
+        f"x: rows {first[i].item()} and {i} are equal, their maps are not "
+        f"({other.sum().item()} such rows); pass {remedy}equal='mean' for the mean of their maps"
+    )
 
 # %% ../nbs/maths/04_penalty.ipynb #c560ff1d
 @renamed_arguments(path="cache")
@@ -321,19 +447,22 @@ def smoothgrad_targets(
     """
     how = dict(n_samples=n_samples, sigma=sigma, bounds=bounds, absolute=absolute, seed=seed)
     how["include_clean"] = include_clean
+    with torch.inference_mode(False):
+        model, z, y = bring(teacher, x, y, needs_y=True)
 
-    def make():
-        return {"maps": _smoothgrad_maps(teacher, x, y, batch_size=batch_size, **how)}
+        def make():
+            return {"maps": _smoothgrad_maps(model, z, y, batch_size=batch_size, **how)}
 
-    if cache is None:
-        maps = make()["maps"]
-    else:
-        settings = dict(how, teacher=teacher, x=x, y=y)
-        found = remember(cache, "advinterp.penalty:smoothgrad_targets", settings, make)
-        maps = found["maps"].to(x.device)
-    if permute:
-        maps = permute_map(maps, permute, seed)
-    return maps if phi is None else threshold_map(maps, phi, signed=not absolute)
+        if cache is None:
+            maps = make()["maps"]
+        else:
+            settings = dict(how, teacher=model.inside, x=z, y=y)
+            found = remember(cache, "advinterp.penalty:smoothgrad_targets", settings, make)
+            maps = found["maps"].to(z.device)
+        maps = maps.to(x.dtype)
+        if permute:
+            maps = permute_map(maps, permute, seed)
+        return maps if phi is None else threshold_map(maps, phi, signed=not absolute)
 
 
 def _smoothgrad_maps(teacher, x, y, *, include_clean, n_samples, absolute, batch_size, **noise):
@@ -380,7 +509,7 @@ class StableIG(Penalty):
         mean = 0
         for node, weight in zip(nodes, weights):
             at = x + (1 + float(node)) / 2 * delta
-            g, _ = input_grad(model, at, y, loss_func, create_graph=True)
+            g, _ = _input_grad(model, at, y, loss_func, create_graph=True)
             mean = mean + float(weight) / 2 * g
         return flat(delta * mean).abs().sum(1)  # (6)
 
@@ -390,6 +519,8 @@ class WeightNorm(Penalty):
 
     Raises ValueError for a model without trainable parameters, TypeError for one that is no module.
     """
+
+    needs_y = False
 
     def __init__(
         self,
@@ -410,6 +541,7 @@ class WeightNorm(Penalty):
     def _weights(self, model):
         "The parameters that count."
         net = model.model if isinstance(model, _Inputs) else model
+        net = net.inside if isinstance(net, Classifier) else net
         if not isinstance(net, nn.Module):
             raise TypeError(
                 f"model: expected an nn.Module, whose parameters are penalised, "
@@ -431,6 +563,8 @@ class ScoreMatching(Penalty):
 
     Srinivas and Fleuret (arXiv:2006.09128); the trace is estimated by symmetric differences.
     """
+
+    of_loss = False
 
     @renamed_arguments(sigma="noise_std")
     def __init__(
@@ -465,7 +599,7 @@ class ScoreMatching(Penalty):
         return sum(bends) / (self.n_samples * self.noise_std**2)
 
     def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
-        g, f0 = input_grad(model, x, y, _output(self.output, None), create_graph=True)
+        g, f0 = _input_grad(model, x, y, _output(self.output, None), create_graph=True)
         trace = self.trace(model, x.detach(), y, f0)
         if self.anti:
             return -trace.clamp(max=self.cap)
