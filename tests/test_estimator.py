@@ -504,21 +504,39 @@ def test_class_weight_is_a_weight_of_the_rows(noisy):
 
 
 # --- what the estimator says ---
+def steepest(norm, v):
+    """The move of length 1 in a norm that adds most to `<v, x>`, row by row."""
+    size = np.abs(v)
+    steps = {
+        "inf": np.sign(v),
+        2: v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12),
+        1: np.sign(v) * (size == size.max(1, keepdims=True)),
+    }
+    return steps[norm]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("norm", ["inf", 2, 1])
-def test_robust_score_by_brute_force(norm):
+def test_robust_score_by_brute_force(norm, scale):
     X, y = load_iris(return_X_y=True)
     clf = AdversarialClassifier(eps=0.3, norm=norm, alpha_l2=0.001).fit(X, y)
     safe = np.ones(150, bool)
     for c in range(3):
         v = clf.coef_[c] - clf.coef_[y]  # the attack on the lead of y over c
-        steps = {
-            "inf": np.sign(v),
-            2: v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12),
-            1: np.sign(v) * (np.abs(v) == np.abs(v).max(1, keepdims=True)),
-        }
-        scores = clf.decision_function(X + 0.3 * steps[norm])
+        scores = clf.decision_function(X + scale * 0.3 * steepest(norm, v))
         safe &= (y == c) | (scores[range(150), y] > scores[:, c])
-    assert clf.robust_score(X, y) == safe.mean() <= clf.score(X, y)
+    assert clf.robust_score(X, y, scale) == safe.mean() <= clf.score(X, y)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_robust_score_of_two_classes(norm, scale):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[50:], y[50:]  # classes 1 and 2, which overlap
+    clf = AdversarialClassifier(eps=0.1, norm=norm).fit(X, y)
+    away = np.where(y == 2, -1, 1)[:, None] * clf.coef_
+    attacked = X + scale * 0.1 * steepest(norm, away)
+    assert clf.robust_score(X, y, scale) == clf.score(attacked, y) < clf.score(X, y)
 
 
 @settings(deadline=None, max_examples=20)
@@ -586,6 +604,15 @@ def test_cross_validation_chooses_the_largest_eps_within_the_tolerance(cancer):
     assert in_threads.eps_ == clf.eps_
     assert (in_threads.coef_ == clf.coef_).all()
     assert clf.predict_proba(X).shape == (569, 2)
+
+
+def test_the_grid_ends_where_no_class_has_a_feature_left():
+    X, y = load_iris(return_X_y=True)
+    clf = AdversarialClassifierCV(eps_grid=4, cv=2, alpha_l2=0.01).fit(X, y)
+    end = 4 * clf.cv_results_["eps"][1]
+    with pytest.warns(UserWarning, match="all weights are zero"):
+        assert not AdversarialClassifier(eps=1.01 * end, alpha_l2=0.01).fit(X, y).coef_.any()
+    assert AdversarialClassifier(eps=0.98 * end, alpha_l2=0.01).fit(X, y).coef_.any()
 
 
 # --- the paper's tables ---
