@@ -256,7 +256,7 @@ def as_labels(
 
 def _array_of(y, n_rows):
     try:
-        return torch.as_tensor(np.asarray(y))
+        return torch.as_tensor(np.array(y))  # a copy: others cannot be written to
     except (TypeError, ValueError):
         raise TypeError(
             f"y: expected {n_rows} class indices, got {type(y).__name__} of other things than "
@@ -660,17 +660,17 @@ def frozen(
         yield model
         return
     with _one_at_a_time:
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        trained = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
         modes = [(module, module.training) for module in model.modules()]
         try:
-            for parameter, _ in flags:
+            for parameter in trained:
                 parameter.requires_grad_(False)
             if training is not None:
                 model.train(training)
             yield model
         finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+            for parameter in trained:
+                parameter.requires_grad_(True)
             for module, mode in modes:
                 module.training = mode
 

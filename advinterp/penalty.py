@@ -258,9 +258,9 @@ def threshold_map(
 ) -> Tensor:  # like `map`
     "Set to zero what does not stand out from its map by `phi` deviations (paper B, section 3.1)."
     values = _finite_values("map", map)
-    mean, std = values.mean(1, keepdim=True), values.std(1, keepdim=True)
-    if values.shape[1] == 1:
-        std = torch.zeros_like(mean)  # one value does not stand out, nor is it hidden
+    mean = values.mean(1, keepdim=True)
+    several = values.shape[1] > 1  # one value does not stand out, nor is it hidden
+    std = values.std(1, keepdim=True) if several else torch.zeros_like(mean)
     keep = values >= mean + phi * std
     if signed:
         keep |= values <= mean - phi * std
@@ -379,7 +379,7 @@ class Targets:
             if isinstance(value, Tensor) and name not in ("maps", "proj"):
                 setattr(self, name, value.to(device))
 
-# %% ../nbs/maths/04_penalty.ipynb #f1447847
+# %% ../nbs/maths/04_penalty.ipynb #85d0f69b
 def _first_equal(x, y=None):
     "For each row the number of the first row of the same content (and label)."
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]

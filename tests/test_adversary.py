@@ -1,11 +1,14 @@
 """Property sweeps, side effects, strength and bad input of `advinterp.adversary`."""
 
+import contextlib
 import copy
 import os
 import random
 import re
 import subprocess
 import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from advinterp.adversary import (
     PGD,
@@ -22,6 +26,7 @@ from advinterp.adversary import (
     Harmonise,
     OneStep,
     check_attackable,
+    drawn_as_in_0_1,
     first_order_gap,
     has_bf16,
     joined,
@@ -600,6 +605,582 @@ def test_paper_c_elastic_is_the_public_rule():
         (g,) = torch.autograd.grad(F.cross_entropy(net(x + d), y, reduction="sum") - price, d)
         delta = delta + 0.3 * g / g.norm(dim=1, keepdim=True)
     assert torch.allclose(paper_c_iterative(ElasticNet(0.1, 0.2))(net, x, y), x + delta, atol=1e-10)
+
+
+# --- seeds
+
+
+class Drawn(DualAdversary):
+    "The random start itself, which no rounding of a model blurs."
+
+    def search(self, p, gen):
+        return self.dual.random_point(p.x, gen)
+
+
+def one_layer(seed=0, d=40_000):
+    torch.manual_seed(seed)
+    return nn.Linear(d, 2)
+
+
+def test_one_and_two_threads_draw_the_same():
+    "Sums of floats depend on how they are cut into parts; whole numbers do not."
+    net, x = one_layer(), torch.rand(4, 40_000)
+    y = torch.arange(4) % 2
+    drawn = []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        try:
+            drawn.append(Drawn(LInfBall(0.1))(net, x, y))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(*drawn)
+
+
+def test_every_number_and_the_model_count_for_the_seed():
+    net, (x, y) = mlp(), data()
+    adv = Drawn(LInfBall(0.1))
+    first = adv(net, x, y) - x
+    other = x.clone()
+    other[3, 4] += 1e-6
+    assert not torch.equal((adv(net, other, y) - other)[:3], first[:3])
+    assert not torch.equal(Drawn(LInfBall(0.1), seed=10**30)(net, x, y) - x, first)
+    assert torch.equal(adv(net, x, y) - x, first)
+    strided = torch.stack([x, x], -1)[..., 0]
+    assert not strided.is_contiguous()
+    assert torch.equal(adv(net, strided, y) - x, first)
+    with torch.no_grad():
+        net[2].bias[1] += 1e-6
+    assert not torch.equal(adv(net, x, y) - x, first)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        as_dtype = x.to(dtype)
+        assert adv(mlp(dtype=dtype), as_dtype, y).dtype == dtype
+
+
+def test_a_seed_of_ones_own():
+    class Fixed(Drawn):
+        def call_seed(self, digest, model, x):
+            seen.append((len(digest), tuple(x.shape)))
+            return 5
+
+    net, (x, y) = mlp(), data()
+    seen = []
+    adv = Fixed(LInfBall(0.1))
+    assert torch.equal(adv(net, x, y) - x, adv(net, x, y) - x)
+    expected = LInfBall(0.1).random_point(x, torch.Generator().manual_seed(5))
+    assert torch.equal(adv(net, x, y), x + expected)
+    assert seen == [(2, (20, 12))] * 3
+    for bad in ("a", -1, 1.5, None, True):
+        with pytest.raises((TypeError, ValueError), match=r"seed=.*expected a whole number >= 0"):
+            PGD(LInfBall(0.1), seed=bad)
+
+
+def test_drawn_as_in_version_0_1():
+    "The start is that of the hash of two sums of floats."
+    net, (x, y) = mlp(), data()
+    ball = LInfBall(0.1)
+    seed = hash((3, x.sum().item(), net[2].bias.sum().item())) % 2**63
+    start = ball.random_point(x, torch.Generator().manual_seed(seed))
+    old = drawn_as_in_0_1(Drawn(ball, seed=3))
+    assert torch.equal(old(net, x, y), x + start)
+    assert torch.equal(copy.deepcopy(old)(net, x, y), x + start)
+    half = old.with_eps(0.05)(net, x, y)
+    torch.testing.assert_close(half, x + start / 2)
+    assert repr(old) == repr(Drawn(ball, seed=3))
+    without = hash((3, x.sum().item())) % 2**63  # a function has no parameters
+    start = ball.random_point(x, torch.Generator().manual_seed(without))
+    assert torch.equal(old(lambda z: net(z), x, y), x + start)
+
+
+def test_the_bits_of_an_attack_of_version_0_1():
+    "Two rows of an attack, written down from version 0.1.0."
+    x = torch.linspace(0, 1, 12).reshape(2, 6)
+    net = nn.Linear(6, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.linspace(-1, 1, 18).reshape(3, 6).sin())
+        net.bias.zero_()
+    adv = PGD(LInfBall(0.1), 3, step_size=0.01, bounds=(0, 1))
+    drawn = drawn_as_in_0_1(adv)(net, x, torch.tensor([0, 2]))
+    assert drawn.tolist() == BITS_OF_0_1
+    assert not torch.equal(adv(net, x, torch.tensor([0, 2])), drawn)
+
+
+BITS_OF_0_1 = [
+    [
+        0.10000000149011612,
+        0.08691277354955673,
+        0.13129988312721252,
+        0.2855820655822754,
+        0.4627425968647003,
+        0.47560831904411316,
+    ],
+    [
+        0.44545450806617737,
+        0.5666236281394958,
+        0.6628521680831909,
+        0.8724924921989441,
+        0.8623329401016235,
+        0.9585967063903809,
+    ],
+]
+
+
+# --- bfloat16 in a twin
+
+
+class Parts(nn.Module):
+    "A body between a flattening and a head."
+
+    def __init__(self, body, width=64):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cells, self.head = kind(8, 16, batch_first=True, num_layers=2), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.cells(x[:, 0])[0][:, -1])
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        tokens = x[:, 0]
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+class Listed(nn.Module):
+    "Calls its registered layers through a list, and a shared parameter as a matrix."
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 4)
+        self.layers = [self.a, self.b]
+        self.a2 = nn.Parameter(torch.eye(64))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        hidden = self.layers[0](x.flatten(1)).relu()
+        return self.layers[1](hidden @ self.a2)
+
+
+def used_twice():
+    layer = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(64, 4))
+
+
+def tied_weights():
+    a, b = nn.Linear(64, 64), nn.Linear(64, 64)
+    b.weight = a.weight
+    return Parts(nn.Sequential(a, nn.Tanh(), b))
+
+
+def shared_buffer():
+    a, b = nn.BatchNorm1d(64), nn.BatchNorm1d(64)
+    b.running_mean = a.running_mean
+    return Parts(nn.Sequential(a, nn.Linear(64, 64), b))
+
+
+def hooked():
+    layer = nn.Linear(64, 64)
+    layer.register_forward_hook(lambda module, args, out: 2 * out)
+    return Parts(nn.Sequential(layer, nn.ReLU()))
+
+
+def parametrised(norm):
+    return lambda: Parts(nn.Sequential(norm(nn.Linear(64, 64)), nn.Tanh()))
+
+
+def module_in_list():
+    layer = nn.Linear(64, 64)
+    layers = nn.ModuleList([layer, nn.Tanh(), layer])
+    model = Parts(nn.Sequential(*layers))
+    model.layers = layers
+    return model
+
+
+def conv_used_twice():
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    parts = [nn.Conv2d(1, 8, 3, padding=1), layer, nn.ReLU(), layer, nn.BatchNorm2d(8)]
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(512, 4))
+
+
+def bilinear():
+    class Squares(nn.Bilinear):
+        def forward(self, x):
+            return super().forward(x, x)
+
+    return Parts(Squares(64, 64, 64))
+
+
+SHARED = {
+    "module": used_twice,
+    "conv": conv_used_twice,
+    "weight": tied_weights,
+    "buffer": shared_buffer,
+    "hook": hooked,
+    "list": Listed,
+    "module list": module_in_list,
+    "rnn": lambda: Recurrent(nn.RNN),
+    "gru": lambda: Recurrent(nn.GRU),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "attention": Attends,
+    "weight_norm": parametrised(nn.utils.parametrizations.weight_norm),
+    "old weight_norm": parametrised(nn.utils.weight_norm),
+    "spectral_norm": parametrised(nn.utils.parametrizations.spectral_norm),
+    "old spectral_norm": parametrised(nn.utils.spectral_norm),
+    "orthogonal": parametrised(nn.utils.parametrizations.orthogonal),
+    "pruned": parametrised(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)),
+    "bilinear": bilinear,
+    "parallel": lambda: nn.DataParallel(used_twice()),
+    "jit": lambda: torch.jit.trace(used_twice(), torch.rand(2, 1, 8, 8)),
+    "compiled": lambda: torch.compile(used_twice(), backend="eager"),
+}
+
+
+def belongings(model):
+    "Everything that a model holds, by name and identity."
+    found = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        slots = [*module._parameters.items(), *module._buffers.items()]
+        found += [(name, key, id(value)) for key, value in slots]
+        found += [(name, key, id(value)) for key, value in module._modules.items()]
+        found += [(name, "plain", key) for key in sorted(vars(module))]
+        found.append((name, "mode", module.training))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", SHARED)
+def test_fast_touches_nothing_that_is_shared(name, training):
+    "Whatever is shared, training goes on as if there had been no attack."
+    torch.manual_seed(0)
+    model = SHARED[name]().train()
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 4
+    model(x)
+    before, values = belongings(model), copy.deepcopy(model.state_dict())
+    parameters = list(model.parameters())
+    slow = PGD(LInfBall(0.1), 3, training=training)(model, x, y)
+    fast = PGD(LInfBall(0.1), 3, training=training, fast=True)(model, x, y)
+    assert belongings(model) == before
+    assert all(torch.equal(values[key], value) for key, value in model.state_dict().items())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    share = ((slow - x).sign() == (fast - x).sign()).float().mean()
+    assert share > 0.9, f"{share:.2f} of the signs agree"
+    task_loss(model(x), y).mean().backward()
+    assert all(p.grad is not None for p in parameters)
+
+
+@pytest.mark.parametrize("name", ["spectral_norm", "bilinear"])
+def test_fast_says_once_that_it_is_not(name):
+    torch.manual_seed(0)
+    model = SHARED[name]().eval()
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4) % 4
+    fast = PGD(LInfBall(0.1), 3, fast=True)
+    with pytest.warns(UserWarning, match=r"fast=True: the model does not run in bfloat16 \("):
+        first = fast(model, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fast(model, x, y), first)
+    assert torch.equal(first, PGD(LInfBall(0.1), 3)(model, x, y))
+
+
+def test_a_failure_of_the_model_is_no_lack_of_bfloat16():
+    class Fails(nn.Linear):
+        left = 2
+
+        def forward(self, x):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyError("mine")
+            return super().forward(x)
+
+    x, y = data()
+    with pytest.raises(KeyError, match="mine"):
+        PGD(LInfBall(0.1), 3, fast=True)(Fails(12, 3), x, y)
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attacks_from_four_threads(training):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()]
+    model = nn.Sequential(*body, nn.Linear(288, 4)).train()
+    model[0].bias.requires_grad_(False)
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 4
+    attacks = [
+        PGD(LInfBall(0.1), 3, training=training),
+        PGD(LInfBall(0.1), 3, training=not training, best=True),
+        OneStep(L2Ball(0.5), training=None),
+        PGD(L2Ball(0.5), 3, fast=True, seed=1),
+    ]
+    expected = [adv(model, x, y) for adv in attacks]
+    before, state = belongings(model), torch.get_rng_state()
+    differ = []
+
+    def attack(adv, right):
+        start.wait()
+        differ.extend(not torch.equal(adv(model, x, y), right) for _ in range(8))
+
+    start = threading.Barrier(4)
+    threads = [threading.Thread(target=attack, args=pair) for pair in zip(attacks, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert differ == [False] * 32
+    assert belongings(model) == before
+    assert [p.requires_grad for p in model.parameters()].count(False) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- what people bring
+
+
+class InPlace(nn.Module):
+    "Writes into its input."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x *= 1.0
+        return self.net(x)
+
+
+class Outputs(nn.Module):
+    "What else models return."
+
+    def __init__(self, net, how):
+        super().__init__()
+        self.net, self.how = net, how
+
+    def forward(self, x):
+        return self.how(self.net(x))
+
+
+def learner(net):
+    fastai = pytest.importorskip("fastai.learner")
+    loaders = pytest.importorskip("fastai.data.core").DataLoaders([], [])
+    return fastai.Learner(loaders, net, loss_func=nn.CrossEntropyLoss())
+
+
+MODELS = {
+    "tuple": lambda net: Outputs(net, lambda z: (z, z.sum())),
+    "dict": lambda net: Outputs(net, lambda z: {"logits": z, "loss": z.sum()}),
+    "spatial": lambda net: Outputs(net, lambda z: z[:, :, None, None]),
+    "function": lambda net: lambda x: net(x),
+    "in place": InPlace,
+    "parallel": nn.DataParallel,
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "learner": learner,
+}
+ATTACKS = {
+    "one": OneStep(LInfBall(0.1), bounds=(0, 1)),
+    "pgd": PGD(L2Ball(0.3), 3),
+    "best": PGD(LInfBall(0.1), 2, best=True),
+    "stop": PGD(LInfBall(0.2), 3, early_stop=True),
+    "elastic": PGD(ElasticNet(0.1, 0.1), 3),
+    "harmonise": Harmonise(0.1, torch.rand(12)),
+    "fast": PGD(LInfBall(0.1), 2, fast=True),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_that_people_bring(kind, attack):
+    net, (x, y) = mlp(), data()
+    adv = ATTACKS[attack]
+    model = MODELS[kind](net)
+    given = copy.deepcopy(x)
+    out = adv(model, given, y)
+    if kind == "function":  # has no parameters that could count for the seed
+        torch.testing.assert_close(adv(lambda z: net(z), x, y), out)
+    else:
+        torch.testing.assert_close(out, adv(net, x, y))
+    assert torch.equal(given, x)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def labels(y):
+    fastai = pytest.importorskip("fastai.torch_core")
+    pandas = pytest.importorskip("pandas")
+    return {
+        "int8 column": y[:, None].to(torch.int8),
+        "int32": y.int(),
+        "floats": y.float(),
+        "category": fastai.TensorCategory(y),
+        "array": y.numpy(),
+        "series": pandas.Series(y.numpy(), index=range(100, 120)),
+        "list": y.tolist(),
+    }
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("kind", labels(torch.arange(20)))
+def test_labels_that_people_bring(kind, attack):
+    net, (x, y) = mlp(), data()
+    adv = ATTACKS[attack]
+    assert torch.equal(adv(net, x, labels(y)[kind]), adv(net, x, y))
+    if attack != "stop":
+        assert torch.equal(adv(net, x, labels(y)[kind], margin_loss), adv(net, x, y, margin_loss))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_inputs_that_people_bring(attack, dtype, around):
+    "They come back in their precision, whatever that of the model is."
+    adv = ATTACKS[attack]
+    fastai = pytest.importorskip("fastai.torch_core")
+    net = mlp()
+    for n in (0, 1, 20):
+        with around():
+            x, y = data()
+            x, y = x[:n].to(dtype), y[:n]
+            given = [x, torch.stack([x, x], -1)[..., 0], fastai.TensorImage(x)]
+            found = [adv(net, z, y) for z in given]
+        for z, out in zip(given, found):
+            assert type(out) is torch.Tensor
+            assert out.dtype == z.dtype  # fastai makes float32 of float64
+            expected = adv(net, x.clone().float(), y.clone())
+            assert torch.equal(out.clone(), expected.to(z.dtype))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_squeezed_and_single_outputs(attack):
+    torch.manual_seed(0)
+    net, (x, y) = nn.Linear(12, 1), data(classes=2)
+    adv = ATTACKS[attack]
+    squeezed = Outputs(net, torch.squeeze)
+    for n in (1, 20):
+        expected = adv(net, x[:n], y[:n])
+        assert torch.equal(adv(squeezed, x[:n], y[:n]), expected)
+    three = mlp()
+    expected = adv(three, x[:1], y[:1])
+    torch.testing.assert_close(adv(Outputs(three, torch.squeeze), x[:1], y[:1]), expected)
+
+
+def test_a_loss_of_ones_own_gets_what_there_is():
+    net, (x, y) = mlp(), data()
+    two = Outputs(net, lambda z: (z, -z))
+
+    def both(outputs, targets):
+        return sum(task_loss(z, t) for z, t in zip(outputs, targets))
+
+    expected = PGD(LInfBall(0.1), 3)(net, x, y, lambda z, y: task_loss(z, y) + task_loss(-z, y))
+    assert torch.equal(PGD(LInfBall(0.1), 3)(two, x, (y, y), both), expected)
+
+    def distance(out, target):
+        return (out - target).square()
+
+    target = torch.randn(20, 3)
+    moved = PGD(LInfBall(0.1), 3)(net, x, target, distance)
+    assert (distance(net(moved), target).sum() > distance(net(x), target).sum()).all()
+
+
+def test_first_order_gap_and_check_attackable_take_what_people_bring():
+    fastai = pytest.importorskip("fastai.torch_core")
+    net, (x, y) = mlp(), data()
+    x_adv = OneStep(LInfBall(0.1))(net, x, y)
+    expected = first_order_gap(LInfBall(0.1), net, x, y, x_adv)
+    model = Outputs(net, lambda z: (z, z.sum()))
+    with torch.inference_mode():
+        given = fastai.TensorImage(x.double()), y[:, None].float(), x_adv.double()
+        gap = first_order_gap(LInfBall(0.1), model, *given)
+        torch.testing.assert_close(gap, expected)
+        assert check_attackable(model, *given[:2]) == []
+    assert check_attackable(net, x[:0], y[:0]) == []
+    assert first_order_gap(LInfBall(0.1), net, x[:0], y[:0], x[:0]).shape == (0,)
+    with pytest.raises(ValueError, match=r"one shape, got x \(20, 12\), x_adv \(3, 12\)"):
+        first_order_gap(LInfBall(0.1), net, x, y, x[:3])
+
+
+def test_what_is_said_of_lost_gradients():
+    net, (x, y) = mlp(), data()
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return net(x) + (0 * x).sqrt().sum(1, keepdim=True)  # its slope is 0 times infinity
+
+    for adv, n in ((OneStep(LInfBall(0.1)), 1), (PGD(LInfBall(0.1), 4, best=True), 4)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            out = adv(Root(), x, y)
+        assert [str(w.message)[:53] for w in caught] == [
+            "model: its gradient is NaN or infinite somewhere, in "
+        ]
+        assert f"in {n} of {n} passes" in str(caught[0].message)
+        assert caught[0].filename == __file__
+        assert out.isfinite().all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for adv in ATTACKS.values():
+            adv(net, x, y)
+            adv(lambda z: 0 * net(z), x, y)  # a gradient of zeros is one
+
+
+def test_units_and_norms_are_asked_for():
+    for make, name in ((PGD, "PGD"), (OneStep, "OneStep")):
+        with pytest.raises(TypeError, match=re.escape(f"{name}(LInfBall(0.03))")):
+            make(eps=0.03)
+        with pytest.warns(UserWarning, match=r"LInfBall\(8 / 255\)"):
+            make(LInfBall(8), bounds=(0.0, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(LInfBall(1), bounds=(0, 1))
+        PGD(LInfBall(8), bounds=(0, 255))
+        PGD(L2Ball(8), bounds=(0, 1))
+        PGD(LInfBall(8))
+    assert Harmonise(eps=0.1, attention=torch.ones(12)).eps == 0.1
+
+
+def test_margin_loss_has_the_gradient_of_its_formula():
+    z = torch.randn(50, 4, dtype=torch.double, requires_grad=True)
+    y = torch.randint(0, 4, (50,))
+    own = F.one_hot(y, 4).bool()
+    by_mask = z.masked_fill(own, -torch.inf).amax(1) - z[own]
+    expected = torch.autograd.grad(by_mask.sum(), z)[0]
+    assert torch.equal(margin_loss(z, y), by_mask)
+    assert torch.equal(torch.autograd.grad(margin_loss(z, y).sum(), z)[0], expected)
+
+
+def test_several_inputs_in_their_precision():
+    net, (x, y) = mlp(), data()
+
+    def model(a, i, b):
+        return net(torch.cat([a, b], 1)) + 0.0 * i[:, None]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, *xs):
+            return model(*xs)
+
+    xs = (x[:, :5].double(), torch.arange(20), x[:, 5:].half())
+    out = PGD(LInfBall(0.1), 3, perturb=0)(Model(), xs, y.tolist())
+    assert [part.dtype for part in out] == [part.dtype for part in xs]
+    assert torch.equal(out[2], xs[2])
+    assert 0.09 < (out[0] - xs[0]).abs().max() <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match=r"as many rows in every input, got \[3, 20\]"):
+        OneStep(LInfBall(0.1))(Model(), (x[:3, :5], torch.arange(20), x[:, 5:]), y[:3])
 
 
 # --- harmonisation, guards, bad input

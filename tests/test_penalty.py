@@ -3,8 +3,11 @@
 Interpretation regularisation on real digits (slow).
 """
 
+import copy
 import math
 import os
+import re
+import threading
 
 import pytest
 import torch
@@ -406,6 +409,322 @@ def test_empty_binary_mixup_and_bad_input():
     ):
         with pytest.raises(err):
             make()
+
+
+# --- at zero
+
+
+def dead():
+    "A model whose input gradient is exactly zero for some examples: all its ReLUs are off there."
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        net[0].weight.abs_()
+        net[0].bias.zero_()
+    x, y = data()
+    x = x.abs() + 0.1
+    x[:2] = -x[:2]
+    return net, x, y
+
+
+ZERO = PENALTIES | dict(
+    norm=JacobianNorm(squared=False),
+    norm_proj=JacobianNorm(2, squared=False),
+    blank=TargetMap(torch.zeros(6, 8)),
+    blank_cosine=TargetMap(torch.zeros(6, 8), distance="cosine"),
+    blank_batch=TargetMap(torch.zeros(6, 8), reduction="batch"),
+    random_start=StableIG(0.2, 4),
+)
+
+
+@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_gradients_in_the_parameters_are_finite_at_zero(name, all_of_them):
+    "A root, a norm or a quotient has no derivative at 0: the one of smallest norm is taken."
+    net, x, y = dead()
+    if all_of_them:
+        x = -x.abs()
+    torch.manual_seed(1)
+    value = ZERO[name](net, x, y)
+    assert value.isfinite().all()
+    value.mean().backward()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in gradients)
+    assert max(g.abs().max() for g in gradients) < 1e4
+    if not all_of_them and name not in ("anti", "blank_cosine"):  # these are constant on pieces
+        assert any((g != 0).any() for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "winf"])
+def test_weight_norms_of_zero_weights(name):
+    net, (x, y) = mlp(), data()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    value = ZERO[name](net, x, y)
+    assert (value == 0).all()
+    value.mean().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_the_norm_of_a_jacobian_is_as_before_away_from_zero():
+    net, (x, y) = mlp(), data()
+    value = JacobianNorm(squared=False)(net, x, y)
+    squares = JacobianNorm()(net, x, y)
+    assert torch.equal(value, squares.sqrt())
+    grads = [torch.autograd.grad(v.sum(), net[0].weight)[0] for v in (value, squares.sqrt())]
+    assert torch.equal(*grads)
+
+
+# --- what people bring
+
+
+def bring(x, y):
+    fastai = pytest.importorskip("fastai.torch_core")
+    return {
+        "subclass": (fastai.TensorImage(x.float()), fastai.TensorCategory(y)),
+        "not contiguous": (torch.stack([x, x], -1)[..., 0], y),
+        "single": (x.float(), y[:, None].to(torch.int8)),
+        "half": (x.half(), y.numpy()),
+        "bfloat16": (x.bfloat16(), y.float()),
+        "list": (x, y.tolist()),
+    }
+
+
+class Outputs(nn.Module):
+    "What else models return."
+
+    def __init__(self, net, how):
+        super().__init__()
+        self.net, self.how = net, how
+
+    def forward(self, x):
+        return self.how(self.net(x))
+
+
+def learner(net):
+    fastai = pytest.importorskip("fastai.learner")
+    loaders = pytest.importorskip("fastai.data.core").DataLoaders([], [])
+    return fastai.Learner(loaders, net, loss_func=nn.CrossEntropyLoss())
+
+
+MODELS = {
+    "tuple": lambda net: Outputs(net, lambda z: (z, z.sum())),
+    "dict": lambda net: Outputs(net, lambda z: {"logits": z, "loss": z.sum()}),
+    "in place": lambda net: Outputs(net, lambda z: z.mul_(1.0)),
+    "parallel": nn.DataParallel,
+    "compiled": lambda net: torch.compile(net, backend="aot_eager"),
+    "learner": learner,
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("kind", bring(*data()))
+def test_inputs_and_labels_that_people_bring(name, kind):
+    net, (x, y), pen = mlp(), data(), PENALTIES[name]
+    given, labels = bring(x, y)[kind]
+    torch.manual_seed(1)
+    expected = pen(net, given.as_subclass(torch.Tensor).double(), y)
+    for around in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with around():
+            z = bring(*data())[kind][0]
+            torch.manual_seed(1)
+            value = pen(net, z, bring(*data())[kind][1])
+        assert torch.equal(value, expected)
+        assert value.requires_grad
+        value.sum().backward()
+    for n in (0, 1):
+        if isinstance(getattr(pen, "targets", None), torch.Tensor) and n:
+            continue
+        assert pen(net, given[:n], labels[:n]).shape == (n,)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_that_people_bring(name, kind):
+    net, (x, y), pen = mlp(), data(), PENALTIES[name]
+    torch.manual_seed(1)
+    expected = pen(net, x, y)
+    right = torch.autograd.grad(expected.sum(), net[0].weight)[0]
+    torch.manual_seed(1)
+    value = pen(MODELS[kind](net), x, y)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), net[0].weight)[0], right)
+
+
+def test_attention_can_be_penalised():
+    "Its fast kernels have no second derivative; another one is taken, also for the pass back."
+    torch.manual_seed(0)
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    net, x, y = Attends(), torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 0])
+    for pen in (GradNorm(L1(0.1)), JacobianNorm(1), TargetMap(torch.rand(5, 8)), StableIG(0.1, 2)):
+        net.zero_grad()
+        value = pen(net, x, y)
+        value.mean().backward()  # outside of the call
+        assert net.qkv.weight.grad.isfinite().all()
+        assert (net.qkv.weight.grad != 0).any()
+
+
+def test_penalties_of_logits_take_any_loss_and_any_form_of_labels():
+    "As tables of fastai deliver them: a column of int8, and a loss that flattens it."
+    net, (x, y) = mlp(), data()
+    column = y[:, None].to(torch.int8)
+
+    def flattened(z, y):
+        return F.cross_entropy(z, y.flatten().long(), reduction="none")
+
+    for pen in (GradNorm(L1(0.1), "logit"), TargetMap(torch.rand(6, 8)), ScoreMatching()):
+        torch.manual_seed(0)
+        expected = pen(net, x, y)
+        torch.manual_seed(0)
+        assert torch.equal(pen(net, x, column, flattened), expected)
+    assert torch.equal(GradNorm(L1(0.1))(net, x, column, flattened), GradNorm(L1(0.1))(net, x, y))
+
+
+def test_what_needs_no_labels_and_dense_outputs():
+    net, (x, y) = mlp(), data()
+    assert torch.equal(JacobianNorm()(net, x, None), JacobianNorm()(net, x, y))
+    assert torch.equal(WeightNorm(1)(net, x, None), WeightNorm(1)(net, x, y))
+    dense = Outputs(net, lambda z: z[:, :, None].expand(-1, -1, 2))
+    of_dense = JacobianNorm()(dense, x, torch.randn(6, 3, 2), nn.MSELoss())
+    torch.testing.assert_close(of_dense, 2 * JacobianNorm()(net, x, y))
+    with pytest.raises(TypeError, match="y=None: expected 6 class indices"):
+        GradNorm(L1(0.1))(net, x, None)
+    with pytest.raises(ValueError, match=re.escape("its output has shape (6, 3, 2)")):
+        JacobianNorm()(dense, x, y)
+
+
+def test_penalties_from_four_threads():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).train()
+    x, y = torch.randn(6, 8), torch.arange(6) % 3
+    pens = [GradNorm(L1(0.1)), JacobianNorm(), StableIG(0.1, 2), TargetMap(torch.rand(6, 8))]
+    expected = [pen(net, x, y) for pen in pens]
+    before, buffers = copy.deepcopy(net.state_dict()), [id(b) for b in net.buffers()]
+    start, differ = threading.Barrier(4), []
+
+    def work(pen, right):
+        start.wait()
+        differ.extend(not torch.equal(pen(net, x, y), right) for _ in range(8))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(pens, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert differ == [False] * 32
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert [id(b) for b in net.buffers()] == buffers
+    assert net.training and all(p.requires_grad for p in net.parameters())
+
+
+# --- equal inputs
+
+
+def blank_images():
+    "A third of the images are blank, each with a map of its own."
+    torch.manual_seed(0)
+    x, maps, y = torch.rand(90, 1, 6, 6), torch.rand(90, 1, 6, 6), torch.arange(90) % 3
+    x[::3] = 0.0
+    return x, maps, y
+
+
+def test_equal_inputs_with_other_maps_are_refused_or_share_the_mean():
+    x, maps, y = blank_images()
+    message = r"rows 0 and 3 are equal, their maps are not \(29 such rows\)"
+    with pytest.raises(ValueError, match=message):
+        Targets(x, maps)
+    with pytest.raises(ValueError, match=message):  # the labels of the blank ones are the same
+        Targets(x, maps, y=y)
+    look = Targets(x, maps, equal="mean")
+    expected = maps.clone()
+    expected[::3] = maps[::3].mean(0)
+    torch.testing.assert_close(look(x), expected)
+    same = maps.clone()
+    same[::3] = same[0]
+    assert torch.equal(Targets(x, same)(x), same)
+    x[3] = -x[3]  # minus zero
+    assert torch.equal(Targets(x, same)(x), same)
+
+
+def test_labels_tell_equal_inputs_apart():
+    x, _, _ = blank_images()
+    y = torch.arange(90) // 3 % 10  # ten labels among the blank images
+    of_label = torch.rand(10, 1, 6, 6)
+    maps = torch.where((x == 0).all((1, 2, 3), keepdim=True), of_label[y], x)
+    with pytest.raises(ValueError, match=r"pass y=labels where their labels differ"):
+        Targets(x, maps)
+    look = Targets(x, maps, y=y.numpy()[:, None])
+    assert torch.equal(look(x, y), maps)
+    assert torch.equal(look(x.flip(0), y.flip(0).tolist()), maps.flip(0))
+    assert torch.equal(look(x[1:3]), maps[1:3])  # these need none
+    with pytest.raises(ValueError, match=r"y=None: some inputs are stored with several labels"):
+        look(x)
+    with pytest.raises(ValueError, match="no stored target for some inputs with these labels"):
+        look(x, y + 1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
+    grad = net[1].weight[y].reshape(90, 1, 6, 6)
+    value = TargetMap(look)(net, x, y)
+    torch.testing.assert_close(value, (grad - maps).flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_is_not_stored_has_no_target_in_any_units(scale):
+    torch.manual_seed(0)
+    x = scale * torch.rand(300, 1, 6, 6)
+    look = Targets(x, torch.rand_like(x))
+    for other in (x[:5] + 0.05 * scale, 0 * x[:5], x[:5] * torch.nan, x[:5] / 0):
+        with pytest.raises(ValueError, match="no stored target"):
+            look(other)
+    assert torch.equal(look(x[:5] / 3 * 3), look(x[:5]))
+    double = Targets(x.double(), look.maps.double())
+    torch.testing.assert_close(double(x[:7]), look.maps[:7].double())
+    assert torch.equal(double(x[:7].double() * (1 + 1e-9)), look.maps[:7].double())
+
+
+def test_targets_refuse_nan_and_other_shapes():
+    x, maps, _ = blank_images()
+    for bad_x, bad_maps in ((x * torch.nan, maps), (x, maps / 0), (x[:0], maps[:0])):
+        with pytest.raises(ValueError, match=r"expected finite values of one input at least"):
+            Targets(bad_x, bad_maps)
+    with pytest.raises(ValueError, match="targets contain NaN"):
+        TargetMap(maps * torch.nan)
+    look = Targets(x[1::3], maps[1::3])
+    with pytest.raises(ValueError, match=re.escape("the stored inputs are (N, ...) of (1, 6, 6)")):
+        look(x[:, :, :3])
+    with pytest.raises(TypeError, match=r"x.float\(\)"):
+        look(x.long())
+    for change in (threshold_map, permute_map):
+        with pytest.raises(ValueError, match="map contains NaN"):
+            change(maps * torch.nan)
+    with pytest.raises(TypeError, match="seed='a'"):
+        permute_map(maps, seed="a")
+    one = torch.rand(4, 1)
+    assert torch.equal(threshold_map(one), one)
+    assert threshold_map(one[:0]).shape == (0, 1)
+
+
+def test_smoothgrad_targets_take_what_people_bring():
+    fastai = pytest.importorskip("fastai.torch_core")
+    torch.manual_seed(0)
+    x, y = torch.rand(5, 1, 6, 6), torch.arange(5) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+    expected = smoothgrad_targets(net, x, y, n_samples=3, phi=0.5)
+    with torch.inference_mode():
+        given = fastai.TensorImage(x.clone()), y[:, None].float()
+        found = smoothgrad_targets(Outputs(net, lambda z: (z, 1)), *given, n_samples=3, phi=0.5)
+    assert torch.equal(found, expected)
+    half = smoothgrad_targets(learner(net), x.half(), y.tolist(), n_samples=3)
+    assert half.dtype == torch.float16
 
 
 # --- real digits
