@@ -9,10 +9,11 @@ __all__ = ['Recipe', 'recipe', 'Run', 'StepDecay', 'TellBatches', 'SkipValidatio
 # %% ../nbs/studies/44_study.ipynb #41897a03
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -98,10 +99,10 @@ class Recipe:
     pad: int = 0  # random crops of images padded by so many pixels, and random flips
 
 # %% ../nbs/studies/44_study.ipynb #990a52bf
-_table = dict(
+_table: dict[str, Any] = dict(
     model="one_layer", eps=0.1, lam=0.02, epochs=30, adv_epochs=30, lr=0.01, bs=32, clean_epochs=2
 )
-_image = dict(bounds=(0.0, 1.0), lam_sum=True, lam_bias=True, ramp=0.2)
+_image: dict[str, Any] = dict(bounds=(0.0, 1.0), lam_sum=True, lam_bias=True, ramp=0.2)
 _recipes = [
     Recipe(
         "digits",
@@ -462,8 +463,8 @@ def explain(
     The closed form for one-layer nets, Integrated Gradients of the true-class logit for others.
     """
     if run.recipe.model == "one_layer":
-        w = model.weight[0].detach()
-        b = model.bias[0].detach()
+        w = model.get_parameter("weight")[0].detach()
+        b = model.get_parameter("bias")[0].detach()
         return linear_ig(torch.sigmoid, w, x, torch.zeros_like(x), b)
     return integrated_gradients(
         model, x, y, output="logit", steps=run.recipe.ig_steps, method="riemann_middle"
@@ -584,7 +585,7 @@ def _over_seeds(table, column):
 
 
 def tabulate(
-    runs: list[Run],
+    runs: list[Run],  # of the study, done or not
     out: Path | str,  # folder of the study
 ) -> pd.DataFrame:  # `_columns` first, then the fields of the recipes
     """One row per run that is done, and so is its natural one."""
@@ -724,11 +725,12 @@ def impact_figure(
     """Feature impacts of the natural and the adversarial model."""
     features = [str(name) for name in arrays["natural"]["names"]]
     names, place = np.unique([name.split("=")[0] for name in features], return_inverse=True)
-    place = torch.as_tensor(place)
+    feature_of_column = torch.as_tensor(place)
     impacts = {}
     for title, found in arrays.items():
         if title != _title["l1"]:
-            impacts[title] = feature_impact(torch.as_tensor(found["maps"]), place).numpy()
+            maps = torch.as_tensor(found["maps"])
+            impacts[title] = feature_impact(maps, feature_of_column).numpy()
     return feature_impact_bars(list(names), impacts)
 
 # %% ../nbs/studies/44_study.ipynb #f7b718e3
@@ -745,7 +747,7 @@ def map_figure(
     n_kept = len(first["x"])
     correct = np.logical_and.reduce([found["correct"] for found in arrays.values()])[:n_kept]
     y = first["y"][:n_kept]
-    picked = []
+    picked: list[int] = []
     for label in np.unique(y[correct]) if classes is None else classes:
         of_class = np.flatnonzero(correct & (y == label))
         picked.extend(of_class[:1])
@@ -847,11 +849,11 @@ def _or_default(values, default):
 
 
 def plan(
-    data: str | list[str],  # names of data sets
-    methods: str | list[str] = ("l1", "adversarial"),  # besides 'natural'
-    eps: float | list[float] | None = None,  # strength(s) of the adversary, None: the recipe's
-    lam: float | list[float] | None = None,  # strength(s) of l1, None: the recipe's
-    seeds: int | list[int] = 1,  # number of seeds, or the seeds
+    data: str | Sequence[str],  # names of data sets
+    methods: str | Sequence[str] = ("l1", "adversarial"),  # besides 'natural'
+    eps: float | Sequence[float] | None = None,  # of the adversary; None: the recipe's
+    lam: float | Sequence[float] | None = None,  # of the l1 penalty; None: the recipe's
+    seeds: int | Sequence[int] = 1,  # number of seeds, or the seeds
     device: str = "cpu",  # torch device
     **changes,  # fields of the recipes to replace
 ) -> list[Run]:
@@ -918,12 +920,12 @@ def _raise_failed(states, out):
 
 # %% ../nbs/studies/44_study.ipynb #a0c46684
 def compare(
-    data: str | list[str] = ("digits", "breast_cancer"),  # data sets that have a recipe
-    methods: str | list[str] = ("l1", "adversarial"),  # besides 'natural', which is always trained
+    data: str | Sequence[str] = ("digits", "breast_cancer"),  # data sets that have a recipe
+    methods: str | Sequence[str] = ("l1", "adversarial"),  # besides 'natural', always trained
     *,
-    eps: float | list[float] | None = None,  # of the adversary; all are attacked at the first
-    lam: float | list[float] | None = None,  # strength(s) of the l1 penalty; None: the recipe's
-    seeds: int | list[int] = 1,  # number of seeds (0, 1, ...), or the seeds themselves
+    eps: float | Sequence[float] | None = None,  # of the adversary; all are attacked at the first
+    lam: float | Sequence[float] | None = None,  # of the l1 penalty; None: the recipe's
+    seeds: int | Sequence[int] = 1,  # number of seeds (0, 1, ...), or the seeds themselves
     out: Path | str | None = None,  # folder; None: temporary, it lives as long as the results
     device: str | None = None,  # torch device; None: the accelerator where there is one
     resume: bool = False,  # continue the study in `out`: finished runs are kept
