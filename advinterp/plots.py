@@ -7,7 +7,7 @@ __all__ = ['gini_boxplot', 'feature_impact_bars', 'saliency_grid', 'contribution
            'gradient_heatmap']
 
 # %% ../nbs/studies/40_plots.ipynb #d666b12d
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -20,7 +20,7 @@ from .core import check_count, check_strength
 from .metrics import gini, gray
 
 # %% ../nbs/studies/40_plots.ipynb #fade7bda
-def _array(name, value, ndim=None):
+def _array(name, value, ndim=None) -> np.ndarray:
     "A finite NumPy array of floats, of one of the numbers of dimensions in `ndim`."
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().double()
@@ -73,7 +73,7 @@ def _axes(rows, cols, width, height, **kwargs):
     return fig, axes
 
 
-def _names(name, values, length):
+def _names(name, values, length) -> list[str]:
     "A list of `length` strings."
     values = [str(value) for value in values]
     if len(values) != length:
@@ -134,7 +134,7 @@ def gini_boxplot(
 
 # %% ../nbs/studies/40_plots.ipynb #74fe03fe
 def feature_impact_bars(
-    names: Iterable[str],  # names of the d features
+    names: Sequence[str],  # names of the d features
     impacts: dict,  # `{model: (d,)}`, the first model sets the order
     threshold: float = 0.05,  # leave out features below this share of the largest impact of all
     max_bars: int = 40,  # at most this many features
@@ -372,7 +372,7 @@ def gradient_heatmap(
     "Heat maps of each example's gradient relative to its largest entry, a panel for each model."
     grads, (n_rows, n_features) = _rows_of_one_shape("grads", grads)
     rotation = 0 if names is None else 90
-    names = range(n_features) if names is None else _names("names", names, n_features)
+    names = _names("names", range(n_features) if names is None else names, n_features)
     signal = None if signal is None else _check_signal(signal, n_rows)
     width = max(2.6, 0.22 * n_features + 0.6) * len(grads) + 0.8
     fig, axes = _axes(1, len(grads), width, max(2.0, 0.16 * n_rows + 0.8), sharey=True)
