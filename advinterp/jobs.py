@@ -54,7 +54,7 @@ class Job:
 
 
 def job_folder(
-    job: Job,
+    job: Job,  # one of the study
     out: Path | str,  # folder of the study
 ) -> Path:  # there once the job is done
     """Where a job is stored in a study."""
@@ -73,7 +73,7 @@ def read_job(
 
 
 def store_row(
-    job: Job,
+    job: Job,  # that the numbers are the result of
     out: Path | str,  # folder of the study
     row: dict,  # its numbers
     seconds: float,  # that they took
@@ -363,11 +363,11 @@ def run_jobs(
 
     A cluster has to share the folder. Raises ValueError for a backend whose jobs share a process.
     """
-    n_jobs = os.cpu_count() if n_jobs == -1 else check_count("n_jobs", n_jobs)
+    n_jobs = (os.cpu_count() or 1) if n_jobs == -1 else check_count("n_jobs", n_jobs)
     _check_backend(backend, n_jobs)
-    jobs = {job.name: job for job in jobs}
-    states = {name: _stored_state(job, out)[0] for name, job in jobs.items()}
-    todo = [job for name, job in jobs.items() if not _left_alone(states[name], keep_code)]
+    by_name = {job.name: job for job in jobs}
+    states = {name: _stored_state(job, out)[0] for name, job in by_name.items()}
+    todo = [job for name, job in by_name.items() if not _left_alone(states[name], keep_code)]
     with tqdm(
         total=sum(job.cost for job in todo),
         disable=not progress,
