@@ -294,7 +294,7 @@ def _is_own(module):
         return top == "advinterp"
     return not _INSTALLED & set(home.parents)
 
-
+# %% ../nbs/studies/42_store.ipynb #65cc17a4
 def make_key(
     func: str,  # 'module:name'
     settings: dict,  # of the call: all that decides its result
@@ -304,7 +304,7 @@ def make_key(
     Settings are numbers, strings, lists, dictionaries, arrays, tensors, networks, functions of a
     module, and objects with a dictionary `settings`.
     """
-    modules = set()
+    modules: set[str] = set()
     described = {}
     for name, value in settings.items():
         try:
