@@ -35,7 +35,7 @@ class EpsBall:
         self.singles = groups is None  # one group per feature
         self.mu = mu
         own = np.arange(len(self.e))
-        if self.singles:
+        if groups is None:
             self.groups = own
         else:  # a feature that the adversary cannot touch leaves its group
             labels = np.where(self.e > 0, groups, -1 - own)
