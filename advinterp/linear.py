@@ -609,7 +609,8 @@ def ova_adv_loss(
     _check_classes(y, n_classes)
     biases = [0.0] * n_classes if b is None else b
     signs = [2 * (y == c).long() - 1 for c in range(n_classes)]
-    return sum(adv_loss(W[c], x, signs[c], eps, loss, biases[c]) for c in range(n_classes))  # (14)
+    losses = (adv_loss(W[c], x, signs[c], eps, loss, biases[c]) for c in range(n_classes))
+    return sum(losses, y.new_zeros(()))  # (14)
 
 
 def _check_classes(y, n_classes):
