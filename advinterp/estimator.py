@@ -9,7 +9,7 @@ __all__ = ['AdversarialClassifier', 'AdversarialRegressor', 'Explanation', 'clas
 # %% ../nbs/one_layer/13_estimator.ipynb #e7f2c979
 import functools
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -249,7 +249,7 @@ def _fit(self: AdversarialClassifier, X, index, weight, moments):
     prepared = self._prepare(X, moments)
     q = weight / weight.sum()
     classes = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-    starts = [None] * len(classes)
+    starts: list = [None] * len(classes)
     old = getattr(self, "coef_", None) if self.warm_start else None
     if old is not None and old.shape == (len(classes), X.shape[1]):
         starts = list(zip(old, self.intercept_))
@@ -796,7 +796,7 @@ def plot(
     """
     import matplotlib.pyplot as plt
 
-    if self.coef.shape[1] > 1:
+    if self.strength is None or self.coef.shape[1] > 1:
         raise ValueError(
             f"the path has {self.coef.shape[1]} classes: expected a path of a two-class problem"
         )
@@ -885,7 +885,7 @@ class AdversarialClassifierCV(AdversarialClassifier):
         self.classes_ = est.classes_
         labels = est.classes_[index]
         weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
-        grid = self.eps_grid
+        grid: Any = self.eps_grid  # a number of any kind, or an array
         if np.ndim(grid) == 0:
             n_strengths = check_count("eps_grid", grid)
             grid = np.linspace(0, _largest_eps(est, data, weight), n_strengths + 1)[:-1]
