@@ -25,7 +25,7 @@ class Dual:
     It may give `h` and a closed form of `delta_star`, and name its `strengths`.
     """
 
-    strengths = ()  # names of the attributes that multiply the penalty
+    strengths: tuple[str, ...] = ()  # names of the attributes that multiply the penalty
     formula = "h* = h_star(g)"  # for `repr`
 
     def h_star(
@@ -661,7 +661,7 @@ def __mul__(
     return new
 
 
-Dual.__rmul__ = Dual.__mul__
+Dual.__rmul__ = Dual.__mul__  # type: ignore[operator]  # which came by @patch
 
 
 @patch
