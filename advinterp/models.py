@@ -112,9 +112,9 @@ def madry_cnn(
         *drop,
         nn.Linear(1024, n_out),
     )
-    if init_std is None:
-        return model
-    return truncated_init(model, check_strength("init_std", init_std))
+    if init_std is not None:
+        truncated_init(model, check_strength("init_std", init_std))
+    return model
 
 # %% ../nbs/train/18_models.ipynb #42746cce
 def noack_cnn(
