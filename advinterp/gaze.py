@@ -6,8 +6,9 @@
 __all__ = ['height_width', 'gaze_maps']
 
 # %% ../nbs/train/17_gaze.ipynb #47433261
+from typing import Any
+
 import numpy as np
-import pandas as pd
 
 from .core import check_count
 
@@ -16,9 +17,10 @@ def height_width(
     size: int | tuple[int, int],  # a whole number for both, or a pair of them
 ) -> tuple[int, int]:  # (height, width)
     "Height and width from one number or two. Raises ValueError for anything else."
-    pair = (size, size) if np.isscalar(size) else size
+    pair = (size, size) if isinstance(size, (int, np.integer)) else size
     if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(_is_count, pair)):
-        return tuple(pair)
+        height, width = pair
+        return height, width
     raise ValueError(f"size={size!r}: expected a whole number >= 1, or two")
 
 
@@ -28,7 +30,7 @@ def _is_count(value):
 
 # %% ../nbs/train/17_gaze.ipynb #2d6b5b32
 def gaze_maps(
-    fixations: pd.DataFrame,  # img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
+    fixations: Any,  # data frame: img_id, img_w, img_h, x, y (pixels of the photo), duration_ms
     size: int | tuple[int, int] = 64,  # height and width of the maps, or one number for both
     min_ms: float = 350,  # shorter fixations are dropped (CUB-GHA: 350); 0: none
     max_points: int | None = 7,  # merge the nearest two until so many are left; None: never
