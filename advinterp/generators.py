@@ -109,7 +109,7 @@ def stack_blocks(
     else:
         block = rng.random((n, 1, 1, 1)).astype(x.dtype)
     other = np.broadcast_to(block, x.shape)
-    on_top = rng.random(n) < 0.5
+    on_top = rng.random(len(x)) < 0.5
     swap = on_top[:, None, None, None]
     stacked = np.concatenate([np.where(swap, x, other), np.where(swap, other, x)], axis=2)
     truth = np.repeat(np.stack([on_top, ~on_top], axis=1), h, axis=1)
