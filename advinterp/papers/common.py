@@ -156,11 +156,11 @@ def mean_and_half(
     digits: int = 2,  # decimals
 ) -> str:  # '81.00 ± 2.48'; no half with one seed, nothing without any
     "The mean over the seeds, ± half the 95 % t interval."
-    values = pd.Series(values, dtype=float).dropna()
-    if not len(values):
+    known = pd.Series(values, dtype=float).dropna()
+    if not len(known):
         return ""
-    mean = f"{scale * values.mean():.{digits}f}"
-    low, high = seed_interval(values)
+    mean = f"{scale * known.mean():.{digits}f}"
+    low, high = seed_interval(known)
     if math.isnan(low):
         return mean
     return f"{mean} ± {scale * (high - low) / 2:.{digits}f}"
