@@ -11,10 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ..adversary import PGD
 from ..attribution import deep_shap
@@ -60,7 +62,8 @@ _wide = dict(
     ig_steps=100,
 )
 
-_settings = dict(  # data set, changes of its recipe, seeds
+# data set, changes of its recipe, seeds
+_settings: dict[str, list[tuple[str, dict[str, Any], int]]] = dict(
     quick=[
         ("mushroom", _ftrl, 5),
         ("spambase", _ftrl, 5),
@@ -429,7 +432,7 @@ def score(
 ) -> dict:  # rows of the scorecard, under `card`
     "The job of a scorecard: natural against adversarial models, paired by seed."
     runs = [run for run in runs_a(preset, device, data=[data]) if run.method != "l1"]
-    kinds = dict(natural=[], adversarial=[])
+    kinds: dict[str, list[nn.Module]] = dict(natural=[], adversarial=[])
     for method, models in kinds.items():
         models += [_trained(run, folder) for run in runs if run.method == method]
     recipe = runs[0].recipe
