@@ -244,7 +244,8 @@ def from_learner(
         vocab = range(int(max(whole.targs.max(), whole.preds.max())) + 1)
     idxs = keep.nonzero()[:, 0]
     title = _name_of(method) if title is None else title
-    return cls(*whole, idxs, vocab, names, getattr(dl, "items", None), title)
+    items = getattr(dl, "items", None)
+    return cls(*whole, idxs, vocab, names, items, title)  # type: ignore[operator]  # hint of @patch
 
 # %% ../nbs/measure/33_interpretation.ipynb #ff38a51f
 @patch
