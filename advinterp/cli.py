@@ -10,8 +10,8 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Literal, get_origin
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from fastcore.docments import docments
@@ -78,7 +78,7 @@ def main(
     try:
         typer.main.get_command(_app).main(argv, prog_name="advinterp")
     except SystemExit as stop:
-        code = stop.code or 0
+        code = int(stop.code or 0)
     return code
 
 # %% ../nbs/commands/60_cli.ipynb #df4e54a9
@@ -112,15 +112,18 @@ class _Command(TyperCommand):
 
 def _annotated(parameter, help):
     "The type of a parameter, with what typer has to know beside it."
+    kind = parameter.annotation
+    if get_origin(kind) is Sequence:
+        kind = list[get_args(kind)]  # the sequence that typer knows
     if parameter.kind is not parameter.KEYWORD_ONLY:
-        return Annotated[parameter.annotation, typer.Argument(help=help)]
+        return Annotated[kind, typer.Argument(help=help)]
     name = parameter.name.strip("_").replace("_", "-")  # `lambda_` is --lambda
     metavar = None
-    if get_origin(parameter.annotation) is not Literal:  # whose choices are shown
+    if get_origin(kind) is not Literal:  # whose choices are shown
         metavar = name.upper()
     if isinstance(parameter.default, tuple):
         metavar += "..."
-    return Annotated[parameter.annotation, typer.Option(f"--{name}", help=help, metavar=metavar)]
+    return Annotated[kind, typer.Option(f"--{name}", help=help, metavar=metavar)]
 
 
 def _command(function: Callable) -> Callable:
@@ -145,10 +148,10 @@ def _command(function: Callable) -> Callable:
 @_command
 def _compare(
     *,
-    data: list[str] = ("digits", "breast_cancer"),  # data sets
-    methods: list[str] = ("l1", "adversarial"),  # besides natural: l1, adversarial
-    eps: list[float] = (),  # strengths of the adversary, in the inputs' units; else the recipe's
-    lambda_: list[float] = (),  # strengths of the l1 penalty; else the recipe's
+    data: Sequence[str] = ("digits", "breast_cancer"),  # data sets
+    methods: Sequence[str] = ("l1", "adversarial"),  # besides natural: l1, adversarial
+    eps: Sequence[float] = (),  # strengths of the adversary in the inputs' units; else the recipe's
+    lambda_: Sequence[float] = (),  # strengths of the l1 penalty; else the recipe's
     seeds: int = 1,  # how many seeds: 0 ... N-1
     epochs: int | None = None,  # epochs of every model; else the recipe's
     out: str = "results",  # where results.csv, report.html and the figures go
@@ -160,7 +163,7 @@ def _compare(
     "Train natural, l1 and adversarial models and compare how concise their explanations are."
     from advinterp.study import compare
 
-    changes = {} if epochs is None else dict(epochs=epochs, adv_epochs=epochs)
+    changes: dict[str, Any] = {} if epochs is None else dict(epochs=epochs, adv_epochs=epochs)
     results = compare(
         data,
         methods=methods,
@@ -241,7 +244,7 @@ def _print_data_table():
 @_command
 def _data(
     action: Literal["list", "fetch", "verify"],  # show all, download, or check the files again
-    names: list[str] = (),  # data sets; verify without names checks all that are here
+    names: Sequence[str] = (),  # data sets; verify without names checks all that are here
 ):
     "List, fetch or verify data sets."
     if action == "list":
