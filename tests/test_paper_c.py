@@ -1,5 +1,7 @@
 """Paper C from end to end, on tiny cells in place of every kind of image."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,8 @@ def replace_presets(patch):
     patch.setitem(paper_c._kinds, "quick", dict.fromkeys(("photos", "cells", "maps"), "cells"))
     patch.setitem(paper_c._retrain, "quick", RETRAIN)
     patch.setitem(paper_c._many, "quick", MANY)
+    quick_look = partial(paper_c.feature_visualization, steps=2)
+    patch.setattr(paper_c, "feature_visualization", quick_look)
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +132,20 @@ def test_stability_is_a_share_for_each_image(study):
         assert ((dice >= 0) & (dice <= 1)).all()
 
 
-def test_post_processing_takes_the_numbers_of_its_preset(study, monkeypatch):
-    """Figure 14 of another preset has the copies and steps of that preset."""
-    _, out, _ = study
+def test_post_processing_takes_the_numbers_of_its_preset(monkeypatch):
+    """Figure 14 of the paper preset has the copies and steps of that preset."""
     asked = []
 
     def remembered(model, x, y, **how):
         asked.append(how)
         return torch.rand_like(x)
 
-    for name in ("smoothgrad", "sparsified_smoothgrad", "moreau_grad"):
+    for name in ("saliency", "smoothgrad", "sparsified_smoothgrad", "moreau_grad"):
         monkeypatch.setattr(paper_c, name, remembered)
-    for table in (paper_c._scale, paper_c._kinds, paper_c._retrain):
-        monkeypatch.setitem(table, "other", table["quick"])
-    monkeypatch.setitem(paper_c._many, "other", dict(MANY, copies=8, steps=6))
-    figure = next(item for item in items_c() if item.name == "C.fig14")
-    assert figure.sections(out, "other")
-    assert {how["n_samples"] for how in asked} == {8, 2}
-    assert {how["steps"] for how in asked if "steps" in how} == {6}
+    maps = paper_c._post_maps({"standard": None}, torch.rand(2, 3, 4, 4), None, "paper")
+    assert len(maps) == 4
+    assert {how["n_samples"] for how in asked if how} == {64, 16}
+    assert {how["steps"] for how in asked if "steps" in how} == {300}
 
 
 def test_models_are_loaded_or_trained_again(study, tmp_path):

@@ -1,23 +1,39 @@
-"Reproductions: the paper presets hold the published settings and run, the kept results are those of the items, and what cannot be run is said before anything is written."
+"""Reproductions: published settings, presets that run, kept results, refusals before anything."""
 
 import json
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 import advinterp
-from advinterp import data, paper_a, paper_c
+from advinterp import data
 from advinterp.cli import main
-from advinterp.jobs import check_out, read_job, run_job
-from advinterp.papers.reproduce import find_items, items, reproduce
+from advinterp.jobs import Job, check_out, read_job, run_job, run_jobs, write_study
+from advinterp.models import madry_cnn
+from advinterp.papers import a as paper_a
+from advinterp.papers import c as paper_c
+from advinterp.papers import reproduce as reproductions
+from advinterp.papers.common import Item
+from advinterp.papers.reproduce import (
+    about_kept,
+    find_items,
+    freeze,
+    items,
+    read_kept,
+    reproduce,
+    show_kept,
+)
+from advinterp.report import Section
 
-KEPT = sorted((Path(__file__).parent.parent / "nbs" / "repro" / "results").glob("*-quick.json"))
-PAPERS = sorted({i.name[0] for i in items()})
-SHORT = dict(
+RESULTS = Path(__file__).parent.parent / "nbs" / "repro" / "results"
+KEPT = sorted(RESULTS.glob("*-quick.json"))
+PAPERS = sorted({item.name[0] for item in items()})
+
+SHORT = dict(  # what makes a run long
     n_train=4,
     n_test=4,
     epochs=1,
@@ -28,310 +44,461 @@ SHORT = dict(
     test_steps=1,
     n=2,
     device="cpu",
-)  # what makes a run long
-SHORT = dict(
+)
+SHORT_OF = dict(
     A=SHORT,
     B=SHORT,
     C=dict(SHORT, size=64, fractions=[0.5], seeds=[0]),
     D=dict(SHORT, n_train=64, n_test=16, roar_epochs=1),
 )
 
-
-def shortened(v, short):
-    "Settings with the sizes and lengths of `short`, everything else as published."
-    return (
-        {k: short.get(k, shortened(o, short)) for k, o in v.items()} if isinstance(v, dict) else v
-    )
+# ---------------------------------------------------------------- jobs that are short
 
 
-def kind(v):
-    "Settings without their numbers: those of one kind run the same code."
-    if isinstance(v, dict):
-        return {k: kind(o) for k, o in v.items()}
-    return v if isinstance(v, (str, bool, type(None))) else 0
+def shortened(value, short):
+    """Settings with the sizes and lengths of `short`, everything else as published."""
+    if not isinstance(value, dict):
+        return value
+    return {name: short.get(name, shortened(part, short)) for name, part in value.items()}
+
+
+def short_job(job, short):
+    return Job(job.func, shortened(job.settings, short), job.label)
+
+
+def kind_of(value):
+    """Settings without their numbers: those of one kind run the same code."""
+    if isinstance(value, dict):
+        return {name: kind_of(part) for name, part in value.items()}
+    is_number = not isinstance(value, (str, bool, type(None)))
+    return 0 if is_number else value
 
 
 def kinds(paper):
-    "One job of each kind among the paper presets; of papers C and D, whose own tests run every method, one that trains for each function and data set."
-    jobs = [
-        j
-        for i in items()
-        if i.name[0] == paper
-        for j in i.jobs("paper", "cuda")
-        if paper in "AB" or "epochs" in j.settings
-    ]
-    return list(
-        {
-            json.dumps(
-                [j.func, kind(j.settings) if paper in "AB" else j.settings["data"]], sort_keys=True
-            ): j
-            for j in reversed(jobs)
-        }.values()
-    )
+    """One job of each kind among the paper presets.
+
+    Of papers C and D, whose own tests run every method, one that trains for each function and
+    data set.
+    """
+    found = {}
+    for item in items():
+        for job in item.jobs("paper", "cuda") if item.name[0] == paper else ():
+            if paper in "AB":
+                found.setdefault(json.dumps([job.func, kind_of(job.settings)]), job)
+            elif "epochs" in job.settings:
+                found.setdefault((job.func, job.settings["data"]), job)
+    return list(found.values())
+
+
+def is_here(name):
+    return next(row["where"] for row in data.data_table() if row["name"] == name)
+
+
+real_data = data.get_data
 
 
 def few(name, *, bs, n_train=None, n_valid=None, seed=0, device="cpu", **kwargs):
-    "A few examples of a data set; random ones of its shape where it is not here."
+    """A few examples of a data set; random ones of its shape where it is not here."""
     n_train = n_train or 4
-    if name == "block_mnist" and not next(
-        r["where"] for r in data.data_table() if r["name"] == "mnist"
-    ):
+    if name == "block_mnist" and not is_here("mnist"):
         name = "block_digits"  # it is made of MNIST
-    if next(r["where"] for r in data.data_table() if r["name"] == name):
-        return real(
-            name, bs=bs, n_train=n_train, n_valid=n_valid or 4, seed=seed, device=device, **kwargs
-        )
-    shape = dict(mushroom=(117,), spambase=(57,), cifar10=(3, 32, 32)).get(name, (1, 28, 28))
-    n = 2 if len(shape) == 1 else 10
-    x, y = (
-        torch.rand(n_train + 4, *shape, generator=torch.Generator().manual_seed(seed)),
-        torch.arange(n_train + 4) % n,
-    )
-    return data.tensor_dls(
-        x[:n_train],
-        y[:n_train],
-        x[n_train:],
-        y[n_train:],
-        bs,
-        vocab=[str(i) for i in range(n)],
-        device=device,
-    )
+    if is_here(name):
+        how = dict(bs=bs, n_train=n_train, n_valid=n_valid or 4, seed=seed, device=device)
+        return real_data(name, **how, **kwargs)
+    shapes = dict(mushroom=(117,), spambase=(57,), cifar10=(3, 32, 32))
+    shape = shapes.get(name, (1, 28, 28))
+    n_classes = 2 if len(shape) == 1 else 10
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n_train + 4, *shape, generator=generator)
+    y = torch.arange(n_train + 4) % n_classes
+    train, valid = slice(n_train), slice(n_train, None)
+    vocab = [str(label) for label in range(n_classes)]
+    return data.tensor_dls(x[train], y[train], x[valid], y[valid], bs, vocab=vocab, device=device)
 
 
-def photos(s):
-    "Random photos, with maps, in place of those of paper C."
-    h = s["size"]
-    x, m, y = torch.rand(8, 3, h, h), torch.rand(8, h, h), torch.arange(8) % 2
-    maps = {} if s["data"] == "imagenette" else dict(maps=m[:4], maps_valid=m[4:])
+def photos(settings):
+    """Random photos, with maps, in place of those of paper C."""
+    size = settings["size"]
+    x = torch.rand(8, 3, size, size)
+    maps = torch.rand(8, size, size)
+    y = torch.arange(8) % 2
+    with_maps = dict(maps=maps[:4], maps_valid=maps[4:])
     return data.tensor_dls(
         x[:4],
         y[:4],
         x[4:],
         y[4:],
-        s["bs"],
-        vocab=[str(i) for i in range(10)],
-        device=s["device"],
-        **maps,
+        settings["bs"],
+        vocab=[str(label) for label in range(10)],
+        device=settings["device"],
+        **({} if settings["data"] == "imagenette" else with_maps),
     )
 
 
-real, resnet34 = data.get_data, paper_c._resnet34
+def run_to_the_end(job, out):
+    """The row of a job; its traceback where it fails."""
+    state = run_job(job, out)
+    failed = out / "failed" / f"{job.name}.json"
+    assert state == "done", json.loads(failed.read_text())["traceback"]
+    return read_job(job, out)["row"]
 
 
-def settings(name, **which):
-    "The settings of the runs of an item at the paper preset."
-    found = [j.settings for j in find_items(name)[0].jobs("paper", "cuda")]
+# ---------------------------------------------------------------- published settings
+
+
+def settings_of(name, **which):
+    """The settings of the runs of an item at the paper preset."""
+    (item,) = find_items(name)
+    found = [job.settings for job in item.jobs("paper", "cuda")]
     return [
-        s for s in found if all((s.get(k) or s["recipe"].get(k)) == v for k, v in which.items())
+        settings
+        for settings in found
+        if all((settings.get(k) or settings["recipe"].get(k)) == v for k, v in which.items())
     ]
 
 
-def test_paper_a_is_as_published():
-    tables, mnist, fashion, cifar = (
-        settings("A.table1", data=d)[0]["recipe"]
-        for d in ("mushroom", "mnist", "fashion_mnist", "cifar10")
-    )
-    assert [
-        tables[k] for k in ("model", "optimiser", "lr", "bs", "epochs", "split", "eps", "lam")
-    ] == ["one_layer", "ftrl", 0.01, 32, 30, "code", 0.1, 0.02]
-    assert [
-        mnist[k]
-        for k in (
-            "model",
-            "optimiser",
-            "lr",
-            "bs",
-            "eps",
-            "steps",
-            "step_size",
-            "lam",
-            "lam_sum",
-            "lam_bias",
-        )
-    ] == ["madry_cnn", "adam", 1e-4, 50, 0.3, 40, 0.01, 0.01, True, True]
-    assert (fashion["eps"], fashion["steps"], fashion["lam"]) == (0.1, 20, 0.01)
-    assert [
-        cifar[k]
-        for k in (
-            "model",
-            "optimiser",
-            "lr",
-            "bs",
-            "wd",
-            "eps",
-            "steps",
-            "step_size",
-            "lam",
-            "lam_sum",
-            "pad",
-        )
-    ] == ["wide_resnet", "sgd", 0.1, 128, 2e-4, 1 / 255, 2, 1 / 255, 1e-5, False, 2]
-    steps = {
-        d: (r["epochs"] * n // r["bs"], r["adv_epochs"] * n // r["bs"])
-        for d, r, n in (("mnist", mnist, 60_000), ("cifar10", cifar, 50_000))
-    }
-    assert all(
-        abs(a / b - 1) < 0.01
-        for d, published in dict(mnist=(25_000, 100_000), cifar10=(70_001, 70_001)).items()
-        for a, b in zip(steps[d], published)
-    ), steps
-    assert all(
-        r["ramp"] == 0 and r["n_train"] is None and r["n_explain"] == 10_000 and not r["fast"]
-        for r in (mnist, fashion, cifar)
-    )
+PUBLISHED_A = dict(
+    mushroom=dict(
+        model="one_layer",
+        optimiser="ftrl",
+        lr=0.01,
+        bs=32,
+        epochs=30,
+        split="code",
+        eps=0.1,
+        lam=0.02,
+    ),
+    mnist=dict(
+        model="madry_cnn",
+        optimiser="adam",
+        lr=1e-4,
+        bs=50,
+        eps=0.3,
+        steps=40,
+        step_size=0.01,
+        lam=0.01,
+        lam_sum=True,
+        lam_bias=True,
+    ),
+    fashion_mnist=dict(eps=0.1, steps=20, lam=0.01),
+    cifar10=dict(
+        model="wide_resnet",
+        optimiser="sgd",
+        lr=0.1,
+        bs=128,
+        wd=2e-4,
+        eps=1 / 255,
+        steps=2,
+        step_size=1 / 255,
+        lam=1e-5,
+        lam_sum=False,
+        pad=2,
+    ),
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_A)
+def test_paper_a_is_as_published(name):
+    recipe = settings_of("A.table1", data=name)[0]["recipe"]
+    published = PUBLISHED_A[name]
+    assert {field: recipe[field] for field in published} == published
+    if name != "mushroom":
+        whole = dict(ramp=0, n_train=None, n_explain=10_000, fast=False)
+        assert {field: recipe[field] for field in whole} == whole
+
+
+@pytest.mark.parametrize(
+    "name,n_images,steps,adv_steps",
+    [("mnist", 60_000, 25_000, 100_000), ("cifar10", 50_000, 70_001, 70_001)],
+)
+def test_paper_a_trains_for_the_published_steps(name, n_images, steps, adv_steps):
+    recipe = settings_of("A.table1", data=name)[0]["recipe"]
+    assert recipe["epochs"] * n_images // recipe["bs"] == pytest.approx(steps, rel=0.01)
+    assert recipe["adv_epochs"] * n_images // recipe["bs"] == pytest.approx(adv_steps, rel=0.01)
 
 
 def test_paper_b_is_as_published():
     common = dict(n_train=None, n_test=10_000, steps=40, lr=0.01, fast=False)
-    mnist, cifar = settings("B.table1"), settings("B.table2")
-    assert all(
-        {**common, "eps": 1.5, "bs": 64, "step_size": 0.5}.items() <= s.items() for s in mnist
-    )
-    assert all(
-        {**common, "eps": 80 / 255, "bs": 100, "step_size": 0.04, "net": "noack_cnn"}.items()
-        <= s.items()
-        and s["weights"]["interp"] == 0.025
-        for s in cifar
-    )
-    assert all(
-        [round(d * s["epochs"], 9) for d in s["drops"]] == [10, 20] for s in mnist + cifar
-    )  # a tenth every 10 epochs
-    weights = import_module("advinterp.papers.b")._defaults["weights"]
-    assert "weights" not in mnist[0] and [
-        weights[k] for k in ("interp", "interp_permuted", "interp_natural")
-    ] == [0.07, 0.05, 0.33]
-    assert {s["method"] for s in mnist} - {s["method"] for s in cifar} == {
-        "interp_permuted",
-        "interp_natural",
-    } and {s["seed"] for s in mnist} == set(range(5))
+    mnist = dict(common, eps=1.5, bs=64, step_size=0.5)
+    cifar = dict(common, eps=80 / 255, bs=100, step_size=0.04, net="noack_cnn")
+    of_mnist, of_cifar = settings_of("B.table1"), settings_of("B.table2")
+    for settings in of_mnist:
+        assert mnist.items() <= settings.items()
+        assert "weights" not in settings  # the defaults, see below
+    for settings in of_cifar:
+        assert cifar.items() <= settings.items()
+        assert settings["weights"]["interp"] == 0.025
+    for settings in of_mnist + of_cifar:  # a tenth every 10 epochs
+        assert [round(drop * settings["epochs"], 9) for drop in settings["drops"]] == [10, 20]
+    assert {settings["seed"] for settings in of_mnist} == set(range(5))
+    of_both = {settings["method"] for settings in of_cifar}
+    only_mnist = {settings["method"] for settings in of_mnist} - of_both
+    assert only_mnist == {"interp_permuted", "interp_natural"}
+
+
+def test_paper_b_weighs_its_penalties_as_published():
+    from advinterp.papers.b import _defaults
+
+    weights = _defaults["weights"]
+    published = dict(interp=0.07, interp_permuted=0.05, interp_natural=0.33)
+    assert published.items() <= weights.items()
+
+
+# ---------------------------------------------------------------- paper presets
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_paper_presets_run(paper, tmp_path, monkeypatch):
-    "Every kind of job of the paper presets, on a few examples: one pass with the published net, batch, attack and penalty."
-    for m in ("study", *(f"paper_{p.lower()}" for p in PAPERS)):
-        monkeypatch.setattr(f"advinterp.{m}.get_data", few)
-    monkeypatch.setattr(
-        paper_a, "_trained", lambda run, folder: paper_a.madry_cnn()
-    )  # of the scorecard: two times three models
+    """Every kind of job, on a few examples: the published net, batch, attack and penalty."""
+    for module in ("study", *(f"papers.{name.lower()}" for name in PAPERS)):
+        monkeypatch.setattr(f"advinterp.{module}.get_data", few)
+    # of the scorecard: two times three models
+    monkeypatch.setattr(paper_a, "_trained", lambda run, folder: madry_cnn())
     monkeypatch.setattr(paper_c, "_loaders", photos)
-    monkeypatch.setattr(
-        paper_c, "_resnet34", lambda n, pretrained: resnet34(n, False)
-    )  # weights that would be fetched
-    jobs, out = kinds(paper), check_out(tmp_path)
+    # weights that would be fetched
+    from_scratch = partial(paper_c._resnet34, pretrained=False)
+    monkeypatch.setattr(paper_c, "_resnet34", lambda n_out, pretrained: from_scratch(n_out))
+    jobs = kinds(paper)
+    out = check_out(tmp_path)
     assert len(jobs) > 2
-    for j in jobs:
-        short = type(j)(j.func, shortened(j.settings, SHORT[paper]), j.label)
-        assert run_job(short, out) == "done", json.loads(
-            (out / "failed" / f"{short.name}.json").read_text()
-        )["traceback"]
-        row = read_job(short, out)["row"]
-        assert row and all(v == v for v in row.values() if isinstance(v, float)), (j.label, row)
+    for job in jobs:
+        row = run_to_the_end(short_job(job, SHORT_OF[paper]), out)
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert row and not any(value != value for value in numbers), (job.label, row)
 
 
 def test_paper_presets_of_several_models_run(tmp_path, monkeypatch):
-    "Robustness, fidelity and stability of paper C: published nets, images and regions; untrained, one image, few copies and steps."
+    """Robustness, fidelity and stability of paper C, with the published nets and regions.
+
+    Untrained, one image, few copies and steps.
+    """
+
+    def untrained(settings):
+        return SimpleNamespace(model=paper_c._net(settings, 10))
+
     monkeypatch.setattr(paper_c, "_loaders", photos)
-    monkeypatch.setattr(paper_c, "fit_c", lambda s: SimpleNamespace(model=paper_c._net(s, 10)))
+    monkeypatch.setattr(paper_c, "_fit", untrained)
     monkeypatch.setattr(paper_c, "map_robustness", partial(paper_c.map_robustness, steps=2))
-    jobs = {
-        j.func.split(":")[1]: j
-        for n in ("C.fig5", "C.table5")
-        for j in find_items(n)[0].jobs("paper", "cuda")
-        if "epochs" not in j.settings
-    }
-    assert set(jobs) == {"robust_c", "faithful_c", "stable_c"} and all(
-        j.settings["n"] >= 500 and j.settings["copies"] == 64 and j.settings["steps"] == 300
-        for j in jobs.values()
-    )
-    out, less = (
-        check_out(tmp_path),
-        dict(n=1, copies=4, steps=3, radii=[0.5], aopc=[2], device="cpu"),
-    )
-    short = {k: type(j)(j.func, shortened(j.settings, less), j.label) for k, j in jobs.items()}
-    for j in short.values():
-        assert run_job(j, out) == "done", json.loads(
-            (out / "failed" / f"{j.name}.json").read_text()
-        )["traceback"]
-    curves = read_job(short["robust_c"], out)["row"]["curves"]
-    assert len(curves) == 7 and all(0 <= v <= 1 for c in curves.values() for v in c["overlap"])
+    jobs = {}
+    for name in ("C.fig5", "C.table5"):
+        for job in find_items(name)[0].jobs("paper", "cuda"):
+            if "epochs" not in job.settings:
+                jobs[job.func.split(":")[1]] = job
+    assert set(jobs) == {"robust_c", "faithful_c", "stable_c"}
+    for job in jobs.values():
+        assert job.settings["n"] >= 500
+        assert (job.settings["copies"], job.settings["steps"]) == (64, 300)
+    less = dict(n=1, copies=4, steps=3, radii=[0.5], aopc=[2], device="cpu")
+    out = check_out(tmp_path)
+    rows = {name: run_to_the_end(short_job(job, less), out) for name, job in jobs.items()}
+    curves = rows["robust_c"]["curves"]
+    assert len(curves) == 7
+    for curve in curves.values():
+        assert all(0 <= value <= 1 for value in curve["overlap"])
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda p: p.stem)
+# ---------------------------------------------------------------- kept results
+
+
+def names_of_runs(item):
+    """Those of the quick preset, without the scorecard's: its row is a table."""
+    jobs = item.jobs("quick", "cpu")
+    return {job.name for job in jobs if job.func != "advinterp.papers.a:score"}
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_minutes_are_those_of_the_kept_results(path):
-    "Half the time of the runs that an item needs; an item that misses a run is said not to have been run to the end."
+    """Half the time of the runs that an item needs.
+
+    An item that misses a run is said not to have been run to the end.
+    """
     kept = json.loads(path.read_text())
-    rows, shown = (
-        {r["run"]: r["seconds"] for r in kept["rows"]},
-        {s["item"] for s in kept["sections"]},
-    )
     if kept["about"]["version"] != advinterp.__version__:
         pytest.skip(f"results of version {kept['about']['version']}: runs have other names now")
-    for i in find_items(path.stem.split("-")[0]):
-        names = {
-            j.name for j in i.jobs("quick", "cpu") if j.func != "advinterp.papers.a:score"
-        }  # whose row is a table
-        minutes = sum(rows.get(n, 0) for n in names) / 120
-        complete, said = names <= rows.keys() and i.name in shown, i.minutes is not None
-        assert complete if said else (not complete or ".fig" in i.name), (
-            i.name
-        )  # a figure may lack the weights of its runs
-        if said:
-            assert (
-                minutes - 1
-                <= i.minutes
-                <= minutes + (1 if len(names) == len(i.jobs("quick", "cpu")) else 10)
-            ), (i.name, minutes)
+    seconds = {row["run"]: row["seconds"] for row in kept["rows"]}
+    shown = {section["item"] for section in kept["sections"]}
+    for item in find_items(path.stem.split("-")[0]):
+        names = names_of_runs(item)
+        is_complete = names <= seconds.keys() and item.name in shown
+        if item.minutes is None:
+            # a figure may lack the weights of its runs
+            assert not is_complete or ".fig" in item.name, item.name
+            continue
+        assert is_complete, item.name
+        minutes = sum(seconds[name] for name in names) / 120
+        slack = 1 if len(names) == len(item.jobs("quick", "cpu")) else 10
+        assert minutes - 1 <= item.minutes <= minutes + slack, (item.name, minutes)
+
+
+SUMS = [Job("advinterp.jobs:_example", dict(a=a), f"sum{a}") for a in (1, 2)]
+
+
+def draw_sums(out, preset="quick", device="cpu"):
+    from matplotlib.figure import Figure
+
+    done = [job for job in SUMS if (out / "runs" / job.name).exists()]
+    table = pd.DataFrame([read_job(job, out)["row"] for job in done]).assign(missing=None)
+    fig = Figure(figsize=(1, 1))
+    fig.subplots().plot(table["sum"])
+    return [Section("Sums", "Two of them.", table, dict(X_fig1=(fig, "A line through the sums")))]
+
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch):
+    """A paper of one item, and a study in which some of its jobs are done."""
+    item = Item("X.sums", "sums", lambda preset, device="cpu": SUMS, draw_sums, "nothing")
+    monkeypatch.setattr(reproductions, "items", lambda: [item])
+    monkeypatch.setitem(reproductions._papers, "X", "Nobody, On Sums")
+
+    def study(name, jobs):
+        out = check_out(tmp_path / name)
+        write_study(out, SUMS)
+        run_jobs(jobs, out, progress=False)
+        return out
+
+    return study
+
+
+def test_what_is_frozen_is_read_again(sums, tmp_path):
+    path = freeze("X", sums("all", SUMS), tmp_path / "kept")
+    kept = read_kept(path)
+    assert path.name == "X-quick.json"
+    assert [row["sum"] for row in kept["rows"]] == [1, 2]
+    assert [row["run"] for row in kept["rows"]] == [job.name for job in SUMS]
+    (section,) = kept["sections"]
+    assert section["table"] == dict(columns=["sum", "missing"], rows=[[1, None], [2, None]])
+    assert section["figures"] == {"X_fig1": "A line through the sums"}
+    assert (path.parent / "X_fig1.png").read_bytes().startswith(b"\x89PNG")
+    assert section["text"] == "Two of them. Scaled down: nothing."
+
+
+def test_what_is_kept_is_shown_and_described(sums, tmp_path):
+    path = freeze("X", sums("all", SUMS), tmp_path / "kept")
+    shown = show_kept(path, "X.sums")
+    title, *table, figure = shown.split("\n\n")
+    assert title.startswith("**Sums.** Two of them.")
+    cells = [cell.strip() for cell in table[0].splitlines()[-1].strip("|").split("|")]
+    assert cells == ["2", ""]
+    assert figure == f"![A line through the sums]({path.parent.as_posix()}/X_fig1.png)"
+    assert about_kept(path).startswith("`advinterp reproduce X --preset quick` at commit")
+    assert ": 2 runs, " in about_kept(path)
+    with pytest.raises(ValueError, match=r"item='X\.fig1': not among the kept results"):
+        show_kept(path, "X.fig1")
+
+
+def test_missing_runs_are_taken_from_earlier_results(sums, tmp_path):
+    """The union of two halves says what a whole study says, and how much of it was taken over."""
+    whole = read_kept(freeze("X", sums("all", SUMS), tmp_path / "whole"))
+    first = freeze("X", sums("first", SUMS[:1]), tmp_path / "first_kept")
+    (of_first,) = read_kept(first)["sections"]
+    assert of_first["text"].endswith("Incomplete: 1 of 2 runs are done.")
+    union = freeze("X", sums("second", SUMS[1:]), tmp_path / "union", keep=first)
+    assert read_kept(union)["sections"] == whole["sections"]
+    assert [row["sum"] for row in read_kept(union)["rows"]] == [1, 2]
+    assert "; 1 of the rows are taken over from the results of commit" in about_kept(union)
+
+
+def test_an_item_without_new_runs_stays_as_it_was(sums, tmp_path):
+    earlier = freeze("X", sums("all", SUMS), tmp_path / "earlier")
+    kept = read_kept(earlier)
+    kept["sections"][0]["text"] = "As it was."
+    earlier.write_text(json.dumps(kept))
+    again = freeze("X", sums("second", SUMS[1:]), tmp_path / "again", keep=earlier)
+    assert [section["text"] for section in read_kept(again)["sections"]] == ["As it was."]
+    picture = (tmp_path / "earlier" / "X_fig1.png").read_bytes()
+    assert (tmp_path / "again" / "X_fig1.png").read_bytes() == picture
+
+
+def test_results_of_another_version_do_not_mix(sums, tmp_path):
+    earlier = freeze("X", sums("all", SUMS), tmp_path / "kept")
+    kept = read_kept(earlier)
+    kept["about"]["version"] = "0.0.1"
+    earlier.write_text(json.dumps(kept))
+    half = sums("half", SUMS[:1])
+    with pytest.raises(ValueError, match=r"was made by advinterp 0\.0\.1.*do not mix"):
+        freeze("X", half, tmp_path / "none", keep=earlier)
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_results_that_are_there_are_read(tmp_path):
+    with pytest.raises(ValueError, match="no kept results here"):
+        read_kept(tmp_path / "A-quick.json")
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_results_are_those_of_the_items(path):
+    """Every section belongs to an item, has its figures beside it, and is shown."""
+    known = {item.name for item in find_items(path.stem.split("-")[0])}
+    for section in read_kept(path)["sections"]:
+        assert section["item"] in known
+        assert section["title"] in show_kept(path, section["item"])
+        for figure in section["figures"]:
+            assert (path.parent / f"{figure}.png").exists(), figure
+
+
+# ---------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     "name, word",
     [
-        ("A.tabel1", "did you mean A.table1"),
-        ("b.table2", "B.table2"),
-        ("B.tabel3", "B.table3"),
-        ("E", "--list"),
+        ("A.tabel1", "figure; did you mean A.table1"),
+        ("b.table2", r"B\.table2"),
+        ("B.tabel3", r"B\.table3"),
+        ("E", "figure; `advinterp reproduce --list` shows all"),
         ("", "--list"),
     ],
 )
-def test_unknown_names_suggest_the_nearest(name, word, tmp_path, capsys):
+def test_unknown_names_suggest_the_nearest(name, word, tmp_path):
     with pytest.raises(ValueError, match=word):
         reproduce(name, out=tmp_path / "none")
-    assert main(["reproduce", name, "--out", str(tmp_path / "none")]) == 2 if name else True
     assert not list(tmp_path.iterdir())
 
 
-def test_absent_data_and_absent_gpu_are_said_first(tmp_path, monkeypatch, capsys):
-    "In one sentence, with exit code 2, before a folder is made."
+def test_the_command_refuses_unknown_names(tmp_path, capsys):
+    assert main(["reproduce", "A.tabel1", "--out", str(tmp_path / "none")]) == 2
+    assert "did you mean A.table1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_presets_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"preset='qick': .*'quick' or 'paper'"):
+        reproduce("A.table1", "qick", out=tmp_path / "none")
+
+
+@pytest.fixture
+def without_data(tmp_path, monkeypatch):
+    """A machine that has none of the sets that are fetched."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for variable in ("ADVINTERP_DATA", "ADVINTERP_CACHE"):
-        monkeypatch.setenv(variable, str(tmp_path / "empty"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="needs the data of cifar10.*advinterp data fetch cifar10"):
+        monkeypatch.setenv(variable, str(empty))
+
+
+@pytest.fixture
+def with_data(monkeypatch):
+    """A machine that has all sets."""
+    table = [dict(row, where="folder") for row in data.data_table()]
+    monkeypatch.setattr("advinterp.papers.reproduce.data_table", lambda: table)
+
+
+def test_absent_data_is_said_first(tmp_path, without_data):
+    missing = "needs the data of cifar10.*advinterp data fetch cifar10"
+    with pytest.raises(ValueError, match=missing):
         reproduce("B.table2", out=tmp_path / "none")
-    monkeypatch.setattr(
-        "advinterp.papers.reproduce.data_table",
-        lambda: [dict(r, where="folder") for r in data.data_table()],
-    )
-    for name in ("A.table1", "B.table2"):
-        with pytest.raises(
-            ValueError, match=f"{name} takes about .* hours on a GPU.*preset=.quick."
-        ):
-            reproduce(name, "paper", out=tmp_path / "none", device="cpu")
-    assert (
-        main(
-            [
-                "reproduce",
-                "B.table2",
-                "--preset",
-                "paper",
-                "--device",
-                "cpu",
-                "--out",
-                str(tmp_path / "none"),
-            ]
-        )
-        == 2
-    )
-    assert capsys.readouterr().err.count("\n") == 1 and [f.name for f in tmp_path.iterdir()] == [
-        "empty"
-    ]
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["A.table1", "B.table2"])
+def test_an_absent_gpu_is_said_first(name, tmp_path, with_data):
+    slow = f"{name} takes about .* hours on a GPU.*preset=.quick."
+    with pytest.raises(ValueError, match=slow):
+        reproduce(name, "paper", out=tmp_path / "none", device="cpu")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_says_so_in_one_line(tmp_path, with_data, capsys):
+    command = ["reproduce", "B.table2", "--preset", "paper", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "none").exists()

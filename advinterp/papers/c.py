@@ -38,12 +38,12 @@ from advinterp.evaluate import (
     aopc_morf,
     bootstrap_interval,
     cascading_randomization,
-    map_attack,
     map_robustness,
     map_stability,
     robust_accuracy,
 )
 from ..jobs import Job, job_folder, read_job
+from ..map_adversary import map_attack
 from ..metrics import binary_score, connectedness, five_band_score, gini, gray, topk_overlap
 from ..models import photo_efficientnet_b0, photo_resnet34, small_conv, softplus_copy
 from .common import Item, claim_row, claim_section, mean_and_half, read_published

@@ -156,6 +156,7 @@ def paper_sections(
     skip: Iterable[str] = (),  # names of items to leave out
 ) -> list[tuple[str, Section]]:  # with the names of the items
     "Everything that can be shown of a paper, and a note where an item is incomplete."
+    folder = Path(folder)
     shown = []
     for item in find_items(paper):
         jobs = item.jobs(preset, device)
@@ -292,7 +293,7 @@ def _link_union(jobs, folder, kept_rows, union):
     taken_over = []
     for name, job in jobs.items():
         if job_folder(job, folder).exists():
-            (Path(union) / "runs" / name).symlink_to(job_folder(job, folder).resolve())
+            (union / "runs" / name).symlink_to(job_folder(job, folder).resolve())
         elif name in kept_rows:
             row = kept_rows[name]
             store_row(job, union, _numbers_of(row, job), row["seconds"])
@@ -343,7 +344,8 @@ def freeze(
         for figure in record["figures"]:
             picture = (Path(keep).parent / f"{figure}.png").read_bytes()
             _write_bytes(dest / f"{figure}.png", picture)
-    with tempfile.TemporaryDirectory() as union:
+    with tempfile.TemporaryDirectory() as temporary:
+        union = Path(temporary)
         taken_over = _link_union(jobs, folder, kept_rows, union)
         note = (
             f"{len(taken_over)} of the rows are taken over from the results of commit "
