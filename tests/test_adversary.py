@@ -249,6 +249,15 @@ def test_early_stop_counts_the_same_and_saves_work():
     assert ((binary(x_adv) > 0).long()[:, 0] == yb).sum() < len(yb)
 
 
+def test_early_stop_counts_the_last_step():
+    """After as many steps as without: an example that none of them fools is where the last led."""
+    net, (x, y) = mlp(), data(n=60)
+    y = net(x).argmax(1)
+    one = PGD(LInfBall(0.05), 1, random_start=False)(net, x, y)
+    assert torch.equal(PGD(LInfBall(0.05), 1, random_start=False, early_stop=True)(net, x, y), one)
+    assert (one != x).any(1).all()
+
+
 def test_binary_head_shapes_agree():
     lin, (x, y) = nn.Linear(12, 1), data(classes=2)
 
@@ -585,15 +594,29 @@ def test_presets_attack(adv):
     assert torch.equal(adv.scaled(0.0)(net, x, y), x)
 
 
-def test_mi_fgsm_is_the_algorithm():
-    net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
+def mi_fgsm_by_hand(net, x, y, normalised):
+    """Five steps of .02 with momentum 1, within .1."""
     delta, m = torch.zeros_like(x), torch.zeros_like(x)
     for _ in range(5):
         z = (x + delta).requires_grad_()
         (g,) = torch.autograd.grad(F.cross_entropy(net(z), y, reduction="sum"), z)
-        m = m + g / g.abs().mean(1, keepdim=True)
+        m = m + (g / g.abs().mean(1, keepdim=True) if normalised else g)
         delta = (delta + 0.02 * m.sign()).clamp(-0.1, 0.1)
-    assert torch.allclose(mi_fgsm(0.1, 5)(net, x, y), x + delta, atol=1e-12)
+    return x + delta
+
+
+def test_mi_fgsm_is_the_algorithm():
+    """In a curved net the gradients differ in length, and their normalisation counts."""
+    net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
+
+    def curved(z):
+        return net(20 * z)
+
+    for model in (net, curved):
+        expected = mi_fgsm_by_hand(model, x, y, normalised=True)
+        assert torch.allclose(mi_fgsm(0.1, 5)(model, x, y), expected, atol=1e-12)
+    other = mi_fgsm_by_hand(curved, x, y, normalised=False)
+    assert (other - expected).abs().max() > 0.01
 
 
 def test_paper_c_elastic_is_the_public_rule():
