@@ -10,8 +10,10 @@ __all__ = ['RobustnessCurve', 'MapSimilarity', 'Randomization', 'GradientNorms',
 
 # %% ../nbs/measure/31_evaluate.ipynb #4b6f570c
 import copy
+import re
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -19,78 +21,125 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from . import map_adversary
 from ._deprecated import _warn, moved_names, renamed_arguments
-from .adversary import DualAdversary, _limits, _own_rng, check_attackable
-from .attribution import _check_output, _over_batches, saliency
+from .adversary import Adversary, DualAdversary, _limits, _own_rng, check_attackable
+from .attribution import _as_written, _batched, saliency
 from advinterp.core import (
+    Classifier,
     bcast,
+    bring,
     check_choice,
     check_count,
     check_float,
     check_same_shape,
     check_strength,
+    entrance,
     flat,
     frozen,
-    is_binary,
+    plain,
     predicted,
 )
 from .duals import L2Ball, LInfBall
-from .metrics import _pair, metric, normalize_map, ssim, topk_dice, topk_overlap
+from advinterp.metrics import (
+    _as_map,
+    _check_fraction,
+    _pair,
+    metric,
+    normalize_map,
+    ssim,
+    topk_dice,
+    topk_overlap,
+)
+from .units import RawModel
 
 # %% ../nbs/measure/31_evaluate.ipynb #f79bffaa
+@entrance
 def is_correct(
-    model: nn.Module | Callable,  # `x -> logits`; a module is put in evaluation mode meanwhile
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`; in evaluation mode meanwhile
     x: Tensor,  # inputs `(N, ...)`
-    y: Tensor,  # class indices `(N,)`
+    y: Tensor,  # class indices `(N,)`, in any form that labels have
     adversary: Callable | None = None,  # attack the inputs first
     batch_size: int = 512,  # examples at a time, bounds the memory
 ) -> Tensor:  # `(N,)` bool
     """Which examples are classified correctly; with an adversary, before *and* after the attack.
 
-    Raises ValueError for an empty set, labels out of range, or probabilities.
+    Raises ValueError for an empty set, labels out of range, probabilities, or NaN logits.
     """
-    parts = []
+    _check_set(x)
+    check_count("batch_size", batch_size)
+    if adversary is not None:
+        _check_attack("adversary", adversary)
+    found, broken = [], []
+
+    def _hits(x, y):
+        with torch.no_grad():
+            logits = model(x)
+        broken.append(logits.isnan().any(1))
+        return predicted(logits) == y
+
     with frozen(model, training=False):
-        for xb, yb in _batches(x, y, batch_size):
-            correct = _hits(model, xb, yb)
+        for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+            correct = _hits(xb, yb)
             if adversary is not None:
-                correct &= _hits(model, adversary(model, xb, yb), yb)
-            parts.append(correct)
-    return torch.cat(parts)
+                correct &= _hits(_attacked(adversary, model, xb, yb), yb)
+            found.append(correct)
+    _refuse_nan(torch.cat(broken))
+    return torch.cat(found)
 
 # %% ../nbs/measure/31_evaluate.ipynb #7c068022
-def _hits(model, x, y):
-    """Which examples of a batch are classified correctly, after a check of labels and outputs."""
-    with torch.no_grad():
-        logits = model(x)
-    _check_output(logits, y, "logit")
-    return predicted(logits) == y
-
-
-def _batches(x, y, batch_size):
-    """Checked pairs of at most `batch_size` inputs and labels."""
-    x, y = _check_set(x, y)
-    return zip(x.split(check_count("batch_size", batch_size)), y.split(batch_size))
-
-
-def _check_set(x, y):
-    """The inputs and their labels `(N,)`, at least one and as many of both."""
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y: expected a torch.Tensor of class indices, got {type(y).__name__}")
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} examples and y {len(y)}: expected as many")
+def _check_set(x):
+    """Check that there is an example at least."""
+    check_float("x", x)
     if not len(x):
         raise ValueError("x is empty: expected at least one example")
-    return check_float("x", x), y.reshape(len(x)).long()
+
+
+def _refuse_nan(broken):
+    """One look at the end: were the logits of any input NaN?"""
+    n_broken = int(broken.sum())
+    if n_broken:
+        raise ValueError(
+            f"model: its logits are NaN for {n_broken} of {len(broken)} inputs; "
+            "has the training diverged, or is x not finite?"
+        )
+
+
+def _check_attack(name, attack):
+    """Check that there is an attack, one that can be called."""
+    if attack is None or isinstance(attack, type) or not callable(attack):
+        kind = ValueError if attack is None else TypeError
+        raise kind(
+            f"{name}={attack!r}: expected an attack such as PGD(LInfBall(0.3)); "
+            "the accuracy without one is accuracy(model, x, y)"
+        )
+
+
+def _attacked(adversary, model, x, y):
+    """The attacked inputs; an attack of the caller's own gets the model and a copy."""
+    if isinstance(adversary, Adversary):
+        return adversary(model, x, y)
+    moved = plain(adversary(model.inside, x.clone(), y))
+    if not isinstance(moved, Tensor) or moved.shape != x.shape:
+        found = getattr(moved, "shape", type(moved).__name__)
+        raise ValueError(
+            f"adversary: it gave {tuple(found) if isinstance(moved, Tensor) else found} "
+            f"for inputs of shape {tuple(x.shape)}, expected inputs of the same shape"
+        )
+    return moved.to(x)
 
 # %% ../nbs/measure/31_evaluate.ipynb #ee10141c
 @metric("higher", "share of correct predictions")
+@entrance
 def accuracy(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(N, ...)`
-    y: Tensor,  # class indices `(N,)`
+    y: Tensor,  # class indices `(N,)`, in any form that labels have
     batch_size: int = 512,  # examples at a time
 ) -> float:
     """Share of correctly classified examples."""
@@ -98,10 +147,11 @@ def accuracy(
 
 
 @metric("higher", "Madry et al. 2018 (arXiv:1706.06083)")
+@entrance
 def robust_accuracy(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(N, ...)`
-    y: Tensor,  # class indices `(N,)`
+    y: Tensor,  # class indices `(N,)`, in any form that labels have
     adversary: Callable,  # the attack, as `PGD(LInfBall(.3), steps=40, bounds=(0, 1))`
     batch_size: int = 512,  # examples at a time
 ) -> float:
@@ -109,6 +159,7 @@ def robust_accuracy(
 
     It is an upper bound on the worst case.
     """
+    _check_attack("adversary", adversary)
     return is_correct(model, x, y, adversary, batch_size).float().mean().item()  # (1)
 
 # %% ../nbs/measure/31_evaluate.ipynb #6d74655b
@@ -155,16 +206,19 @@ def seed_interval(
     return values.mean() + low * s / np.sqrt(n), values.mean() + high * s / np.sqrt(n)  # (2)
 
 # %% ../nbs/measure/31_evaluate.ipynb #955dae2e
+@entrance
 def worst_case(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(N, ...)`
-    y: Tensor,  # class indices `(N,)`
-    adversaries: Callable | list,  # one adversary, or a list of them
+    y: Tensor,  # class indices `(N,)`, in any form that labels have
+    adversaries: Callable | Sequence,  # one adversary, or a list of them
     *,
     batch_size: int = 512,  # examples at a time
 ) -> Tensor:  # `(N,)` bool
     """Which examples are classified correctly, and stay so under every one of the attacks."""
-    attacks = _as_list(adversaries)
+    _check_set(x)
+    check_count("batch_size", batch_size)
+    attacks = _attacks(adversaries)
 
     def _stands(x, y):
         standing = is_correct(model, x, y)
@@ -174,11 +228,20 @@ def worst_case(
                 standing[left] = is_correct(model, x[left], y[left], attack, batch_size)
         return standing
 
-    return torch.cat([_stands(*pair) for pair in _batches(x, y, batch_size)])
+    return torch.cat([_stands(*pair) for pair in zip(x.split(batch_size), y.split(batch_size))])
 
 
-def _as_list(adversaries):
-    return adversaries if isinstance(adversaries, (list, tuple)) else [adversaries]
+def _attacks(adversaries):
+    """The attacks as a list of at least one."""
+    attacks = [*adversaries] if isinstance(adversaries, (list, tuple)) else [adversaries]
+    if not attacks:
+        raise ValueError(
+            f"adversaries={adversaries!r}: expected at least one attack; "
+            "the accuracy without one is accuracy(model, x, y)"
+        )
+    for attack in attacks:
+        _check_attack("adversaries", attack)
+    return attacks
 
 # %% ../nbs/measure/31_evaluate.ipynb #e1227a73
 RobustnessCurve = namedtuple("RobustnessCurve", "eps accuracy correct")
@@ -191,12 +254,13 @@ RobustnessCurve.__doc__ = (
     "higher",
     "Madry et al. 2018 (arXiv:1706.06083); worst case as in Croce and Hein 2020 (arXiv:2003.01690)",
 )
+@entrance
 def robustness_curve(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(N, ...)`
-    y: Tensor,  # class indices `(N,)`
+    y: Tensor,  # class indices `(N,)`, in any form that labels have
     eps_grid: ArrayLike,  # increasing strengths, in the units of x
-    adversaries: Callable | list,  # with `with_eps`: `PGD(LInfBall(1.), steps=40)`, or a list
+    adversaries: Callable | Sequence,  # with `with_eps`: `PGD(LInfBall(1.), steps=40)`, or a list
     *,
     batch_size: int = 512,  # examples at a time
 ) -> RobustnessCurve:  # eps, accuracy, correct
@@ -205,9 +269,10 @@ def robustness_curve(
     An example that falls at a small strength stays down. Warns of models that gradients cannot
     attack.
     """
-    attacks = _as_list(adversaries)
-    strengths = [check_strength("eps_grid", float(eps)) for eps in eps_grid]
-    if not strengths or any(b <= a for a, b in pairwise(strengths)):
+    _check_set(x)
+    attacks = _attacks(adversaries)
+    strengths = _strengths(eps_grid)
+    if any(b <= a for a, b in pairwise(strengths)):
         raise ValueError(f"eps_grid={strengths}: expected increasing strengths")
     for attack in attacks:
         if not hasattr(attack, "with_eps"):
@@ -215,7 +280,6 @@ def robustness_curve(
                 f"adversaries: {attack!r} has no with_eps, "
                 "expected adversaries such as PGD(LInfBall(1.))"
             )
-    x, y = _check_set(x, y)
     standing = is_correct(model, x, y, batch_size=batch_size)
     check_attackable(model, x[:64], y[:64])
     rows = []
@@ -229,6 +293,19 @@ def robustness_curve(
         rows.append(standing.clone())
     rows = torch.stack(rows)
     return RobustnessCurve(torch.tensor(strengths), rows.float().mean(1), rows)
+
+
+def _strengths(eps_grid):
+    """The strengths as a list of at least one."""
+    try:
+        strengths = [float(eps) for eps in eps_grid]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"eps_grid={eps_grid!r}: expected a list of strengths, such as [0.1, 0.2]"
+        ) from None
+    if not strengths:
+        raise ValueError("eps_grid is empty: expected at least one strength")
+    return [check_strength("eps_grid", eps) for eps in strengths]
 
 # %% ../nbs/measure/31_evaluate.ipynb #e9821652
 class AutoAttack(DualAdversary):
@@ -264,11 +341,12 @@ class AutoAttack(DualAdversary):
         n_logits = p.forward(p.x[:1]).shape[-1] if isinstance(p.model, nn.Module) else 0
         if n_logits < 4:
             raise ValueError(
-                "model: expected an nn.Module with at least four logits, "
-                "the losses of AutoAttack compare that many"
+                "model: expected one input and at least four logits, "
+                f"the losses of AutoAttack compare that many; got {n_logits}"
             )
         norm = "Linf" if isinstance(self.dual, LInfBall) else "L2"
         attack = AutoAttack(p.model, norm, self.dual.eps, self.version, n_logits, self.seed)
+        attack.set_device(p.x.device)  # that of the parameters, which a function has not
         return p.inside(attack(p.x, p.y) - p.x)
 
 # %% ../nbs/measure/31_evaluate.ipynb #4605ad77
@@ -352,12 +430,29 @@ def _agreement(model, x, y, directions, eps, attribution, k, sigma, bounds, sett
     length = flat(attacked - x).norm(dim=1) / flat(directions).norm(dim=1)
     limits = _limits((-torch.inf, torch.inf) if bounds is None else bounds, x)
     noisy = (x + bcast(length, x) * directions).clamp(*limits)
-    own = attribution(model, x, y)
+    own = _map_by(attribution, model.inside, x, y)
 
     def _with_own(moved):
-        return torch.stack(map_similarity(own, attribution(model, moved, y), k, sigma))
+        there = _map_by(attribution, model.inside, moved, y)
+        return torch.stack(map_similarity(own, there, k, sigma))
 
     return torch.stack([_with_own(attacked), _with_own(noisy)])
+
+
+def _map_by(attribution, model, x, y):
+    """The map by an attribution of the caller's choice, which gets the model and a copy."""
+    return attribution(model, x.detach().clone(), y)
+
+
+def _check_comparison(x, attribution, k, sigma):
+    """Check what all comparisons of maps have in common, before any work."""
+    _check_set(x)
+    if not callable(attribution):
+        raise TypeError(
+            f"attribution={attribution!r}: expected a function (model, x, y) -> map, as saliency"
+        )
+    _check_fraction("k", k)
+    check_strength("sigma", sigma)
 
 # %% ../nbs/measure/31_evaluate.ipynb #8382dfb2
 @metric(
@@ -366,8 +461,9 @@ def _agreement(model, x, y, directions, eps, attribution, k, sigma, bounds, sett
     "Levine, Singla and Feizi 2019 (arXiv:1905.12105)",
 )
 @renamed_arguments(radii="eps_grid")
+@entrance(second_order=True)
 def map_robustness(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(B, ...)`
     y: Tensor,  # class indices `(B,)`
     eps_grid: ArrayLike,  # l2 radii of the attack, in the units of x
@@ -381,10 +477,9 @@ def map_robustness(
     **kwargs,  # of `map_attack`: steps, step_size, attack_model, output
 ) -> MapRobustness:  # eps, attacked, noise
     """How much of each map is left after an attack on maps, and after noise of the same norm."""
-    x, y = _check_set(x, y)
-    strengths = [check_strength("eps_grid", float(eps)) for eps in eps_grid]
-    if not strengths:
-        raise ValueError("eps_grid is empty: expected at least one strength")
+    _check_comparison(x, attribution, k, sigma)
+    check_count("batch_size", batch_size)
+    strengths = _strengths(eps_grid)
     gen = torch.Generator().manual_seed(seed)
     directions = torch.randn(x.shape, generator=gen, dtype=x.dtype).to(x.device)
     batches = [*zip(x.split(batch_size), y.split(batch_size), directions.split(batch_size))]
@@ -402,7 +497,7 @@ def map_robustness(
 # %% ../nbs/measure/31_evaluate.ipynb #a7b80c1c
 @metric(_alike, "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5 and B.7")
 def map_stability(
-    models: list,  # at least two models, of different initialisation or training data
+    models: Sequence,  # at least two models, of different initialisation or training data
     x: Tensor,  # inputs `(B, ...)`
     y: Tensor,  # class indices `(B,)`
     attribution: Callable = saliency,  # `(model, x, y) -> map`
@@ -411,18 +506,21 @@ def map_stability(
     sigma: float = 1.5,  # of the window of `ssim`; .8 for 8 x 8 images
 ) -> MapSimilarity:  # overlap, dice, ssim, rank, each `(B,)`
     """Mean agreement (5) of the maps of all pairs of models, per example."""
-    x, y = _check_set(x, y)
-    if isinstance(models, nn.Module) or len(models) < 2:
+    if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise ValueError("models: expected a list of at least two models")
-    maps = [attribution(model, x, y) for model in models]
+    with torch.inference_mode(False):
+        brought = [bring(model, x, y, needs_y=True) for model in models]
+        _check_comparison(brought[0][1], attribution, k, sigma)
+        maps = [_map_by(attribution, net.inside, *inputs) for net, *inputs in brought]
     pairs = []
     for i, later in enumerate(maps):
         pairs += [map_similarity(earlier, later, k, sigma) for earlier in maps[:i]]
     return MapSimilarity(*(values.mean(0) for values in _stacked(pairs)))  # (5)
 
 # %% ../nbs/measure/31_evaluate.ipynb #6c9bc351
+@entrance
 def morf_curve(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(B, ...)`
     y: Tensor,  # class indices `(B,)`
     map: Tensor,  # `(B, ...)` like x: says in which order the regions go
@@ -435,14 +533,14 @@ def morf_curve(
     batch_size: int = 256,  # inputs that are in the model at once
 ) -> Tensor:  # `(B, steps+1)`, the first column is 0
     """Drop of the output as regions are taken away, most relevant first."""
-    x, y = _check_set(x, y)
-    map, _ = _pair(map, map)
+    _check_set(x)
+    map = _as_map(map)
     check_same_shape(x=x, map=map)
     rank, n_regions = _region_rank(map.detach().to(x.device), patch, signed)
     steps = n_regions if steps is None else check_count("steps", steps)
     if steps > n_regions:
         raise ValueError(f"steps={steps}: there are only {n_regions} regions")
-    fill, _ = _limits((fill, fill), x)
+    fill = _like_inputs(fill, x)
     wide = torch.promote_types(x.dtype, torch.float32)  # holds a rank exactly
 
     def _curve(explained, x_fill_rank, y):
@@ -454,9 +552,20 @@ def morf_curve(
                 outputs.append(explained(model(without), y))
         return torch.stack([outputs[0] - out for out in outputs], 1)
 
-    return _over_batches(
-        _curve, model, torch.stack([x, fill, rank.to(wide)], 1), y, output, batch_size
-    )
+    x_fill_rank = torch.stack([x, fill, rank.to(wide)], 1)
+    curve = _batched(_curve, model, x_fill_rank, y, output, batch_size, progress=True)
+    _refuse_nan(curve.isnan().any(1))
+    return curve
+
+
+def _like_inputs(fill, x):
+    """What stands in the place of regions, in the shape of `x`."""
+    try:
+        return torch.as_tensor(plain(fill), dtype=x.dtype, device=x.device).expand_as(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"fill={fill!r}: expected a number, or values that broadcast to x {tuple(x.shape)}"
+        ) from None
 
 # %% ../nbs/measure/31_evaluate.ipynb #a4304480
 def _region_rank(map, patch, signed):
@@ -483,8 +592,9 @@ def _region_rank(map, patch, signed):
 
 # %% ../nbs/measure/31_evaluate.ipynb #2616beca
 @metric("higher", "Samek et al. 2016 (arXiv:1509.06321)")
+@entrance
 def aopc_morf(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # inputs `(B, ...)`
     y: Tensor,  # class indices `(B,)`
     map: Tensor,  # `(B, ...)` like x: says in which order the regions go
@@ -507,6 +617,8 @@ def relative_drop(
 
     Raises ValueError where the base is not faithful at all.
     """
+    aopc = check_float("aopc", plain(aopc))
+    base_aopc = check_float("base_aopc", plain(base_aopc))
     check_same_shape(aopc=aopc, base_aopc=base_aopc)
     base = base_aopc.double().mean().item()
     if not base > 0:
@@ -526,8 +638,9 @@ _unlike = dict.fromkeys(MapSimilarity._fields, "lower")
 
 
 @metric(_unlike, "Adebayo et al. 2018 (arXiv:1810.03292)")
+@entrance
 def cascading_randomization(
-    model: nn.Module,  # copies of it are randomised
+    model: nn.Module,  # copies of it are randomised; or a `Learner`
     x: Tensor,  # inputs `(B, ...)`
     y: Tensor,  # class indices `(B,)`
     attribution: Callable = saliency,  # `(model, x, y) -> map`
@@ -541,65 +654,341 @@ def cascading_randomization(
     """Agreement of the maps with those of the trained model, as layer after layer is randomised.
 
     'independent' randomises one layer at a time and leaves the others as trained. Raises ValueError
-    for a layer without `reset_parameters` where there is no `reinit`.
+    for a layer without `reset_parameters` where there is no `reinit`, and for one that neither of
+    them changes.
     """
     check_choice("order", order, ("top_down", "bottom_up", "independent"))
-    if not isinstance(model, nn.Module):
-        found = type(model).__name__
+    trained = _as_written(model).inside
+    if not isinstance(trained, nn.Module):
+        found = type(trained).__name__
         raise TypeError(
             f"model: expected an nn.Module, whose layers can be randomised, got {found}"
         )
-    x, y = _check_set(x, y)
-    net = copy.deepcopy(model).eval()
-    own = attribution(model, x, y)
-    layers = _called_layers(net, x)
+    _check_comparison(x, attribution, k, sigma)
+    own = _map_by(attribution, trained, x, y)
+    net = _copied(trained)
+    layers = _layers(net, x)
     if not layers:
         raise ValueError("model: no layer has parameters")
     if order != "bottom_up":
         layers = layers[::-1]
     rows = []
-    for i, name in enumerate(layers):
+    for i, layer in enumerate(layers):
         if order == "independent":
-            net = copy.deepcopy(model)
-        with _own_rng(x.device, seed + i), torch.no_grad():
-            (reinit or _reset)(net.get_submodule(name))
-        rows.append(map_similarity(own, attribution(net, x, y), k, sigma))
-    return Randomization(layers, _stacked(rows))
+            net = _copied(trained)
+        _randomise(net, layer, reinit, seed + i, x)
+        rows.append(map_similarity(own, _map_by(attribution, net, x, y), k, sigma))
+    return Randomization([_shown(layer, trained) for layer in layers], _stacked(rows))
+
+
+def _shown(layer, model):
+    """The name of a layer in the model that was brought, without the raw units around it."""
+    return layer.name.removeprefix("model.") if isinstance(model, RawModel) else layer.name
+
+
+def _copied(model):
+    """A copy in evaluation mode whose parameters take gradients.
+
+    What a module has computed from its parameters, as weight normalisation does, is no leaf of the
+    graph after training, and is copied by its values.
+    """
+    values = {}
+    for module in model.modules():
+        for held in vars(module).values():
+            for value in held if isinstance(held, list) else [held]:
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    values[id(value)] = value.detach().clone()
+    net = copy.deepcopy(model, values).eval()
+    for parameter in net.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
+    return net
 
 # %% ../nbs/measure/31_evaluate.ipynb #86b824b6
-def _called_layers(model, x):
-    """Names of the modules that have parameters of their own, in the order of their calls."""
-    modules = model.named_modules()
-    names = {module: name for name, module in modules if [*module.parameters(recurse=False)]}
-    calls = []
+@dataclass
+class _Layer:
+    """What loses its weights in one step, by names of modules."""
+
+    name: str
+    parts: list[str]  # whose parameters change: the layer, and before it what it uses uncalled
+    seen_at: str  # the module whose output shows the change
+
+
+def _layers(model, x):
+    """The layers with parameters, in the order of their calls.
+
+    Raises ValueError for parameters whose use cannot be seen.
+    """
+    owners = _owners(model)
+    events, used = _run_once(model, x, owners)
+    called = {name for kind, name in events if kind == "call"}
+    layers = {}
+    for kind, name in events:
+        if name in layers or name not in owners:
+            continue
+        if name in called and kind == "call":
+            layers[name] = _Layer(name, [name], name)
+        elif name not in called and name in used:
+            layers[name] = _Layer(name, [name], _called_around(name, called))
+    hidden = [name for name in used if name not in layers]
+    if hidden:
+        raise ValueError(
+            f"model: the weights of layer {hidden[0]!r} are used neither by a call of it nor by a "
+            "function that can be seen, so that its place is not known; call it as a module"
+        )
+    for name in [name for name in layers if name not in called]:
+        around = layers[name].seen_at
+        if around and around in layers:  # as `out_proj` of an attention layer
+            layers[around].parts.insert(0, layers.pop(name).name)
+    return [*layers.values()]
+
+
+def _owners(model):
+    """The parameters of each module by their names; those of a parametrization are the layer's."""
+    owners = {}
+    for name, module in model.named_modules():
+        owner = re.split(r"(?:^|\.)parametrizations\.", name)[0]
+        prefix = f"{name}." if name else ""
+        for own, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(owner, {})[prefix + own] = parameter
+    return owners
+
+
+def _called_around(name, called):
+    """The innermost called module around one that is not called."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in called:
+            break
+    return name
+
+
+def _run_once(model, x, owners):
+    """What happens in one forward pass: pairs of a kind, "call" or "use", and the name of a module;
+    and the owners of the parameters that the output depends on.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    owner_of = {id(p): owner for owner, held in owners.items() for p in held.values()}
+    events = []
 
     def _note(module, args, output):
-        calls.append(module)
+        events.append(("call", names[module]))
 
     hooks = [module.register_forward_hook(_note) for module in names]
     try:
-        with torch.no_grad():
-            model(x[:1])
+        with torch.enable_grad(), _own_rng(x.device, 0), _Uses(owner_of, events):
+            logits = Classifier(model)(x[:1])
     finally:
         for hook in hooks:
             hook.remove()
-    return [names[module] for module in dict.fromkeys(calls)]
+    parameters = [p for held in owners.values() for p in held.values() if p.requires_grad]
+    if not logits.requires_grad or not parameters:
+        return events, []
+    slopes = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    used = [owner_of[id(p)] for p, slope in zip(parameters, slopes) if slope is not None]
+    return events, [*dict.fromkeys(used)]
 
 
+class _Uses(TorchFunctionMode):
+    """Within it, `events` grows by the owner of each parameter that reaches a function."""
+
+    def __init__(self, owner_of, events):
+        super().__init__()
+        self.owner_of, self.events = owner_of, events
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                if id(part) in self.owner_of:
+                    self.events.append(("use", self.owner_of[id(part)]))
+        return func(*args, **kwargs)
+
+# %% ../nbs/measure/31_evaluate.ipynb #ada23919
 def _reset(layer):
     """Give a layer the weights of a new one of its kind."""
-    if not hasattr(layer, "reset_parameters"):
+    reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+    if reset is None:
         raise ValueError(
             f"reinit: {type(layer).__name__} has no reset_parameters, "
             "pass a function (layer) -> None that gives it new weights"
         )
-    layer.reset_parameters()
+    reset()
+
+
+def _renew(model, layer, reinit, seed, device):
+    """Draw new weights for all parts of a layer."""
+    with _own_rng(device, seed), torch.no_grad():
+        for part in layer.parts:
+            module = model.get_submodule(part)
+            derived = _derived(module)
+            if not derived:
+                (reinit or _reset)(module)
+                continue
+            bare = _without(module, derived)
+            (reinit or _reset)(bare)
+            _hand_on(bare, module, derived, part)
+
+
+def _derived(module):
+    """Names of the tensors that a module computes from others, each with the hook that does."""
+    found = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            found[hook.name] = hook
+        elif isinstance(hook, prune.BasePruningMethod):
+            found[hook._tensor_name] = hook
+    if parametrize.is_parametrized(module):
+        found |= dict.fromkeys(module.parametrizations)
+    return found
+
+
+def _without(module, derived):
+    """A copy of a module whose weights are parameters of their own."""
+    bare = _copied(module)
+    if parametrize.is_parametrized(bare):  # what is removed is an attribute of the class
+        bare.__class__ = _class_of_its_own(bare)
+    with torch.enable_grad():  # it decides what becomes a parameter
+        for name, hook in derived.items():
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(bare, name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(bare, name)
+            elif hook is not None:
+                prune.remove(bare, name)
+            else:
+                parametrize.remove_parametrizations(bare, name)
+    return bare
+
+
+def _class_of_its_own(module):
+    """A class like that of a parametrized module, which copies share with their original."""
+    shared = type(module)
+    own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    return type(shared.__name__, shared.__bases__, own)
+
+
+def _hand_on(bare, module, derived, name):
+    """Give the values of a module without derived weights to the one that computes them."""
+    held = dict(module.named_parameters()) | dict(module.named_buffers())
+    for own, value in (*bare.named_parameters(), *bare.named_buffers()):
+        if own in held:
+            held[own].copy_(value)
+    for own, hook in derived.items():
+        value = getattr(bare, own).detach()
+        if isinstance(hook, WeightNorm):
+            held[f"{own}_v"].copy_(value)
+            held[f"{own}_g"].copy_(torch.norm_except_dim(value, 2, hook.dim))
+        elif hook is not None:
+            held[f"{own}_orig"].copy_(value)
+        else:
+            _assign(module, own, value, name)
+        if isinstance(hook, SpectralNorm):
+            for _ in range(30):
+                hook.compute_weight(module, do_power_iteration=True)
+
+
+def _assign(module, own, value, name):
+    """Assign to a parametrized tensor; in training mode spectral normalisation follows."""
+    try:
+        setattr(module, own, value)
+    except (NotImplementedError, RuntimeError, ValueError):
+        raise ValueError(
+            f"layer {name!r}: the parametrization of its {own} takes no new values; give it a "
+            "right_inverse, or use torch.nn.utils.parametrize.remove_parametrizations on a copy"
+        ) from None
+    module.parametrizations.train()
+    for _ in range(30):
+        getattr(module, own)
+    module.parametrizations.eval()
+
+# %% ../nbs/measure/31_evaluate.ipynb #d3c3315c
+def _randomise(model, layer, reinit, seed, x):
+    """Give a layer new weights.
+
+    Raises ValueError where its output is as before, unless there was nothing to forget, and where
+    `reset_parameters` leaves a parameter as trained.
+    """
+    probe = _probe(x)
+    was = {name: value.clone() for name, value in _owned(model, layer).items()}
+    before = _output(model, layer, probe)
+    _renew(model, layer, reinit, seed, x.device)
+    after = _output(model, layer, probe)
+    now = _owned(model, layer)
+    how = "reset_parameters" if reinit is None else "reinit"
+    is_same = len(before) == len(after) and all(map(torch.equal, before, after))
+    kept = [name for name, value in now.items() if torch.equal(value, was[name])]
+    if kept and (is_same or reinit is None):
+        left = _left_alone(model, layer, reinit, seed, x.device, kept)
+        if left:
+            raise ValueError(
+                f"layer {layer.name!r}: {how} leaves {left[0]!r} as trained; pass reinit=, "
+                "a function (layer) -> None that gives new values to all parameters of a layer"
+            )
+        is_same = is_same and len(kept) < len(now)  # else they were new before
+    if is_same:
+        raise ValueError(
+            f"layer {layer.name!r}: its output is the same after {how}, it computes with other "
+            "tensors than its parameters; pass reinit=, a function (layer) -> None that sets these"
+        )
+
+
+def _probe(x):
+    """A few inputs and as many of noise in their range, at which layers are compared."""
+    few = x[:2].detach()
+    noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0)).to(few)
+    low, high = few.min(), few.max()
+    return torch.cat([few, low + noise * torch.where(high > low, high - low, 1.0)])
+
+
+def _owned(model, layer):
+    """The parameters of all parts of a layer by their names."""
+    owners = _owners(model)
+    return {name: p.detach() for part in layer.parts for name, p in owners[part].items()}
+
+
+def _left_alone(model, layer, reinit, seed, device, kept):
+    """Which of the parameters that kept their values would keep any other values too?"""
+    other = _copied(model)
+    with _own_rng(device, 1), torch.no_grad():
+        for value in _owned(other, layer).values():
+            value.add_(torch.randn_like(value))
+    _renew(other, layer, reinit, seed, device)
+    want, found = _owned(model, layer), _owned(other, layer)
+    return [name for name in kept if not torch.equal(found[name], want[name])]
+
+
+def _output(model, layer, x):
+    """What the module at which a layer is seen gives for a few inputs, all tensors of all calls."""
+    given = []
+
+    def _note(module, args, output):
+        given.extend(part.detach().clone() for part in _tensors(output))
+
+    hook = model.get_submodule(layer.seen_at).register_forward_hook(_note)
+    try:
+        with torch.enable_grad(), _own_rng(x.device, 0):
+            model(x.clone())
+    finally:
+        hook.remove()
+    return given
+
+
+def _tensors(value):
+    """All tensors in a structure of tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]
 
 # %% ../nbs/measure/31_evaluate.ipynb #2393357e
 @metric(_unlike, "Adebayo et al. 2018 (arXiv:1810.03292)")
 def label_randomization(
     fit: Callable,  # `(labels) -> model` trains from scratch on the inputs with these labels
-    y_train: Tensor,  # `(N,)` true labels of the training inputs
+    y_train: ArrayLike | Tensor,  # `(N,)` true labels of the training inputs, given to `fit`
     x: Tensor,  # inputs to explain `(B, ...)`
     y: Tensor,  # their class indices `(B,)`
     attribution: Callable = saliency,  # `(model, x, y) -> map`
@@ -608,14 +997,44 @@ def label_randomization(
     sigma: float = 1.5,  # of the window of `ssim`; .8 for 8 x 8 images
     seed: int = 0,  # of the permutation
 ) -> MapSimilarity:  # overlap, dice, ssim, rank, each `(B,)`
-    """Agreement of the maps of a model trained on true labels with those on permuted labels."""
-    x, y = _check_set(x, y)
+    """Agreement of the maps of a model trained on true labels with those on permuted labels.
+
+    Raises ValueError where both models give the same outputs.
+    """
+    _check_comparison(plain(x), attribution, k, sigma)
+    permuted = _permuted(y_train, seed)
+    maps, logits = [], []
+    with torch.inference_mode(False), torch.enable_grad():
+        for labels in (y_train, permuted):
+            model, xs, ys = bring(fit(labels), x, y, needs_y=True)
+            with frozen(model, training=False), torch.no_grad():
+                logits.append(model(xs[:64]))
+            maps.append(_map_by(attribution, model.inside, xs, ys))
+    if torch.equal(*logits):
+        raise ValueError(
+            "fit: the models trained on true and on permuted labels give the same outputs; "
+            "does it train on the labels that it gets, and from a new start?"
+        )
+    return map_similarity(*maps, k, sigma)
+
+
+def _permuted(y_train, seed):
+    """The labels in another order, in the form in which they are given."""
     if not len(y_train):
         raise ValueError("y_train is empty: expected the labels of the training inputs")
     order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(seed))
-    permuted = y_train[order.to(y_train.device)]
-    maps = [attribution(fit(labels), x, y) for labels in (y_train, permuted)]
-    return map_similarity(*maps, k, sigma)
+    if isinstance(y_train, Tensor):
+        permuted = y_train[order.to(y_train.device)]
+        is_same = torch.equal(plain(permuted), plain(y_train))
+    else:
+        permuted = y_train.iloc[order] if hasattr(y_train, "iloc") else np.asarray(y_train)[order]
+        is_same = np.array_equal(permuted, y_train)
+    if is_same:
+        raise ValueError(
+            f"y_train: a permutation leaves its {len(y_train)} labels as they are, "
+            "expected several labels of more than one class"
+        )
+    return permuted.tolist() if isinstance(y_train, list) else permuted
 
 # %% ../nbs/measure/31_evaluate.ipynb #8183a6fb
 GradientNorms = namedtuple("GradientNorms", "true others")
@@ -623,8 +1042,9 @@ GradientNorms.__doc__ = "Norms (8) of the gradients of the true logit and of the
 
 
 @metric(dict(true="lower", others="lower"), "Noack et al. 2019 (arXiv:1912.03430), Table 3")
+@entrance
 def gradient_norms(
-    model: nn.Module | Callable,  # `x -> logits`
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
     x: Tensor,  # `(B, ...)` inputs
     y: Tensor,  # `(B,)` class indices
     *,
@@ -634,13 +1054,12 @@ def gradient_norms(
 
     For one logit the other class has its negative.
     """
-    x, y = _check_set(x, y)
+    _check_set(x)
     with frozen(model, training=False), torch.no_grad():
-        logits = model(x[:1])
-    n_classes = 2 if is_binary(logits) else logits.shape[1]
+        n_classes = max(2, model(x[:1]).shape[1])
 
     def _norm(shift):
-        label = (y + shift) % n_classes if shift else y  # the true ones as given, to be checked
+        label = (y + shift) % n_classes
         return flat(saliency(model, x, label, batch_size=batch_size)).norm(dim=1)
 
     norms = torch.stack([_norm(shift) for shift in range(n_classes)])  # (8)

@@ -6,11 +6,14 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fastai.torch_core import TensorCategory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from advinterp import evaluate as E
 from advinterp.adversary import PGD, OneStep
@@ -20,6 +23,8 @@ from advinterp.duals import L1Ball, L2Ball, LInfBall
 from advinterp.map_adversary import map_attack, paper_c_map_attack
 from advinterp.metrics import topk_overlap
 from advinterp.models import softplus_copy
+
+from .border import KINDS, Wrapped, agree, every_kind, tensors_of
 
 quick = settings(deadline=None, max_examples=25)
 close = partial(torch.testing.assert_close, rtol=0)
@@ -309,15 +314,196 @@ def test_curve_warns_of_models_without_gradients():
 def test_bad_input(batch, call):
     (x, y), net = batch, conv()
     for bad_x, bad_y, error, match in (
-        (x, y + 2, ValueError, "classes 0 to 3"),
-        (x[:0], y[:0], ValueError, "empty"),
-        (x, y[:2], ValueError, "y"),
-        (x, y.tolist(), TypeError, "y:"),
+        (x, y + 2, ValueError, "the classes 0 to 3"),
+        (x[:0], y[:0], ValueError, "x is empty"),
+        (x, y[:2], ValueError, "expected 6 class indices"),
+        (x, None, TypeError, "y=None: expected 6 class indices"),
+        (x, y + 0.5, ValueError, "y has fractions"),
+        (x, ["a"] * 6, TypeError, "number the classes first"),
+        (x.numpy(), y, TypeError, "x: expected a torch"),
+        ((x, x), y, TypeError, "x: expected a torch"),
+        (x.long(), y, TypeError, "expected a floating dtype"),
     ):
         with pytest.raises(error, match=match):
             call(net, bad_x, bad_y)
-    with pytest.raises(ValueError, match="expected logits"):
-        call(nn.Sequential(net, nn.Softmax(1)), x, y)
+    for model, match in (
+        (nn.Sequential(net, nn.Softmax(1)), "expected logits"),
+        (Wrapped(net, lambda z: z[:, :1].sigmoid()), "expected logits"),
+        (Wrapped(net, lambda z: z * torch.nan), "logits are NaN"),
+        (Wrapped(net, lambda z: (z, z + 1)), "in which 2 tensors could be the logits"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call(model, x, y % 2)
+
+
+# ---------------------------------------------------------------- what a user brings
+
+
+def small(n_out=4):
+    return conv(n_out=n_out).float().train()
+
+
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(6, 2, 12, 12, generator=generator), torch.tensor([0, 1, 2, 3, 2, 1])
+
+
+FUNCTIONS = {
+    "is_correct": E.is_correct,
+    "accuracy": E.accuracy,
+    "robust_accuracy": lambda *a: E.robust_accuracy(*a, OneStep(LInfBall(0.05))),
+    "worst_case": lambda *a: E.worst_case(
+        *a, [OneStep(LInfBall(0.05)), PGD(L2Ball(0.3), steps=2, random_start=False)]
+    ),
+    "robustness_curve": lambda *a: E.robustness_curve(*a, [0.02, 0.1], OneStep(LInfBall(1.0))),
+    "map_robustness": lambda *a: E.map_robustness(*a, [0.2], sigma=1.0, steps=2),
+    "map_stability": lambda net, x, y: E.map_stability([net, net], x, y, sigma=1.0),
+    "morf_curve": lambda net, x, y: E.morf_curve(net, x, y, RANKED[: len(x)], patch=4),
+    "aopc_morf": lambda net, x, y: E.aopc_morf(net, x, y, RANKED[: len(x)], patch=4),
+    "cascading_randomization": lambda *a: E.cascading_randomization(*a, sigma=1.0),
+    "gradient_norms": E.gradient_norms,
+}
+RANKED = torch.arange(6 * 2 * 144.0).sin().view(6, 2, 12, 12)  # no ties
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+@every_kind
+@every_function
+def test_whatever_is_brought_is_measured(function, kind):
+    if kind is KINDS["function"] and function is FUNCTIONS["cascading_randomization"]:
+        with pytest.raises(TypeError, match="whose layers can be randomised, got function"):
+            function(kind.model(small()), *images())
+        return
+    agree(function, kind, small(), *images())
+
+
+@every_function
+def test_one_logit_in_any_form(function):
+    net, (x, y) = small(1), images()
+    for form in (lambda z: z[:, 0], torch.squeeze):
+        found, wanted = (
+            tensors_of(function(model, x, y > 1)) for model in (Wrapped(net, form), net)
+        )
+        for ours, plain in zip(found, wanted):
+            torch.testing.assert_close(ours, plain, equal_nan=True, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_probabilities_are_refused_in_every_precision(dtype, context):
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 5, dtype=dtype), torch.arange(40) % 2
+    one, two = nn.Linear(5, 1).to(dtype), nn.Linear(5, 2).to(dtype)
+    attack = OneStep(LInfBall(0.1))
+    for ends in (nn.Sequential(one, nn.Sigmoid()), nn.Sequential(two, nn.Softmax(1))):
+        for call in (
+            lambda: E.accuracy(ends, x, y),
+            lambda: E.robust_accuracy(ends, x, y, attack),
+            lambda: E.worst_case(ends, x, y, [attack]),
+            lambda: E.robustness_curve(ends, x, y, [0.1], attack),
+        ):
+            with context(), pytest.raises(ValueError, match="are probabilities"):
+                call()
+    with context():
+        assert 0 <= E.accuracy(one, x, y) <= 1
+
+
+def test_nan_in_any_batch_is_refused():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    x, y = torch.rand(90, 4), torch.zeros(90).long()
+    x[77, 0] = 5.0
+
+    def broken(x):
+        return torch.where(x[:, :1] > 2, torch.nan, net(x))
+
+    def breaks(model, x, y):
+        return x.add_(10.0)
+
+    attack = OneStep(LInfBall(0.01))
+    for call in (
+        lambda: E.is_correct(broken, x, y, batch_size=8),
+        lambda: E.accuracy(broken, x, y, batch_size=8),
+        lambda: E.worst_case(broken, x, y, attack, batch_size=8),
+        lambda: E.robustness_curve(broken, x, y, [0.01], attack, batch_size=8),
+        lambda: E.aopc_morf(broken, x, y, x, batch_size=8),
+    ):
+        with pytest.raises(ValueError, match="logits are NaN for 1 of"):
+            call()
+    before = x.clone()
+    with pytest.raises(ValueError, match="logits are NaN for 89 of"):
+        E.robust_accuracy(broken, x[x[:, 0] < 2], y[1:], breaks)
+    assert torch.equal(x, before)
+
+
+def test_no_attack_is_no_robust_accuracy(batch):
+    (x, y), net = batch, conv()
+    for none in (None, [], ()):
+        for call in (
+            lambda: E.worst_case(net, x, y, none),
+            lambda: E.robustness_curve(net, x, y, [0.1], none),
+        ):
+            with pytest.raises(ValueError, match=r"the accuracy without one is accuracy\(model"):
+                call()
+    with pytest.raises(ValueError, match="adversary=None: expected an attack"):
+        E.robust_accuracy(net, x, y, None)
+    for wrong in (OneStep, 0.1):
+        with pytest.raises(TypeError, match="expected an attack such as"):
+            E.robust_accuracy(net, x, y, wrong)
+    with pytest.raises(ValueError, match=r"it gave \(2, 12, 12\) for inputs of shape \(6, 2, 12"):
+        E.robust_accuracy(net, x, y, lambda model, x, y: x[0])
+    with pytest.raises(TypeError, match=r"eps_grid=0\.1: expected a list of strengths"):
+        E.robustness_curve(net, x, y, 0.1, OneStep(LInfBall(1.0)))
+
+
+def test_functions_of_ones_own_get_the_model_and_a_copy(batch):
+    (x, y), net = batch, conv()
+    seen = []
+
+    def attack(model, x, y):
+        seen.append(model)
+        return x.zero_()
+
+    def attribution(model, x, y):
+        seen.append(model)
+        x.requires_grad_()
+        g = torch.autograd.grad(model(x).gather(1, y[:, None]).sum(), x)[0]
+        x.detach().zero_()
+        return g
+
+    before = x.clone()
+    E.robust_accuracy(net, x, y, attack)
+    stable = E.map_stability([net, conv(seed=1)], x, y, attribution, sigma=1.0)
+    E.map_robustness(net, x, y, [0.1], attribution, sigma=1.0, steps=1)
+    assert torch.equal(stable.rank, E.map_stability([net, conv(seed=1)], x, y, sigma=1.0).rank)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    assert {type(model) for model in seen} == {nn.Sequential}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *a, **kw: E.map_robustness(*a, [0.1], **kw),
+        lambda net, *a, **kw: E.map_stability([net, net], *a, **kw),
+        E.cascading_randomization,
+        lambda net, x, y, **kw: E.label_randomization(lambda labels: net, y, x, y, **kw),
+    ],
+)
+def test_settings_of_comparisons_are_checked_first(batch, call):
+    def never(model, x, y):
+        raise AssertionError
+
+    for kwargs, error, match in (
+        (dict(k=0), ValueError, r"k=0: expected a fraction in \(0, 1\]"),
+        (dict(k=-1), ValueError, "k=-1: expected a finite number >= 0"),
+        (dict(k=5), ValueError, r"k=5: expected a fraction in \(0, 1\]"),
+        (dict(sigma="wide"), TypeError, "sigma='wide': expected a number"),
+    ):
+        with pytest.raises(error, match=match):
+            call(conv(), *batch, attribution=never, **kwargs)
+    with pytest.raises(TypeError, match="attribution='ig': expected a function"):
+        call(conv(), *batch, attribution="ig")
 
 
 # ---------------------------------------------------------------- AutoAttack
@@ -532,10 +718,250 @@ def test_cascade_goes_through_the_layers_as_they_are_called(batch):
 def test_a_layer_that_cannot_be_reset_needs_a_function(batch):
     x, y = batch
     net = nn.Sequential(Swapped().double(), Scale())
-    with pytest.raises(ValueError, match="no reset_parameters"):
+    run = partial(E.cascading_randomization, net, x, y, sigma=1.0)
+    with pytest.raises(ValueError, match="Scale has no reset_parameters"):
+        run()
+    assert run(reinit=noise).layers == ["1", "0.last", "0.norm", "0.first"]
+
+
+# ---------------------------------------------------------------- sanity checks that check
+
+
+def noise(layer):
+    """New weights of one's own."""
+    for parameter in layer.parameters(recurse=False):
+        parameter.normal_(0, 0.3)
+
+
+def normed(norm):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), norm(nn.Linear(288, 16)), nn.GELU(), norm(nn.Linear(16, 4))]
+    return nn.Sequential(*layers).double()
+
+
+def never_below_zero(layer):
+    class Magnitude(nn.Module):
+        def forward(self, weight):
+            return weight.abs()
+
+        def right_inverse(self, weight):
+            return weight
+
+    parametrize.register_parametrization(layer, "weight", Magnitude())
+    return layer
+
+
+def twice(layer):
+    return norms.spectral_norm(norms.weight_norm(layer))
+
+
+norms = nn.utils.parametrizations
+NORMS = {
+    "plain": lambda layer: layer,
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "new weight_norm": norms.weight_norm,
+    "new spectral_norm": norms.spectral_norm,
+    "orthogonal": norms.orthogonal,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "one's own": never_below_zero,
+    "two": twice,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("reinit", [None, noise], ids=["reset", "own"])
+@pytest.mark.parametrize("trained", [False, True], ids=["new", "trained"])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_weights_behind_a_norm_are_randomised(batch, norm, trained, reinit):
+    (x, y), net = batch, normed(norm)
+    if trained:
+        opt = torch.optim.SGD(net.parameters(), 0.1)
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        opt.step()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    wanted = saliency(net, x, y)
+    found = E.cascading_randomization(net, x, y, sigma=1.0, reinit=reinit)
+    assert found.layers == ["3", "1"]
+    last = found.similarity.rank[-1]
+    assert last.mean() < 0.5 if norm is not never_below_zero else (last < 0.999).all()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(saliency(net, x, y), wanted)  # the model is as it was, its classes too
+    assert torch.equal(
+        found.similarity.rank,
+        E.cascading_randomization(net, x, y, sigma=1.0, reinit=reinit).similarity.rank,
+    )
+
+
+class Attends(nn.Module):
+    """Its attention is called, the output layer inside is not; one layer serves as a function."""
+
+    def __init__(self, functional):
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.embed = nn.Linear(36, 16)
+        self.unused = nn.Linear(3, 3)
+        self.functional = functional
+
+    def forward(self, x):
+        patches = x.reshape(len(x), 8, 36)
+        if self.functional:
+            h = nn.functional.linear(patches, self.embed.weight, self.embed.bias)
+        else:
+            h = self.embed(patches)
+        return self.head((h + self.attend(h, h, h)[0]).mean(1))
+
+
+@pytest.mark.parametrize("order", ["top_down", "bottom_up", "independent"])
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("reinit", [None, noise])
+def test_no_weight_that_is_used_is_left_trained(batch, functional, order, reinit):
+    x, y = batch
+    torch.manual_seed(0)
+    net = Attends(functional).double()
+    seen = []
+
+    def attribution(model, x, y):
+        seen.append(model)
+        return saliency(model, x, y)
+
+    found = E.cascading_randomization(net, x, y, attribution, sigma=1.0, order=order, reinit=reinit)
+    layers = ["head", "attend", "embed"]
+    assert found.layers == (layers[::-1] if order == "bottom_up" else layers)
+    trained = dict(net.named_parameters())
+    same = [
+        {name for name, p in copy.named_parameters() if torch.equal(p, trained[name])}
+        for copy in seen[1:]
+    ]
+    left = set.intersection(*same)
+    assert (
+        {name for name in left if not name.startswith("unused")}
+        <= {"attend.in_proj_bias", "attend.out_proj.bias"}
+        if reinit is None
+        else left == {"unused.weight", "unused.bias"}
+    )
+
+
+class Cached(nn.Linear):
+    """Computes with a copy of its weight."""
+
+    def forward(self, x):
+        if not hasattr(self, "copy"):
+            self.copy = self.weight.detach().clone()
+        return nn.functional.linear(x, self.copy, self.bias)
+
+
+class Partial(nn.Linear):
+    """Has a parameter that its reset forgets."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.full((sizes[1],), 2.0))
+
+    def forward(self, x):
+        return self.gain * super().forward(x)
+
+
+class Hidden(nn.Module):
+    """Its layer is used where neither a call nor a function shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(288, 4)
+
+    def forward(self, x):
+        return product(x, {"weight": self.layer.weight})
+
+
+@torch.jit.script
+def product(x, weights: dict[str, torch.Tensor]):
+    return x @ weights["weight"].t()
+
+
+@pytest.mark.parametrize(
+    "layer, reinit, match",
+    [
+        (nn.Linear(288, 4), lambda layer: None, "layer '1': reinit leaves '1.weight' as trained"),
+        (Partial(288, 4), None, "layer '1': reset_parameters leaves '1.gain' as trained"),
+        (Cached(288, 4, bias=False), None, "layer '1': its output is the same after reset_para"),
+        (Cached(288, 4, bias=False), noise, "layer '1': its output is the same after reinit"),
+        (Hidden(), None, "the weights of layer '1.layer' are used neither by a call"),
+    ],
+)
+def test_a_reset_without_effect_is_refused(batch, layer, reinit, match):
+    x, y = batch
+    net = nn.Sequential(nn.Flatten(), layer).double()
+    with torch.no_grad():
+        net(x)
+    with pytest.raises(ValueError, match=match):
+        E.cascading_randomization(net, x, y, sigma=1.0, reinit=reinit)
+
+
+def test_a_parametrization_that_takes_no_values_is_refused(batch):
+    x, y = batch
+    net = normed(lambda layer: layer)
+    parametrize.register_parametrization(net[3], "weight", nn.Tanh())
+    with pytest.raises(ValueError, match="layer '3': the parametrization of its weight takes no"):
         E.cascading_randomization(net, x, y, sigma=1.0)
-    kept = E.cascading_randomization(net, x, y, sigma=1.0, reinit=lambda layer: None)
-    assert (kept.similarity.rank > 1 - 1e-9).all()
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.LayerNorm])
+def test_a_norm_that_has_learned_nothing_may_stay(batch, make):
+    x, y = batch
+    net = nn.Sequential(nn.Flatten(), nn.Linear(288, 6), make(6), nn.Tanh(), nn.Linear(6, 4))
+    found = E.cascading_randomization(net.double(), x, y, sigma=1.0)
+    assert found.layers == ["4", "2", "1"]
+    assert torch.equal(found.similarity.rank[1], found.similarity.rank[0])
+
+
+def test_a_transformer_is_randomised_layer_by_layer(batch):
+    x, y = batch
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(12, 2, 8, batch_first=True)
+    net = nn.Sequential(nn.Flatten(1, 2), encoder, nn.Flatten(), nn.Linear(288, 4)).double()
+    found = E.cascading_randomization(net, x, y, sigma=1.0)
+    inside = ["norm2", "linear2", "linear1", "norm1", "self_attn"]
+    assert found.layers == ["3", *(f"1.{name}" for name in inside)]
+
+
+def test_layers_of_a_learner_have_the_names_of_its_model(batch):
+    net = conv().float()
+    x, y = batch[0].float(), batch[1]
+    by_learner = E.cascading_randomization(KINDS["learner"].model(net), x, y, sigma=1.0)
+    assert by_learner.layers == E.cascading_randomization(net, x, y, sigma=1.0).layers
+
+
+def test_label_randomization_checks_that_labels_matter():
+    x, y = torch.rand(3, 4), torch.tensor([0, 1, 0])
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match="fit: the models trained on true and on permuted labels"):
+        E.label_randomization(lambda labels: net, torch.arange(50) % 2, x, y)
+    with pytest.raises(ValueError, match="leaves its 50 labels as they are"):
+        E.label_randomization(lambda labels: net, torch.ones(50), x, y)
+    with pytest.raises(ValueError, match="y_train is empty"):
+        E.label_randomization(lambda labels: net, [], x, y)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list, pd.Series, TensorCategory])
+def test_training_labels_are_permuted_in_the_form_they_have(kind):
+    seen = []
+
+    def fit(labels):
+        seen.append(labels)
+        return nn.Linear(4, 2)
+
+    values = [0, 0, 1, 1, 1, 0, 1]
+    with torch.inference_mode():
+        E.label_randomization(fit, kind(values), torch.rand(3, 4), [0, 1, 0])
+    true, permuted = seen
+    assert type(true) is type(permuted)
+    assert [*map(int, true)] == values
+    assert sorted(map(int, permuted)) == sorted(values)
+    assert [*map(int, permuted)] != values
 
 
 def test_label_randomization_permutes_the_labels():
