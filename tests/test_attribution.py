@@ -246,6 +246,23 @@ def test_smoothgrad_and_vargrad_estimate_what_captum_does(batch):
     assert ours.sum().item() == pytest.approx(variance.sum().item(), rel=0.05)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_noise_is_a_share_of_the_range_of_each_example(relative):
+    """A quadratic logit has its input for a gradient: the variance is that of the noise."""
+
+    def quadratic(x):
+        value = x.square().sum(1, keepdim=True) / 2
+        return torch.cat([value, -value], 1)
+
+    low = torch.tensor([2.0, -1.0, 0.0], dtype=torch.double)[:, None]
+    span = torch.tensor([1.0, 4.0, 0.5], dtype=torch.double)[:, None]
+    x = low + span * torch.linspace(0, 1, 50, dtype=torch.double)
+    how = dict(n_samples=400, sigma=0.2, relative=relative)
+    variance = A.vargrad(quadratic, x, torch.zeros(3, dtype=torch.long), **how)
+    expected = (0.2 * span[:, 0] if relative else torch.full((3,), 0.2)).square()
+    assert (variance.mean(1) / expected - 1).abs().max() < 0.05
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.05])
 def test_moreau_grad_is_the_minimiser(eta):
     torch.manual_seed(0)
