@@ -264,8 +264,9 @@ def _array_of(y, n_rows):
         ) from None
 
 
-def _check_range(low, high, n_classes):
+def _check_classes(y, n_classes):
     "Refuse labels that the model has no class for."
+    low, high = torch.stack(torch.aminmax(y)).tolist()
     if low >= 0 and high < n_classes:
         return
     remedy = ""
@@ -359,6 +360,7 @@ class _Call:
     as_it_is: bool
     facts: _Facts
     seen: bool = False  # the logits of its first batch?
+    n_classes: int | None = None  # that these logits have; None: not seen yet
 
 
 class Classifier(nn.Module):
@@ -419,6 +421,7 @@ class Classifier(nn.Module):
     def _look(self, logits, xs):
         "Refuse logits that are none, and labels that have no class."
         self.call.seen = True
+        self.call.n_classes = max(2, logits.shape[1])
         if not len(logits):
             return
         low, high = torch.stack(torch.aminmax(logits.detach())).tolist()  # NaN if one is
@@ -434,8 +437,7 @@ class Classifier(nn.Module):
                 "leave out the sigmoid or softmax at its end"
             )
         if self.call.y is not None and len(self.call.y):
-            low, high = torch.stack(torch.aminmax(self.call.y)).tolist()
-            _check_range(low, high, max(2, logits.shape[1]))
+            _check_classes(self.call.y, self.call.n_classes)
 
 
 def _sum_to_one(logits):
@@ -583,6 +585,15 @@ def _without_reduction(loss_func):
     return loss
 
 
+def _n_rows(out):
+    "For how many inputs is this output? Of several parts the first counts."
+    while not isinstance(out, Tensor):
+        if isinstance(out, Mapping):
+            out = list(out.values())
+        out = out[0] if isinstance(out, (tuple, list)) else out.logits
+    return len(out) if out.ndim else 1
+
+
 def unreduced(
     loss_func: Callable | None = None,  # a loss `(logits, y)`, reduced or not; None: `task_loss`
 ) -> Callable:  # `(logits, y) -> (B,)`
@@ -597,7 +608,7 @@ def unreduced(
 
     def _loss(logits, y):
         out = loss(logits, y)
-        n_examples = len(logits)
+        n_examples = _n_rows(logits)
         if out.ndim == 0 or out.numel() % max(n_examples, 1):
             raise ValueError(
                 f"loss_func gave shape {tuple(out.shape)} for {n_examples} examples: "
