@@ -24,6 +24,7 @@ from advinterp.core import (
     check_same_shape,
     check_strength,
     flat,
+    plain,
     top_count,
     top_mask,
 )
@@ -71,9 +72,8 @@ def _check_fraction(name, value):
 
 
 def _as_map(map, name="map"):
-    """A checked batch of maps: a finite tensor of at least single precision."""
-    maps = torch.from_numpy(map.copy()) if isinstance(map, np.ndarray) else map
-    check_float(name, maps)
+    """A checked batch of maps: a plain, finite tensor of at least single precision."""
+    maps = check_float(name, _as_tensor(name, map))
     shape = f"{name} of shape {tuple(maps.shape)}"
     if maps.ndim < 2:
         raise ValueError(
@@ -82,9 +82,26 @@ def _as_map(map, name="map"):
     if not maps.shape[1:].numel():
         raise ValueError(f"{shape}: the maps have no entries, expected at least one")
     # the sum is finite for nearly all finite maps, and costs no second tensor
-    if not maps.detach().sum().isfinite() and not maps.detach().isfinite().all():
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    if not maps.detach().sum().isfinite():
+        n_bad = int((~flat(maps.detach()).isfinite()).any(1).sum())
+        if n_bad:
+            raise ValueError(
+                f"{name}: expected finite values, "
+                f"got NaN or infinity in {n_bad} of {len(maps)} maps"
+            )
     return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+
+
+def _as_tensor(name, values):
+    """A dense tensor of PyTorch's own class; arrays of numbers are copied."""
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has dtype {values.dtype}: expected numbers")
+        size = min(values.dtype.itemsize, 8)  # long doubles are no type of PyTorch's
+        return torch.from_numpy(values.astype(f"={values.dtype.kind}{size}"))
+    values = plain(values)
+    is_sparse = isinstance(values, Tensor) and values.layout != torch.strided
+    return values.to_dense() if is_sparse else values
 
 # %% ../nbs/maths/06_metrics.ipynb #4ecdba30
 def _unit_rows(map):
@@ -173,10 +190,10 @@ def topk_overlap(
 
 
 def _pair(a, b):
-    """Two checked batches of maps of one shape."""
+    """Two checked batches of maps of one shape, on the device of the first."""
     a, b = _as_map(a, "a"), _as_map(b, "b")
     check_same_shape(a=a, b=b)
-    return a, b
+    return a, b.to(a.device)
 
 # %% ../nbs/maths/06_metrics.ipynb #db406f5b
 @metric("higher", "Dice 1945; Gong, Dou and Farnia 2024 (arXiv:2404.04647), section 5")
@@ -209,7 +226,9 @@ def normalize_map(
     g = gray(map)
     v = flat(g)
     low = v.amin(1, keepdim=True)
-    high = v.quantile(_check_fraction("cap", cap), dim=1, keepdim=True)
+    rows = v.split(max(1, 2**23 // v.shape[1]))  # PyTorch takes 2**24 numbers at a time
+    cap = _check_fraction("cap", cap)
+    high = torch.cat([part.quantile(cap, 1, keepdim=True) if len(part) else low for part in rows])
     return ((v - low) / _one_for_zero(high - low)).clamp(max=1).reshape(g.shape)
 
 # %% ../nbs/maths/06_metrics.ipynb #8eb3e66e
@@ -295,7 +314,7 @@ def _bands(x, shift=0.0):
 def _both_bands(map, truth, shift, absolute):
     """Bands of a map and of the truth, one row per example each."""
     relevance = _as_map(map)
-    truth = _as_map(truth, "truth")
+    truth = _as_map(truth, "truth").to(relevance.device)
     if absolute:
         relevance = gray(relevance)
     elif relevance.ndim == 4:
@@ -397,7 +416,7 @@ def leakage(
 def _with_mask(map, mask):
     """Magnitudes and a mask of 1 and 0, one row per example each."""
     g = gray(map)
-    inside = torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else mask
+    inside = _as_tensor("mask", mask)
     if not isinstance(inside, Tensor):
         found = type(mask).__name__
         raise TypeError(f"mask: expected a torch.Tensor or a NumPy array, got {found}")

@@ -5,11 +5,13 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from fastai.torch_core import TensorImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from advinterp import metrics as M
+from advinterp.evaluate import map_similarity, rank_correlation
 
 finite = st.floats(-1e6, 1e6).map(lambda v: 0.0 if abs(v) < 1e-6 else v)
 maps = arrays(np.float64, array_shapes(min_dims=2, max_dims=4, max_side=6), elements=finite)
@@ -371,3 +373,118 @@ def test_masks_on_the_generators():
 def test_bad_masks_are_refused(metric, mask):
     with pytest.raises(ValueError, match="expected"):
         metric(np.ones((2, 3, 16, 16)), mask)
+
+
+# ---------------------------------------------------------------- what a user brings
+
+
+def of_two(metric):
+    return lambda a, b: metric(a, b, 0.4)
+
+
+def with_mask(metric):
+    return lambda a, b: metric(a, (b.to_dense() if torch.is_tensor(b) else b.astype(float)) > 0)
+
+
+OF_ONE = [
+    M.gini,
+    M.lorenz,
+    M.gini_area,
+    M.normalized_entropy,
+    M.share_above,
+    M.gray,
+    M.normalize_map,
+    M.total_variation,
+    M.connectedness,
+]
+METRICS = {metric.__name__: lambda a, b, metric=metric: metric(a) for metric in OF_ONE} | {
+    "topk_overlap": of_two(M.topk_overlap),
+    "topk_dice": of_two(M.topk_dice),
+    "ssim": M.ssim,
+    "five_band_score": M.five_band_score,
+    "binary_score": M.binary_score,
+    "pointing_game": with_mask(M.pointing_game),
+    "leakage": with_mask(M.leakage),
+    "rank_correlation": rank_correlation,
+    "map_similarity": map_similarity,
+}
+FORMS = {
+    "fastai": TensorImage,
+    "float16": torch.Tensor.half,
+    "bfloat16": torch.Tensor.bfloat16,
+    "float64": torch.Tensor.double,
+    "non-contiguous": lambda m: m.transpose(1, 2).contiguous().transpose(1, 2),
+    "asks for gradients": lambda m: m.clone().requires_grad_(),
+    "sparse": torch.Tensor.to_sparse,
+    "numpy": torch.Tensor.numpy,
+    "numpy, half": lambda m: m.numpy().astype(np.float16),
+    "numpy, another byte order": lambda m: m.numpy().astype(">f8"),
+    "numpy, long": lambda m: m.numpy().astype(np.longdouble),
+    "numpy, reversed": lambda m: m.numpy()[:, ::-1].copy()[:, ::-1],
+    "one": lambda m: m[:1],
+}
+every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+
+
+def two_maps():
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(2, 3, 12, 12, generator=generator) * 64).round() / 64  # exact in half
+
+
+@every_metric
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])
+def test_maps_of_every_form(metric, form, context):
+    a, b = two_maps()
+    plain_a, plain_b = (a[:1], b[:1]) if form is FORMS["one"] else (a, b)
+    wanted = metric(plain_a.double(), plain_b.double())
+    with context():
+        found = metric(form(a), form(b))
+    for ours, exact in zip(*(v if isinstance(v, tuple) else (v,) for v in (found, wanted))):
+        assert type(ours) is torch.Tensor
+        assert ours.dtype in (torch.float32, torch.float64)
+        rough = 0.1 if form is FORMS["bfloat16"] else 2e-3
+        few = ours.detach().double() - exact
+        assert few.abs().mean() < rough
+
+
+@every_metric
+@pytest.mark.parametrize("form", [torch.Tensor.float, torch.Tensor.numpy, TensorImage])
+def test_no_map_has_no_number(metric, form):
+    a, b = two_maps()
+    found = metric(form(a[:0]), form(b[:0]))
+    for values in found if isinstance(found, tuple) else (found,):
+        assert len(values) == 0
+
+
+@every_metric
+def test_what_is_no_map_is_named(metric):
+    a, b = two_maps()
+    spoiled = a.clone()
+    spoiled[1, 0, 0] = torch.nan
+    for wrong, error, match in (
+        (spoiled, ValueError, "expected finite values, got NaN or infinity in 1 of 3 maps"),
+        (a / 0, ValueError, "got NaN or infinity in 3 of 3 maps"),
+        (a.tolist(), TypeError, r"expected a torch\.Tensor, got list"),
+        (a.long(), TypeError, "expected a floating dtype"),
+        (a.numpy().astype(int), TypeError, "expected a floating dtype"),
+        (a.numpy().astype(object), TypeError, "has dtype object: expected numbers"),
+        (a[0, 0], ValueError, r"expected a batch of maps \(B, ...\)"),
+        (a[:, :0], ValueError, "the maps have no entries"),
+    ):
+        with pytest.raises(error, match=match):
+            metric(wrong, b)
+
+
+@pytest.mark.parametrize("metric", [M.topk_overlap, M.topk_dice, map_similarity])
+def test_shares_are_checked(metric):
+    a, b = two_maps()
+    for k, error in ((0, ValueError), (-1, ValueError), (1.1, ValueError), (True, TypeError)):
+        with pytest.raises(error, match=f"k={k!r}: expected a"):
+            metric(a, b, k)
+
+
+def test_many_large_maps_are_normalised():
+    m = torch.rand(40, 700, 700, generator=torch.Generator().manual_seed(0))  # 2e7 numbers
+    found = M.normalize_map(m)
+    torch.testing.assert_close(found[33:34], M.normalize_map(m[33:34]), atol=0, rtol=0)
