@@ -72,9 +72,9 @@ def nearest(
 # %% ../nbs/maths/00_core.ipynb #01253e39
 def check_choice(
     name: str,  # name of the argument, for the message
-    value: str,  # one of `choices`
-    choices: Iterable[str],  # what is allowed
-) -> str:  # the value itself
+    value: Any,  # one of `choices`
+    choices: Iterable,  # what is allowed
+) -> Any:  # the value itself
     "Check that an argument is one of the choices."
     choices = list(choices)
     if value in choices:
@@ -102,7 +102,7 @@ def check_float(
 
 # %% ../nbs/maths/00_core.ipynb #53831d9f
 def check_same_shape(
-    **tensors: Tensor,  # by the names that the message shows
+    **tensors: Tensor | np.ndarray,  # by the names that the message shows
 ) -> None:
     "Check that all the named tensors have one shape."
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -319,8 +319,8 @@ def _the_tensor(out, n_rows):
     )
 
 # %% ../nbs/maths/00_core.ipynb #e8026e0a
-_MOVES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias")
-_MOVES += ("Clone", "ToCopy", "Expand", "T", "Transpose", "Permute", "AsStrided")
+_VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias")
+_MOVES = (*_VIEWS, "Clone", "ToCopy", "Expand", "T", "Transpose", "Permute", "AsStrided")
 
 
 def _made_by(out):
@@ -342,7 +342,7 @@ class _Facts:
     has_bf16 = True  # does it run in bfloat16?; False: it was tried and failed
 
 
-_known = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
 
 
 def _facts_of(model):
@@ -456,7 +456,7 @@ def bring(
     loss_func: Callable | None = None,  # a loss of one's own takes outputs and `y` as they are
     second_order: bool = False,  # is the gradient differentiated again?
     needs_y: bool = False,  # refuse a `y` that is not given, but to a loss of one's own
-) -> tuple:  # (`Classifier`, x, y), all plain
+) -> tuple[Classifier, Any, Any]:  # (model, x, y), all plain
     """What a user brings, as every function behind the entrance has it.
 
     A loss of one's own that has an attribute `takes_labels`, as `task_loss` has, gets logits and
