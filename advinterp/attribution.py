@@ -137,7 +137,7 @@ def integrated_gradients(
     batch_size: int = 128,  # inputs in the model at once; 64 to 128 are the fastest on a CPU
     return_gap: bool = False,  # also the completeness gap (3), `(B,)`
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
-) -> Tensor:  # like `x`; the mean map of several baselines
+) -> Tensor | tuple[Tensor, Tensor]:  # like `x`, the mean of several baselines; (map, gap)
     """Integrated gradients of the output of class `y`, by quadrature (2).
 
     Exact (4) for models of one affine layer under 'auto'. The other methods are 'riemann_left',
@@ -615,7 +615,7 @@ def deep_shap(
     tol: float = 1e-3,  # largest completeness gap, as a share of the map's l1 norm
     return_gap: bool = False,  # also the completeness gap (3), `(B,)`
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
-) -> Tensor:  # like `x`
+) -> Tensor | tuple[Tensor, Tensor]:  # like `x`; with `return_gap` (map, gap)
     """DeepSHAP (9).
 
     Raises ValueError where the gap shows that the model has a step that no rule covers.
