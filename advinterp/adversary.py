@@ -243,10 +243,10 @@ def joined(
     For a tuple `x`, `split` of the callable gives the tuple back. Raises ValueError where `perturb`
     does not say which inputs, TypeError for inputs that are not floating tensors.
     """
-    model, x, _ = bring(model, x)
-    if not isinstance(x, (tuple, list)):
-        return model, x
-    net = _Inputs(model, x, _which(x, perturb))
+    inside, inputs, _ = bring(model, x)
+    if not isinstance(inputs, (tuple, list)):
+        return inside, inputs
+    net = _Inputs(inside, inputs, _which(inputs, perturb))
     return net, net.join()
 
 
@@ -721,7 +721,7 @@ class PGD(DualAdversary):
         new = super().scaled(factor)
         in_units = isinstance(self.dual, Ball) or isinstance(self.step_size, Ball)
         if self.step_size is not None and in_units:
-            new.step_size = factor * self.step_size
+            new.step_size = factor * self.step_size  # type: ignore[operator]  # balls by @patch
         return new
 
 
@@ -1014,6 +1014,7 @@ def paper_c_iterative(
 
     The model is in training mode. Raises ValueError for other duals.
     """
+    step_size: float | Ball
     if type(dual) is LInfBall:
         step_size = 0.3 * dual.eps
     elif type(dual) is ElasticNet:
@@ -1063,7 +1064,8 @@ def drawn_as_in_0_1(
     may differ between numbers of threads and devices, and take a second transfer.
     """
     new = copy.copy(adversary)
-    new.call_seed = functools.partial(_seed_of_float_sums, new.seed)
+    seeds = functools.partial(_seed_of_float_sums, new.seed)
+    new.call_seed = seeds  # type: ignore[method-assign]  # of this copy alone
     return new
 
 
