@@ -177,7 +177,7 @@ class JacobianNorm(Penalty):
             z = z.sigmoid() if is_binary(z) else z.softmax(1)
         z = z.reshape(len(x), -1)
         n_classes = z.shape[1]
-        total = 0
+        total = x.new_zeros(len(x))
         for k in range(self.n_proj or n_classes):
             out = z[:, k] if self.n_proj is None else _random_projection(z)
             (row,) = torch.autograd.grad(out.sum(), x, create_graph=True)
@@ -596,7 +596,7 @@ class ScoreMatching(Penalty):
         f = partial(class_output, output=self.output)
         noise = [self.noise_std * torch.randn_like(x) for _ in range(self.n_samples)]
         bends = [f(model(x + v), y) + f(model(x - v), y) - 2 * f0 for v in noise]
-        return sum(bends) / (self.n_samples * self.noise_std**2)
+        return sum(bends, torch.zeros_like(f0)) / (self.n_samples * self.noise_std**2)
 
     def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
         g, f0 = _input_grad(model, x, y, _output(self.output, None), create_graph=True)
