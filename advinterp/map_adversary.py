@@ -100,7 +100,7 @@ def map_attack(
     if not len(x) or not eps:
         return x.detach().clone()
 
-    sums = []
+    sums: list[Tensor] = []
 
     def _attack(explained, x_lo_hi, y):
         x0, lo, hi = x_lo_hi.unbind(1)
