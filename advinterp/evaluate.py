@@ -291,8 +291,9 @@ def robustness_curve(
                 model, x[left], y[left], stronger, batch_size=batch_size
             )  # (3)
         rows.append(standing.clone())
-    rows = torch.stack(rows)
-    return RobustnessCurve(torch.tensor(strengths), rows.float().mean(1), rows)
+    standing_at = torch.stack(rows)
+    accuracy_at = standing_at.float().mean(1)
+    return RobustnessCurve(torch.tensor(strengths), accuracy_at, standing_at)
 
 
 def _strengths(eps_grid):
@@ -558,7 +559,7 @@ def morf_curve(
     return curve
 
 
-def _like_inputs(fill, x):
+def _like_inputs(fill, x) -> Tensor:
     """What stands in the place of regions, in the shape of `x`."""
     try:
         return torch.as_tensor(plain(fill), dtype=x.dtype, device=x.device).expand_as(x)
