@@ -38,7 +38,8 @@ def ranks(
     seed: int = 0,  # of the order of equal magnitudes
 ) -> np.ndarray:  # `(N, d)` int32: 0 for the largest entry of its map, d-1 for the smallest
     """Place of every entry in the order of decreasing magnitude; equal ones in random order."""
-    v = np.abs(np.asarray(maps)).reshape(len(maps), -1)
+    v = np.abs(np.asarray(maps))
+    v = v.reshape(len(v), -1)
     rng = np.random.default_rng(seed)
     rank = np.empty(v.shape, np.int32)
     places = np.arange(v.shape[1], dtype=np.int32)[None]
@@ -93,7 +94,7 @@ def _array(values):
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _inputs(name, values):
+def _inputs(name, values) -> np.ndarray:
     """A finite array of a floating type with at least one example."""
     found = _array(values)
     if found.dtype.kind != "f":
