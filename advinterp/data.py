@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,9 @@ Arrays.__doc__ = """A data set in memory: NumPy arrays.
 
 `x_test` and `y_test` are None where a set has no test part of its own.
 """
-MapArrays = namedtuple("MapArrays", (*Arrays._fields, "maps", "maps_test", "groups"))
+MapArrays = namedtuple(
+    "MapArrays", "x y x_test y_test feature_names class_names maps maps_test groups"
+)
 MapArrays.__doc__ = """`Arrays` with a map for each example: a mask, gaze, the truth.
 
 Maps are float32 in [0, 1], `groups` holds what must not be split, or None. Gaze without its photos:
@@ -93,7 +95,7 @@ class Entry:
     citation: str = ""
 
 
-_REGISTRY = {}
+_REGISTRY: dict[str, Entry] = {}
 
 
 def _register(entry):
@@ -186,7 +188,7 @@ _READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_verified = set()
+_verified: set[tuple] = set()  # of (name, stamp)
 
 
 def _read(entry, folder, layout, force=False):
@@ -1051,7 +1053,7 @@ _register(
 def load(
     name: str,  # a name of the registry, see `data_table`
     **options,  # generated sets: n, n_test, seed, their generator's; gaze: as in `gaze_maps`
-) -> Arrays:  # `MapArrays` where there are maps (gaze: nothing else)
+) -> Arrays | MapArrays:  # the latter where there are maps (gaze: nothing else)
     """A data set as arrays, from `ADVINTERP_DATA`, the cache or its public loader.
 
     x is float32 (images in [0, 1], tables raw), y int64. Raises ValueError (unknown name),
@@ -1230,7 +1232,7 @@ class TensorSet:
     @property
     def types(self) -> list[type]:
         "fastai's type of each part."
-        kinds = [Tensor]
+        kinds: list[type] = [Tensor]
         if self.is_image:
             kinds = [TensorImageBW if self.x.shape[1] == 1 else TensorImage]
         if self.y is not None:
@@ -1269,7 +1271,8 @@ def to(
     device: torch.device | str,  # where the tensors shall be
 ) -> TensorSet:
     "The set on a device: itself where all of it is there, else another one."
-    x, y, maps = (None if t is None else t.to(device) for t in (self.x, self.y, self.maps))
+    x = self.x.to(device)
+    y, maps = (None if t is None else t.to(device) for t in (self.y, self.maps))
     if x is self.x and y is self.y and maps is self.maps:
         return self
     new = copy.copy(self)
@@ -1363,6 +1366,8 @@ class TensorDL(TfmdDL):
 
     With a device, the loader holds the set there; the one that it was given stays where it is.
     """
+
+    dataset: TensorSet
 
     def __init__(
         self,
@@ -1474,7 +1479,7 @@ def tensor_dls(
     train_set = TensorSet(x, y, *names, 0, maps)
     valid_set = TensorSet(x_valid, y_valid, *names, 1, maps_valid)
     device = default_device() if device is None else torch.device(device)
-    tfms = {} if after_batch is None else dict(after_batch=after_batch)
+    tfms: dict[str, Any] = {} if after_batch is None else dict(after_batch=after_batch)
     train = TensorDL(train_set, bs=bs, shuffle=True, drop_last=drop_last, device=device, **tfms)
     val_bs = 4 * bs if val_bs is None else val_bs
     valid = train.new(valid_set, bs=val_bs, shuffle=False, drop_last=False)
@@ -1499,8 +1504,8 @@ class Scaler:
         units: str = "standard",  # 'raw' | 'standard' | 'log1p'
     ):
         self.units = check_choice("units", units, ("raw", "standard", "log1p"))
-        self.mean = 0.0
-        self.std = 1.0
+        self.mean: float | np.ndarray = 0.0
+        self.std: float | np.ndarray = 1.0
         x = np.asarray(x, dtype=np.float64)
         if units == "log1p" and x.min() <= -1:
             raise ValueError(f"units='log1p': expected values above -1, got {x.min()}")
@@ -1775,7 +1780,7 @@ def get_data(
     entry = _entry(name)
     if units is not None and entry.kind != "table":
         raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
-    loaders = dict(
+    loaders: dict[str, Any] = dict(
         bs=bs, val_bs=val_bs, device=device, drop_last=drop_last, after_batch=after_batch
     )
     if entry.kind in ("folder", "gaze"):
