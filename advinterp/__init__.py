@@ -14,25 +14,23 @@ __version__ = "0.1.0"
 _deprecated.install()
 
 _HOMES = {
-    "core": ["input_grad", "frozen", "set_seed"],
-    "duals": ["LInfBall", "L1Ball", "L2Ball", "GroupBall", "ElasticNet", "WeightedL2"]
-    + ["L1", "L2", "LInf", "GroupL21"],
-    "adversary": ["OneStep", "PGD", "Harmonise"],
-    "penalty": ["GradNorm", "JacobianNorm", "TargetMap", "StableIG", "WeightNorm"],
-    "attribution": ["saliency", "input_x_grad", "integrated_gradients", "smoothgrad"]
-    + ["vargrad", "sparsified_smoothgrad", "moreau_grad", "deep_shap", "completeness_gap"],
-    "metrics": ["gini", "topk_overlap", "ssim"],
-    "estimator": ["AdversarialClassifier", "AdversarialRegressor", "AdversarialClassifierCV"]
-    + ["adversarial_path"],
-    "data": ["load", "get_data"],
-    "callbacks": ["AdversarialTraining", "FreeAdversarialTraining", "GradientPenalty"]
-    + ["RobustMetrics"],
-    "train": ["adv_learner"],
-    "evaluate": ["accuracy", "robust_accuracy", "robustness_curve"],
-    "interpretation": ["AttributionInterpretation", "compare_maps"],
-    "study": ["compare"],
+    "core": "input_grad frozen set_seed",
+    "duals": "LInfBall L1Ball L2Ball GroupBall ElasticNet WeightedL2 L1 L2 LInf GroupL21",
+    "adversary": "OneStep PGD Harmonise",
+    "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm",
+    "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
+    "sparsified_smoothgrad moreau_grad deep_shap completeness_gap",
+    "metrics": "gini topk_overlap ssim",
+    "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV "
+    "adversarial_path",
+    "data": "load get_data",
+    "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
+    "train": "adv_learner",
+    "evaluate": "accuracy robust_accuracy robustness_curve",
+    "interpretation": "AttributionInterpretation compare_maps",
+    "study": "compare",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 

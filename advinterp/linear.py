@@ -11,7 +11,6 @@ __all__ = ['MarginLoss', 'Logistic', 'Hinge', 'SoftplusHinge', 'is_loss_inc', 'i
 # %% ../nbs/one_layer/10_linear.ipynb #654a3078
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor

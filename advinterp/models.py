@@ -9,7 +9,6 @@ __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn',
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

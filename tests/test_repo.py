@@ -128,7 +128,7 @@ def test_lazy_names_are_those_of_their_modules():
     """What `from advinterp import ...` offers is public where it is defined, and about forty."""
     import advinterp
 
-    homes = {name: home for home, names in advinterp._HOMES.items() for name in names}
+    homes = advinterp._HOME
     assert not [name for name, home in homes.items() if name not in all_of(home)]
     assert 35 <= len(homes) <= 60
     assert set(advinterp.__all__) == set(homes) <= set(dir(advinterp))
