@@ -337,7 +337,7 @@ def draw_sums(out, preset="quick", device="cpu"):
     from matplotlib.figure import Figure
 
     done = [job for job in SUMS if (out / "runs" / job.name).exists()]
-    table = pd.DataFrame([read_job(job, out)["row"] for job in done]).assign(missing=None)
+    table = pd.DataFrame([read_job(job, out)["row"] for job in done]).assign(missing=float("nan"))
     fig = Figure(figsize=(1, 1))
     fig.subplots().plot(table["sum"])
     return [Section("Sums", "Two of them.", table, dict(X_fig1=(fig, "A line through the sums")))]
