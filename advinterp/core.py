@@ -441,9 +441,11 @@ class Classifier(nn.Module):
 
 
 def _sum_to_one(logits):
-    "Do the rows sum to one, as far as their precision tells?"
+    "Do the rows sum to one, as far as their precision tells? Votes, all of them 0 or 1, may."
     tolerance = 1e-4 if torch.finfo(logits.dtype).eps < 1e-4 else 2e-2
-    return bool(((logits.detach().double().sum(1) - 1).abs() < tolerance).all())
+    shares = logits.detach().double()
+    are_votes = ((shares == 0) | (shares == 1)).all()
+    return bool(((shares.sum(1) - 1).abs() < tolerance).all() & ~are_votes)
 
 # %% ../nbs/maths/00_core.ipynb #7ead587a
 _one_at_a_time = threading.RLock()
@@ -683,7 +685,8 @@ def frozen(
             for parameter in trained:
                 parameter.requires_grad_(True)
             for module, mode in modes:
-                module.training = mode
+                if module.training is not mode:
+                    module.training = mode
 
 # %% ../nbs/maths/00_core.ipynb #60976bcc
 def set_seed(
