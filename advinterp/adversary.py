@@ -13,6 +13,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -135,12 +136,12 @@ def _inspect(x, lo, hi, model, precision=None):
 
     `precision` is the rounding error of the numbers that the caller had.
     """
-    sound = [x.isfinite().all()]
-    outside = x.new_zeros(())
+    size = x.abs().amax()
+    sound = [size < torch.inf]  # False for NaN too
     if lo is not None:
         outside = torch.maximum((lo - x).amax(), (x - hi).amax())
         rounding = max(1e-6, 4 * (precision or torch.finfo(x.dtype).eps))
-        sound += [(lo <= hi).all(), outside <= rounding * x.abs().amax().clamp_min(1).float()]
+        sound += [(lo <= hi).all(), outside <= rounding * size.float().clamp_min(1)]
     digest = [_sum_of_bits(x)]
     digest += [_sum_of_bits(p).to(x.device) for p in list(model.parameters())[-1:]]
     numbers = torch.stack([flag.long() for flag in sound] + digest).tolist()  # the one transfer
@@ -525,7 +526,7 @@ def _warn_of_lost_gradients(sums, stacklevel):
     "Say that gradients were taken as 0, with the one transfer after the search."
     if not sums:
         return
-    n_lost = (~torch.stack(sums).isfinite()).sum().item()
+    n_lost = sum(not math.isfinite(total) for total in torch.stack(sums).tolist())
     if n_lost:
         warnings.warn(
             f"model: its gradient is NaN or infinite somewhere, in {n_lost} of {len(sums)} "
