@@ -409,14 +409,22 @@ class Classifier(nn.Module):
 
     def _ends_in_probabilities(self, logits, xs):
         "Is the last operation a sigmoid or softmax? Without a graph, two examples are tried once."
-        if logits.grad_fn is None and self.call.facts.is_probable is None:
-            cuda = [x.device for x in xs if getattr(x, "is_cuda", False)]
-            with torch.enable_grad(), torch.random.fork_rng(cuda[:1]):
-                few = [x[:2].detach().requires_grad_(x.is_floating_point()) for x in xs]
-                logits = _logits_of(self.inside(*[x.clone() for x in few]), len(few[0]))
-        if logits.grad_fn is not None:
-            self.call.facts.is_probable = _made_by(logits) in ("Sigmoid", "Softmax")
-        return self.call.facts.is_probable
+        facts = self.call.facts
+        if logits.grad_fn is None and facts.is_probable is None:
+            logits = self._with_graph(xs, logits)
+        if logits.grad_fn is not None or facts.is_probable is None:
+            facts.is_probable = _made_by(logits) in ("Sigmoid", "Softmax")
+        return facts.is_probable
+
+    def _with_graph(self, xs, logits):
+        "The logits of two examples as autograd sees them; those given where it sees nothing."
+        cuda = [x.device for x in xs if getattr(x, "is_cuda", False)]
+        with torch.enable_grad(), torch.random.fork_rng(cuda[:1]):
+            few = [x[:2].detach().requires_grad_(x.is_floating_point()) for x in xs]
+            try:
+                return _logits_of(self.inside(*[x.clone() for x in few]), len(few[0]))
+            except Exception:  # of arrays, not of tensors: such a function has no graph
+                return logits
 
     def _look(self, logits, xs):
         "Refuse logits that are none, and labels that have no class."
