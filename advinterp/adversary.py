@@ -1006,7 +1006,7 @@ def paper_a_cifar(
     kwargs.setdefault("training", True)
     return PGD(LInfBall(eps), steps=steps, step_size=1 / 255, bounds=(0.0, 1.0), **kwargs)
 
-# %% ../nbs/maths/03_adversary.ipynb #25038dfa
+
 def paper_c_iterative(
     dual: Dual,  # `LInfBall`, `ElasticNet` or `GroupBall`
     **kwargs,  # of `PGD`; `warm_start=True` is the text's start, not the code's (B.4)
@@ -1027,7 +1027,7 @@ def paper_c_iterative(
     settings = dict(steps=7, step_size=step_size, random_start=False, training=True)
     return PGD(dual, **(settings | kwargs))
 
-# %% ../nbs/maths/03_adversary.ipynb #95c35add
+# %% ../nbs/maths/03_adversary.ipynb #44a56906
 def mi_fgsm(
     eps: float,  # radius of the l-infinity ball
     steps: int = 10,  # gradient steps, of eps/steps each
@@ -1037,7 +1037,7 @@ def mi_fgsm(
     settings = dict(step_size=eps / steps, random_start=False, momentum=1.0)
     return PGD(LInfBall(eps), steps=steps, **(settings | kwargs))
 
-# %% ../nbs/maths/03_adversary.ipynb #44a56906
+
 def paper_b_mnist(
     eps: float = 1.5,  # l2 radius, for pixels in [0, 1]
     **kwargs,  # of `PGD`

@@ -58,7 +58,7 @@ def saliency(
     g = _over_batches(_gradient, model, x, y, output, batch_size, progress)
     return g.abs() if absolute else g
 
-# %% ../nbs/maths/02_attribution.ipynb #3b8313ce
+
 @entrance
 def input_x_grad(
     model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
