@@ -189,7 +189,7 @@ def topk_overlap(
     return (A & B).sum(1).to(va.dtype) / A.sum(1).clamp(min=1)  # (4)
 
 
-def _pair(a, b):
+def _pair(a, b) -> tuple[Tensor, Tensor]:
     """Two checked batches of maps of one shape, on the device of the first."""
     a, b = _as_map(a, "a"), _as_map(b, "b")
     check_same_shape(a=a, b=b)
