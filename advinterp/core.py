@@ -523,7 +523,7 @@ def _fitting(module, xs):
         fitting.append(x)
     return fitting
 
-
+# %% ../nbs/maths/00_core.ipynb #5b7e4ee2
 def entrance(
     function: Callable | None = None,  # `(model, x, y, ...)`
     *,
@@ -554,6 +554,15 @@ def _has_no_default(function, name):
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
+def _in_precision_of(x, out):
+    "Results of the shape of an input in its precision."
+    if isinstance(out, tuple) and type(out) is tuple:
+        return tuple(_in_precision_of(x, part) for part in out)
+    if isinstance(out, Tensor) and isinstance(x, Tensor) and out.shape == x.shape:
+        return out.to(x.dtype) if out.is_floating_point() else out
+    return out
+
+# %% ../nbs/maths/00_core.ipynb #6328a601
 def differentiable_attention(
     needed: bool = True,  # False: leave the choice to torch
 ) -> contextlib.AbstractContextManager:
@@ -565,15 +574,6 @@ def differentiable_attention(
 def _math_attention():
     with _one_at_a_time, sdpa_kernel(SDPBackend.MATH):  # torch keeps one choice for all threads
         yield
-
-
-def _in_precision_of(x, out):
-    "Results of the shape of an input in its precision."
-    if isinstance(out, tuple) and type(out) is tuple:
-        return tuple(_in_precision_of(x, part) for part in out)
-    if isinstance(out, Tensor) and isinstance(x, Tensor) and out.shape == x.shape:
-        return out.to(x.dtype) if out.is_floating_point() else out
-    return out
 
 # %% ../nbs/maths/00_core.ipynb #715d27ea
 def _without_reduction(loss_func):
