@@ -240,6 +240,23 @@ def test_gap_bounds_any_model_with_any_masses(loss, ball, l1, l2, fit_intercept,
     assert duality_gap(prob, w, b, masses) >= prob.value(w, b) - best - 1e-9
 
 
+@pytest.mark.parametrize("loss", ["logistic", "softplus_hinge"])
+@pytest.mark.parametrize("ball", BALLS)
+@pytest.mark.parametrize("l1, l2", [(0, 0), (0.02, 0), (0, 0.05), (0.02, 0.05)])
+def test_the_gap_at_the_best_masses_is_what_is_lost(loss, ball, l1, l2):
+    """They are the slopes of the loss at the optimum; a bound that is too tight shows here."""
+    prob = make_problem(loss, BALLS[ball], l1, l2, True)
+    w, b, *_ = solve(prob)
+    masses = prob.q * prob.loss.dg(prob.args(w, b))
+    direction = np.random.default_rng(0).normal(size=8)
+    for length in (1e-3, 1e-2, 0.1):
+        worse = w + length * direction
+        lost = prob.value(worse, b) - prob.value(w, b)
+        gap = duality_gap(prob, worse, b, masses)
+        assert gap >= lost - 1e-8
+        assert not l2 or gap <= 2 * lost + 1e-4
+
+
 @pytest.mark.parametrize("ball", ["inf", "inf_mixed", "two", "groups"])
 def test_two_solvers_agree(ball):
     prob = make_problem("logistic", BALLS[ball], 0, 0, True)
@@ -635,3 +652,27 @@ def test_concise_at_little_cost(name):
     assert strong.gini > weak.gini + 0.04
     assert strong.accuracy > weak.accuracy - 0.06
     assert strong.robust_accuracy > 0.7
+
+
+def test_labels_as_a_column_count_as_labels():
+    """Every score takes `(n, 1)`, as fit does, and no other number of labels."""
+    X, y = load_breast_cancer(return_X_y=True)
+    X = scale(X)
+    column = y[:, None]
+    model = AdversarialClassifier(eps=0.1).fit(X, y)
+    assert model.robust_score(X, column) == model.robust_score(X, y) > 0.9
+    measured = [
+        adversarial_path(X, labels, [0.05], X_test=X, y_test=labels).frame.robust_accuracy[0]
+        for labels in (y, column)
+    ]
+    assert measured[0] == measured[1]
+    assert adversarial_path(X, column, [0.05]).frame.robust_accuracy[0] == measured[0]
+    with pytest.raises(ValueError, match="569 labels, one for each row of X, got 10"):
+        model.robust_score(X, y[:10])
+
+
+def test_a_row_of_a_table_is_explained():
+    X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    model = AdversarialClassifier(eps=0.1).fit(X, y)
+    row = model.explain(X.iloc[3])
+    assert str(row) == str(model.explain(X.iloc[[3]]))

@@ -61,6 +61,16 @@ def test_the_deviation_is_that_of_the_screen():
     assert half.mean() < 0.5 * large.mean()
 
 
+def test_a_photo_was_enlarged_until_it_fitted_the_screen():
+    "A square of 160 pixels to 1080: 75 pixels of the screen are 11 1/9 of the photo."
+    (one,) = gaze_maps(table([(80, 80, 400)]), 160, sigma=75)
+    deviation = 75 / (1080 / 160)
+    for distance in (5, 11, 20):
+        expected = np.exp(-0.5 * (distance / deviation) ** 2)
+        assert one[80, 80 + distance] == pytest.approx(expected, abs=1e-6)
+        assert one[80 - distance, 80] == pytest.approx(expected, abs=1e-6)
+
+
 def test_hills_are_as_high_as_fixations_are_long():
     "Far apart, so that neither reaches the other."
     (one,) = gaze_maps(table([(10, 10, 800), (150, 150, 400)]), 16, sigma=40)

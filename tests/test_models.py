@@ -16,6 +16,7 @@ from advinterp import models
 from advinterp.core import set_seed
 from advinterp.data import data_table, load
 from advinterp.models import (
+    InputScale,
     madry_cnn,
     noack_cnn,
     one_hidden,
@@ -253,6 +254,25 @@ def test_same_seed_same_weights(name):
 
 def count_of(model, kind):
     return sum(isinstance(module, kind) for module in model.modules())
+
+
+def test_the_wide_net_halves_the_image_twice():
+    x = torch.rand(2, 3, 32, 32)
+    for units in (1, 2):
+        before_the_mean = wide_resnet(units=units, width=2).eval()[:-3]
+        assert before_the_mean(x).shape == (2, 128, 8, 8)
+
+
+def test_images_are_standardised_one_by_one_but_nearly_plain_ones_are_left_plain():
+    """The deviation has a floor of one over the root of the number of values."""
+    noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    noise = (noise - noise.mean((1, 2, 3), True)) / noise.flatten(1).std(1, correction=0)[0]
+    deviations = torch.tensor([0.5, 1e-4])[:, None, None, None]
+    scale = InputScale(standardise=True)
+    out = scale(0.3 + deviations * noise)
+    torch.testing.assert_close(out[0], noise[0])
+    torch.testing.assert_close(out[1], 1e-4 * 48**0.5 * noise[1])
+    assert torch.equal(InputScale(255.0)(noise), 255 * noise)
 
 
 def test_softplus_copy_keeps_the_original_and_reaches_nested_modules():

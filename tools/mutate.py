@@ -43,7 +43,6 @@ ENVIRONMENT = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="A
 TESTS = {
     "map_adversary": ["evaluate"],
     "solver": ["estimator"],
-    "units": ["callbacks"],
     "study": ["study_tables", "study"],
     "papers.common": ["papers_common"],
     "papers.scorecard": ["scorecard"],
