@@ -27,7 +27,7 @@ from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from ._deprecated import _warn
-from .adversary import PGD, OneStep
+from .adversary import PGD, OneStep, drawn_as_in_0_1
 from .attribution import deep_shap, integrated_gradients
 from .callbacks import AdversarialTraining
 from advinterp.core import (
@@ -315,13 +315,14 @@ def _adversary(run):
     ball = LInfBall(run.strength)
     if recipe.steps == 1:
         return OneStep(ball, bounds=recipe.bounds)
-    return PGD(
+    adversary = PGD(
         ball,
         steps=recipe.steps,
         step_size=recipe.step_size,
         bounds=recipe.bounds,
         fast="auto" if recipe.fast else False,
     )
+    return drawn_as_in_0_1(adversary)  # as the rows that are kept
 
 
 def _ramp(run):
@@ -487,6 +488,7 @@ def measure(
     x_test, y_test = test.x.to(device), test.y.to(device)
     x, y = x_test[: recipe.n_explain], y_test[: recipe.n_explain]
     attack = PGD(LInfBall(recipe.eps), steps=recipe.test_steps, bounds=recipe.bounds)
+    attack = drawn_as_in_0_1(attack)  # as the rows that are kept
     maps = explain(model, x, y, run)
     sparseness = gini(maps)
     row = dict(

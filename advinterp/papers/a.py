@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..adversary import PGD
+from ..adversary import PGD, drawn_as_in_0_1
 from ..attribution import deep_shap
 from ..data import get_data
 from ..duals import LInfBall
@@ -438,6 +438,7 @@ def score(
     recipe = runs[0].recipe
     test = get_data(data, bs=recipe.bs, n_train=recipe.n_train, device=device).valid_ds
     attack = PGD(LInfBall(recipe.eps), steps, bounds=recipe.bounds)
+    attack = drawn_as_in_0_1(attack)  # as the rows that are kept
     card = scorecard(kinds, test.x[:n], test.y[:n], attack, radius, patch=patch)
     tick(1)
     return dict(card=json.loads(card.to_json(orient="records")))

@@ -15,7 +15,7 @@ import torch
 from fastai.optimizer import OptimWrapper
 from safetensors.torch import load_file, save_file
 
-from ..adversary import PGD, paper_b_cifar, paper_b_mnist
+from ..adversary import PGD, drawn_as_in_0_1, paper_b_cifar, paper_b_mnist
 from ..attribution import saliency
 from ..core import check_choice, set_seed
 from ..data import get_data
@@ -170,7 +170,7 @@ def _protect(learn, settings, targets):
             bounds=(0.0, 1.0),
             fast="auto" if settings["fast"] else False,
         )
-        learn.adversarial(attack)
+        learn.adversarial(drawn_as_in_0_1(attack))  # as the rows that are kept
 
 
 def _train(settings, dls, out, tick=lambda: None):
@@ -203,13 +203,14 @@ def run_one(
     test, train = dls.valid_ds, dls.train_ds
     n = settings["n_test"]
     attack_of = paper_b_cifar if settings["data"] == "cifar10" else paper_b_mnist
+    attack = drawn_as_in_0_1(attack_of(settings["eps"]))  # as the rows that are kept
     norms = gradient_norms(model, train.x[:n], train.y[:n])
     weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     return dict(
         accuracy=accuracy(model, test.x, test.y),
         train_accuracy=accuracy(model, train.x, train.y),
-        robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack_of(settings["eps"])),
+        robust_accuracy=robust_accuracy(model, test.x[:n], test.y[:n], attack),
         true_norm=norms.true.mean().item(),
         other_norm=norms.others.mean().item(),
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from .._deprecated import moved_names
-from ..adversary import PGD, Harmonise, OneStep, mi_fgsm, paper_c_iterative
+from ..adversary import PGD, Harmonise, OneStep, drawn_as_in_0_1, mi_fgsm, paper_c_iterative
 from advinterp.attribution import (
     feature_visualization,
     moreau_grad,
@@ -426,18 +426,19 @@ def _protect(learn, settings):
     k = settings["size"] / settings["of"]
     how = dict(training=True, fast="auto" if settings["fast"] else False)
     if protocol in ("harmonise", "wrong_maps"):
-        return learn.adversarial(_harmonise(learn, settings, k, **how))
+        adversary = _harmonise(learn, settings, k, **how)
+        return learn.adversarial(drawn_as_in_0_1(adversary))  # as the rows that are kept
     if norm is None:
         return learn
     if protocol == "noise":
         return learn.adversarial(Noise(_unit * eps))
     dual = _dual(norm, eps, settings["size"], settings["of"])
     if protocol == "fast":
-        return learn.adversarial(OneStep(dual, **how))
+        return learn.adversarial(drawn_as_in_0_1(OneStep(dual, **how)))
     if protocol == "iterative":
-        return learn.adversarial(_iterative(dual, k, **how))
+        return learn.adversarial(drawn_as_in_0_1(_iterative(dual, k, **how)))
     if protocol == "mi_fgsm":
-        return learn.adversarial(mi_fgsm(dual.eps, 7, **how))
+        return learn.adversarial(drawn_as_in_0_1(mi_fgsm(dual.eps, 7, **how)))
     if protocol == "free":
         return learn.adversarial(dual, free_replays=4)
     return learn.penalise(GradNorm(dual))
@@ -510,7 +511,7 @@ def _scores_on_cells(grads, truth):
 def _measure(model, settings, x, y, *maps):
     "All numbers of a model that need no other model."
     grads = saliency(model, x, y)
-    attack = PGD(LInfBall(0.05 * _unit), 10, bounds=(0.0, 1.0))
+    attack = drawn_as_in_0_1(PGD(LInfBall(0.05 * _unit), 10, bounds=(0.0, 1.0)))
     row = dict(
         accuracy=accuracy(model, x, y),
         robust_accuracy=robust_accuracy(model, x, y, attack),

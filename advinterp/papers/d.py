@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adversary import PGD, DualAdversary, margin_loss
+from ..adversary import PGD, DualAdversary, drawn_as_in_0_1, margin_loss
 from ..attribution import saliency
 from ..core import input_grad, set_seed, task_loss
 from ..data import TakeMaps, get_data, load
@@ -695,7 +695,8 @@ def _image_train(settings, dls):
     learn = adv_learner(dls, net, cbs=callbacks)
     if settings["method"] == "adversarial":
         ball = LInfBall(settings["eps"])
-        learn.adversarial(PGD(ball, settings["steps"], bounds=(0.0, 1.0)))
+        attack = PGD(ball, settings["steps"], bounds=(0.0, 1.0))
+        learn.adversarial(drawn_as_in_0_1(attack))  # as the rows that are kept
     if settings["method"] == "l2 weights":
         learn.penalise(WeightNorm(2, squared=True), settings["decay"])
     with learn.no_bar(), learn.no_logging():
@@ -750,7 +751,7 @@ def run_images(
     examples = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
     few = {name: values[:12].contiguous().cpu() for name, values in examples.items()}
     save_file(few, folder / "images.safetensors")
-    attack = PGD(LInfBall(settings["eps"]), 20, bounds=(0.0, 1.0))
+    attack = drawn_as_in_0_1(PGD(LInfBall(settings["eps"]), 20, bounds=(0.0, 1.0)))
     row = dict(
         accuracy=accuracy(net, x, y),
         robust=robust_accuracy(net, x, y, attack),
