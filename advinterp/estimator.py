@@ -24,7 +24,12 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from ._deprecated import moved_names, renamed_arguments
 from .core import check_choice, check_count, check_strength
@@ -305,10 +310,19 @@ def robust_score(
     """
     check_strength("scale", scale)
     scores = self.decision_function(X)
+    y = _labels_of(y, len(scores))
     index = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
     known = self.classes_[index] == y
     hits = _robust_hits(self, scores, index, scale) & known
     return float(np.average(hits, weights=sample_weight))
+
+
+def _labels_of(y, n_rows):
+    "The labels as `(n,)`, from what scikit-learn takes; ValueError for another number of them."
+    y = column_or_1d(y)
+    if len(y) != n_rows:
+        raise ValueError(f"y: expected {n_rows} labels, one for each row of X, got {len(y)}")
+    return y
 
 
 def _robust_hits(est, scores, index, scale=1.0):
@@ -616,7 +630,7 @@ class Explanation:
 @renamed_arguments(k="n")
 def explain(
     self: _AdversarialLinear,
-    x: np.ndarray | pd.DataFrame,  # one row: `(d,)`, `(1, d)` or a one-row table
+    x: np.ndarray | pd.DataFrame | pd.Series,  # one row: `(d,)`, `(1, d)`, of a table
     n: int = 5,  # at most this many features
     groups: np.ndarray | None = None,  # as for `feature_impact`
     baseline: float | np.ndarray = 0.0,  # as for `attribute`
@@ -628,7 +642,10 @@ def explain(
     prediction. Raises ValueError for more than one row.
     """
     check_count("n", n, low=0)
-    x = x if hasattr(x, "iloc") or sparse.issparse(x) else np.atleast_2d(x)
+    if isinstance(x, pd.Series):
+        x = x.to_frame().T  # a row of a table
+    elif not hasattr(x, "iloc") and not sparse.issparse(x):
+        x = np.atleast_2d(x)
     if x.shape[0] != 1:
         raise ValueError(f"x has {x.shape[0]} rows: expected one row to explain")
     attributions = self.attribute(x, baseline, output)[0]
@@ -729,9 +746,10 @@ def adversarial_path(
     data = est._data(X, y, sample_weight)
     rows, index, *_ = data
     if X_test is None:
-        X_test, y_test, test_weight = rows, y, sample_weight
+        X_test, y_test, test_weight = rows, column_or_1d(y), sample_weight
     else:
         X_test = validate_data(est, X_test, accept_sparse="csr", dtype=np.float64, reset=False)
+        y_test = _labels_of(y_test, X_test.shape[0])
     measures, coefs, intercepts = [], [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -657,7 +657,7 @@ def test_concise_at_little_cost(name):
 def test_labels_as_a_column_count_as_labels():
     """Every score takes `(n, 1)`, as fit does, and no other number of labels."""
     X, y = load_breast_cancer(return_X_y=True)
-    X = scale(X)
+    X = StandardScaler().fit_transform(X)
     column = y[:, None]
     model = AdversarialClassifier(eps=0.1).fit(X, y)
     assert model.robust_score(X, column) == model.robust_score(X, y) > 0.9
