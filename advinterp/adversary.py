@@ -223,9 +223,9 @@ def fooled(self: _Problem):
 @patch
 def subset(
     self: _Problem,
-    keep,  # `(B,)` mask of the examples to keep
+    keep,  # indices of the examples to keep
 ):
-    "The same problem for the examples `keep` (a mask)."
+    "The same problem for the examples `keep`."
     model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
     limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
     part = (self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
@@ -846,7 +846,7 @@ def _until_fooled(self: PGD, p, gen):
         for t in range(self.steps + 1):
             g, _ = part.grad(delta)  # at t = steps only the look at the logits counts
             out[left] = delta
-            keep = ~part.fooled()
+            keep = (~part.fooled()).nonzero()[:, 0]  # the one transfer of the step
             part, left = part.subset(keep), left[keep]
             delta, g, m = delta[keep], g[keep], m[keep]
             if not len(left):

@@ -347,6 +347,26 @@ def _check_groups(groups):
     return groups
 
 
+class _Copies(dict):
+    """Copies of a tensor on the devices where it is needed, each of them one transfer.
+
+    A dual shares them with its copies of another eps; they are left out of files.
+    """
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def on(self, tensor, device, dtype):
+        if tensor.device == device or tensor.requires_grad or tensor.is_inference():
+            return tensor.to(device, dtype)
+        known = self.get((device, dtype))
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            with torch.inference_mode(False):  # it may be differentiated later
+                known = tensor, tensor._version, tensor.to(device, dtype)
+            self[device, dtype] = known
+        return known[2]
+
+
 _reductions = {torch.sum: "sum", torch.amax: "amax", torch.amin: "amin"}
 
 
@@ -358,6 +378,7 @@ class _Labels(_Whole):
         self.shape = groups.shape
         self.n_groups = len(names)
         self.index = index.flatten()
+        self.copies = _Copies()
 
     def __repr__(self):
         return f"{self.n_groups} groups of shape {tuple(self.shape)}"
@@ -371,13 +392,16 @@ class _Labels(_Whole):
         return flat(x)
 
     def pool(self, blocks, reduce):
-        index = self.index.to(blocks.device).expand_as(blocks)
+        index = self._index_on(blocks.device).expand_as(blocks)
         # Starts at 0, which changes neither a sum nor the largest absolute value.
         start = blocks.new_zeros(len(blocks), self.n_groups)
         return start.scatter_reduce(1, index, blocks, _reductions[reduce])
 
     def spread(self, numbers):
-        return numbers[:, self.index.to(numbers.device)]
+        return numbers[:, self._index_on(numbers.device)]
+
+    def _index_on(self, device):
+        return self.copies.on(self.index, device, self.index.dtype)
 
 # %% ../nbs/maths/01_duals.ipynb #13044524
 def _scale(u, factor):
@@ -548,6 +572,7 @@ class WeightedL2(Dual):
     ):
         self.eps = check_strength("eps", eps)
         self.weight = _check_weight(weight)
+        self.copies = _Copies()
 
     def _extra(self):
         if self.weight.ndim:
@@ -556,7 +581,7 @@ class WeightedL2(Dual):
 
     def _weight_for(self, x):
         "The weight in the dtype and on the device of `x`, to which it has to broadcast."
-        weight = self.weight.to(x)
+        weight = self.copies.on(self.weight, x.device, x.dtype)
         try:
             fits = torch.broadcast_shapes(weight.shape, x.shape) == x.shape
         except RuntimeError:

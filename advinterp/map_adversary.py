@@ -139,7 +139,10 @@ def _best_iterate(model, soft, explained, x0, y, mask, limits, ball, step_size, 
 
 def _check_curved(g, mask, name):
     """Check that some map changes: not all gradients of the share are zero."""
-    if mask.any() and not g[mask.any(1)].any():
+    shown = mask.any(1)
+    moves = shown & (flat(g) != 0).any(1)
+    some_shown, some_move = torch.stack([shown.any(), moves.any()]).tolist()  # one transfer
+    if some_shown and not some_move:
         raise ValueError(
             f"{name}: its map does not change with x, all second derivatives are zero, "
             "as in networks of ReLUs; pass attack_model=softplus_copy(model) from "
