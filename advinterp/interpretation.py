@@ -13,22 +13,30 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from fastai.layers import NoneReduce
 from fastai.learner import Learner
 from fastai.torch_core import to_device
-from fastcore.basics import patch, store_attr
+from fastcore.basics import detuplify, patch, store_attr
 from matplotlib.figure import Figure
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from ._deprecated import renamed_arguments
 from .attribution import saliency
-from .callbacks import RawModel, RawUnits, _plain, _which_input
-from .core import check_choice, check_count, check_same_shape, frozen, predicted
+from .callbacks import _accepts, _example_loss, _net_of, _Reading, _which_input
+from advinterp.core import (
+    _logits_of,
+    as_labels,
+    check_choice,
+    check_count,
+    check_same_shape,
+    frozen,
+    plain,
+    predicted,
+)
 from .evaluate import bootstrap_interval
 from .metrics import gini
 from .plots import contribution_bars, saliency_grid
+from .units import RawModel, check_normalize, find_units, said_normalize
 
 # %% ../nbs/measure/33_interpretation.ipynb #4b811a44
 class AttributionInterpretation:
@@ -49,6 +57,7 @@ class AttributionInterpretation:
         names: Sequence[str] | None = None,  # names of the features of a table
         items: Sequence | pd.DataFrame | None = None,  # what the data set was made from
         title: str = "map",  # name of the learner, or of the method
+        model: nn.Module | None = None,  # the model of `inputs`, in raw units like these
     ):
         store_attr()
         self.ginis = gini(maps)
@@ -84,7 +93,11 @@ class AttributionInterpretation:
 def _loader(learn, ds_idx, dl):
     "The loader to read, in the order of its data set."
     if not isinstance(learn, Learner):
-        raise TypeError(f"learn={learn!r}: expected a fastai Learner")
+        shown = repr(learn).split("\n")[0][:60]
+        hint = ""
+        if isinstance(learn, nn.Module):
+            hint = "; Learner(dls, model, loss_func) makes one of a model and its loaders"
+        raise TypeError(f"learn={shown}: expected a fastai Learner{hint}")
     if dl is None:
         last = len(learn.dls.loaders) - 1
         if not 0 <= ds_idx <= last:
@@ -94,6 +107,13 @@ def _loader(learn, ds_idx, dl):
         raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
     if isinstance(getattr(dl, "sampler", None), RandomSampler):
         raise ValueError("dl: it shuffles, expected a loader in the order of its data set")
+    if not hasattr(dl.dataset, "__len__"):
+        raise TypeError("dl: its data set has no length, expected one with a number of examples")
+    if not len(dl.dataset):
+        raise ValueError(
+            "learn: its loaders are empty, as after export and load_learner; pass a loader with "
+            "labels, dl=learn.dls.test_dl(items, with_labels=True)"
+        )
     return dl.new(shuffle=False, drop_last=False) if hasattr(dl, "new") else dl
 
 
@@ -133,32 +153,31 @@ class _OneExample(RawModel):
         return self.model(*before, self.units.encode(u), *after)
 
 
-def _maps(net, units, xb, i, u, y, method):
+def _maps(reading, xb, u, y, method):
     "Maps of raw inputs `u`; one by one where there are other inputs, which methods cannot repeat."
     if len(xb) == 1:
-        model = RawModel(net, units, xb, i) if units.stats else net
-        return method(model, u, y)
+        return method(reading.model, u, y)
     maps = []
     for row in range(len(u)):
         one = slice(row, row + 1)
-        model = _OneExample(net, units, [part[one] for part in xb], i)
+        model = _OneExample(reading.net, reading.units, [part[one] for part in xb], reading.i)
         maps.append(method(model, u[one], y[one]))
     return torch.cat(maps)
 
 
-def _targets(yb, logits):
-    "The targets of a batch as class indices `(B,)`."
-    if not len(yb):
-        raise ValueError(
-            "dl: its batches have no targets, expected class indices; make it with labels"
-        )
-    y = _plain(yb[0])
-    if y.numel() != len(logits):
-        raise ValueError(
-            f"targets of shape {tuple(y.shape)}: expected one class index for each of the "
-            f"{len(logits)} examples"
-        )
-    return y.reshape(-1).long()
+class _OfAll(RawModel):
+    "A model of several inputs around all explained examples, as a function of one input of each."
+
+    def forward(self, u):
+        n_rows = len(self.xb[0])
+        if len(u) != n_rows:
+            raise ValueError(
+                f"model: it has the other inputs of the {n_rows} explained examples and takes the "
+                f"inputs of all of them at once, got {len(u)} rows; learn.model takes all inputs"
+            )
+        others = [part.to(u.device) for part in self.xb]
+        before, after = others[: self.i], others[self.i + 1 :]
+        return self.model(*before, self.units.encode(u), *after)
 
 # %% ../nbs/measure/33_interpretation.ipynb #ef7f4398
 class _Explained(NamedTuple):
@@ -171,25 +190,59 @@ class _Explained(NamedTuple):
     maps: Tensor
 
 
-def _explain(learn, net, dl, batch, keep, method, explain, which):
-    "The rows of a batch that are kept."
-    n_inp = getattr(dl, "n_inp", max(1, len(batch) - 1))
-    xb = [_plain(part) for part in batch[:n_inp]]
-    yb = [_plain(part)[keep] for part in batch[n_inp:]]
-    i = _which_input(xb, which)
-    units = RawUnits(dl, batch[i])
-    xb = [part[keep] for part in xb]
-    u = units.decode(xb[i])
-    if units.bounds is not None:
-        u = u.clamp(*units.bounds)
-    with torch.no_grad(), NoneReduce(learn.loss_func) as loss_func:
-        logits = _plain(net(*xb))
-        y = _targets(yb, logits)
-        losses = _plain(loss_func(logits, *yb[:1])).reshape(len(logits), -1).sum(1)
-    preds = predicted(logits)
-    maps = _maps(net, units, xb, i, u, y if explain == "target" else preds, method)
-    check_same_shape(inputs=u, maps=maps)
-    return _Explained(*(part.detach().cpu() for part in (u, y, preds, losses, maps)))
+class _Explainer:
+    "What explains the batches of a loader, one after the other."
+
+    def __init__(self, learn, dl, method, explain, which, normalize):
+        self.learn = learn
+        self.dl = dl
+        self.net = _net_of(learn)
+        self.method = method
+        self.explain = explain
+        self.which = which
+        self.normalize = said_normalize(learn) if normalize is None else normalize
+        self.reading = None  # of the first batch
+        self.xb = []  # all inputs of the batches, where there are several
+
+    def __call__(self, batch, keep):
+        "The rows of a batch that are kept."
+        n_inp = getattr(self.dl, "n_inp", max(1, len(batch) - 1))
+        xb = [plain(part)[keep] for part in batch[:n_inp]]
+        yb = [plain(part)[keep] for part in batch[n_inp:]]
+        if not yb:
+            raise ValueError(
+                "dl: its batches have no targets, expected class indices; make it with labels"
+            )
+        if self.reading is None:
+            i = _which_input(xb, self.which)
+            units = find_units(self.dl, batch[i], self.normalize)
+            self.reading = _Reading(self.net, units, i, n_inp)
+        if n_inp > 1:
+            self.xb.append([part.cpu() for part in xb])
+        u = self.reading.units.raw(xb[self.reading.i])
+        y = as_labels(yb[0], len(u), u.device)
+        with torch.no_grad():
+            out = self.net(*xb)
+            preds = predicted(_logits_of(out, len(u)))
+            losses = self._losses(out, yb, y)
+        maps = _maps(self.reading, xb, u, y if self.explain == "target" else preds, self.method)
+        check_same_shape(inputs=u, maps=maps)
+        return _Explained(*(part.detach().cpu() for part in (u, y, preds, losses, maps)))
+
+    def _losses(self, out, yb, labels):
+        "The learner's loss of each example; some targets are there for others, maps for instance."
+        loss = _example_loss(self.learn)
+        if getattr(loss, "takes_labels", False):
+            return loss(_logits_of(out, len(labels)), labels)
+        takes_all = _accepts(self.learn.loss_func, 1 + len(yb))
+        return loss(out, detuplify(tuple(yb)) if takes_all else yb[0])
+
+    def model(self):
+        "The model of the raw inputs that have been explained."
+        if not self.xb:
+            return self.reading.model
+        others = [torch.cat(parts) for parts in zip(*self.xb)]
+        return _OfAll(self.net, self.reading.units, others, self.reading.i)
 
 
 def _kept_batches(dl, keep, device):
@@ -217,6 +270,7 @@ def from_learner(
     seed: int = 0,  # of the sample
     which: int | None = None,  # the input to explain; None: the only one with a floating dtype
     title: str | None = None,  # name in figures; None: the method's
+    normalize: tuple | None = None,  # (mean, std) of the inputs; None: what the loader tells
 ) -> AttributionInterpretation:
     """Explain a learner's examples, on its device and in raw units, and leave it as it was.
 
@@ -229,15 +283,12 @@ def from_learner(
         )
     check_choice("explain", explain, ("target", "predicted"))
     dl = _loader(learn, ds_idx, dl)
-    net = learn.model.module if isinstance(learn.model, DistributedDataParallel) else learn.model
     keep = _sample(n, len(dl.dataset), seed)
     mapped = partial(method, output=output, batch_size=batch_size)
-    with frozen(net, training=False):
-        device = next(net.parameters()).device
-        parts = [
-            _explain(learn, net, dl, batch, rows, mapped, explain, which)
-            for batch, rows in _kept_batches(dl, keep, device)
-        ]
+    explainer = _Explainer(learn, dl, mapped, explain, which, check_normalize(normalize))
+    with frozen(explainer.net, training=False):
+        weight = next(explainer.net.parameters(), torch.empty(0))
+        parts = [explainer(batch, rows) for batch, rows in _kept_batches(dl, keep, weight.device)]
     whole = _Explained(*map(torch.cat, zip(*parts)))
     vocab, names = _names_of(dl)
     if vocab is None:
@@ -245,7 +296,8 @@ def from_learner(
     idxs = keep.nonzero()[:, 0]
     title = _name_of(method) if title is None else title
     items = getattr(dl, "items", None)
-    return cls(*whole, idxs, vocab, names, items, title)  # type: ignore[operator]  # hint of @patch
+    known = (*whole, idxs, vocab, names, items, title)
+    return cls(*known, explainer.model())  # type: ignore[operator]  # hint of @patch
 
 # %% ../nbs/measure/33_interpretation.ipynb #ff38a51f
 @patch

@@ -22,18 +22,31 @@ from advinterp.callbacks import (
     AdversarialTraining,
     FreeAdversarialTraining,
     GradientPenalty,
-    _hits,
-    _plain,
+    _share_right,
 )
-from .core import check_strength, is_binary, task_loss
+from advinterp.core import (
+    _check_classes,
+    _logits_of,
+    _made_by,
+    as_labels,
+    check_strength,
+    is_binary,
+    plain,
+    task_loss,
+)
 from .duals import Dual
+from .units import check_normalize
 
 # %% ../nbs/train/21_train.ipynb #53545a8a
 class TaskLoss(nn.Module):
-    "Cross-entropy of the class indices, binary where the model has one logit."
+    """Cross-entropy of the class indices, binary where the model has one logit.
+
+    Raises ValueError for labels that have no class, and for probabilities in place of logits.
+    """
 
     y_int = True  # MixUp mixes the losses of two class indices, not the indices
     per_example = staticmethod(task_loss)
+    _looked: frozenset = frozenset()  # devices on which labels have been looked at
 
     def __init__(
         self,
@@ -43,10 +56,23 @@ class TaskLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        loss = reduce_loss(task_loss(_plain(logits), _plain(y)), self.reduction)
+        loss = reduce_loss(task_loss(*self._taken(logits, y)), self.reduction)
         if loss.ndim:
             return loss
         return loss.float()  # fastai's `Recorder` is in single precision; gradients are not
+
+    def _taken(self, logits, y):
+        logits = _logits_of(logits, _length(y))
+        if _made_by(logits) in ("Sigmoid", "Softmax"):
+            raise ValueError(
+                "model: its outputs are probabilities, expected logits; "
+                "leave out the sigmoid or softmax at its end"
+            )
+        if logits.device in self._looked:
+            return logits, plain(y).reshape(len(logits)).long()
+        if logits.device.type != "cpu":
+            self._looked = self._looked | {logits.device}
+        return logits, _classes(logits, y)
 
     def activation(self, logits: Tensor) -> Tensor:
         "Logits to probabilities."
@@ -58,13 +84,29 @@ class TaskLoss(nn.Module):
             return (probabilities.reshape(len(probabilities)) > 0.5).long()
         return probabilities.argmax(1)
 
+
+def _length(y):
+    return len(y) if getattr(y, "ndim", 1) else 1
+
+
+def _classes(logits, y):
+    "Labels in any form as class indices `(B,)`, each of a class that the logits have."
+    labels = as_labels(y, len(logits), logits.device)
+    if len(labels):
+        _check_classes(labels, max(2, logits.shape[1]))
+    return labels
+
 # %% ../nbs/train/21_train.ipynb #b1d2a607
 def logits_accuracy(
     logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
     y: Tensor,  # `(B,)` class indices
 ) -> Tensor:  # share of right answers
-    "Accuracy of any classifier, a metric for a `Learner`."
-    return _hits(_plain(logits), _plain(y)).float().mean()
+    """Accuracy of any classifier, a metric for a `Learner`; NaN where a logit is.
+
+    Raises ValueError for labels that have no class.
+    """
+    logits = _logits_of(logits, _length(y))
+    return _share_right(logits, _classes(logits, y))
 
 
 class _Accuracy(AvgMetric):
@@ -80,7 +122,7 @@ def default_loss(
     dls: DataLoaders,  # a data set with an attribute `loss_func` says what it wants
 ) -> Callable:  # a loss
     "The loss of the data where it is a special one, else `TaskLoss`."
-    loss_func = getattr(dls.train_ds, "loss_func", None)
+    loss_func = getattr(getattr(dls.train, "dataset", None), "loss_func", None)
     usual = (
         type(loss_func) is CrossEntropyLossFlat
         and loss_func.axis == -1
@@ -95,17 +137,25 @@ def adversarial(
     self: Learner,
     adversary: Callable | Dual,  # `OneStep(dual)`, `PGD(dual)`, ...; for free training also a ball
     free_replays: int | None = None,  # m: free adversarial training, so many steps per batch
+    normalize: tuple | None = None,  # (mean, std) of the inputs; None: what the loader tells
     **kwargs,  # to `AdversarialTraining` or, with `free_replays`, `FreeAdversarialTraining`
 ) -> Learner:
     """Train adversarially from now on, in place of an earlier adversary.
 
     Strengths are in raw units. Raises TypeError for what is no adversary.
     """
+    _remember(self, normalize)
     if free_replays is None:
-        callback = AdversarialTraining(adversary, **kwargs)  # type: ignore[arg-type]  # duals raise
+        callback = AdversarialTraining(adversary, **kwargs)
     else:
         callback = _free_training(adversary, free_replays, **kwargs)
     return self.remove_cbs([AdversarialTraining, FreeAdversarialTraining]).add_cb(callback)
+
+
+def _remember(learn, normalize):
+    "Tell a learner how its inputs are normalised: all its callbacks ask it, and it as a model."
+    if normalize is not None:
+        learn.normalized_by = check_normalize(normalize)
 
 
 def _free_training(adversary, replays, **kwargs):
@@ -127,8 +177,10 @@ def penalise(
     penalty: Callable,  # `GradNorm(dual)`, `WeightNorm(p)`, ...
     weight: float = 1.0,  # lambda
     which: int | None = None,  # the input it differentiates; None: the only one of floating dtype
+    normalize: tuple | None = None,  # (mean, std) of the inputs; None: what the loader tells
 ) -> Learner:
     "Add a penalty to what is minimised, beside those already there."
+    _remember(self, normalize)
     return self.add_cb(GradientPenalty(penalty, weight, which))
 
 # %% ../nbs/train/21_train.ipynb #8ff14a07
@@ -139,14 +191,17 @@ def adv_learner(
     penalty: Callable | None = None,  # `GradNorm(dual)`, `WeightNorm(p)`, ...; None: no penalty
     pen_weight: float = 1.0,  # weight of the mean penalty beside the mean loss
     free_replays: int | None = None,  # m: free training in the adversary's ball, m steps per batch
+    normalize: tuple | None = None,  # (mean, std) of the inputs; None: what the loaders tell
     **learner_kwargs,  # to `Learner`: loss_func, opt_func, lr, splitter, cbs, metrics, wd, path ...
 ) -> Learner:
     """A `Learner` for adversarial training, penalties, or both.
 
     Where none is given the loss is `TaskLoss` and the metric `logits_accuracy`, in the column
     `accuracy`. With `free_replays` the adversary may be a ball. Raises TypeError for an adversary
-    given as a penalty and the like, ValueError for a negative weight or replays without a ball.
+    given as a penalty, a function given as a model and the like, ValueError for a negative weight
+    or replays without a ball.
     """
+    _check_parts(dls, model)
     check_strength("pen_weight", pen_weight)
     if adversary is None and free_replays is not None:
         raise ValueError(
@@ -158,11 +213,42 @@ def adv_learner(
     if isinstance(learner_kwargs["loss_func"], TaskLoss):
         learner_kwargs.setdefault("metrics", _Accuracy(logits_accuracy))
     learn = Learner(dls, model, **learner_kwargs)
+    _remember(learn, normalize)
     if adversary is not None:
         learn.adversarial(adversary, free_replays)
     if penalty is not None:
         learn.penalise(penalty, pen_weight)
     return learn
+
+
+def _check_parts(dls, model):
+    "Check that loaders and a model are what they should be, else TypeError with what was meant."
+    for name, value in (("dls", dls), ("model", model)):
+        if isinstance(value, Learner):
+            raise TypeError(
+                f"{name}: this is a Learner already; "
+                "train it with learn.adversarial(adversary) or learn.penalise(penalty)"
+            )
+    if not hasattr(dls, "loaders"):
+        kind = type(dls).__name__
+        hint = "the model comes second" if isinstance(dls, nn.Module) else "as of one loader each"
+        raise TypeError(f"dls: expected DataLoaders(train, valid), {hint}, got {kind}")
+    if isinstance(model, nn.Module):
+        return
+    name = model if isinstance(model, str) else getattr(model, "__name__", None)
+    if isinstance(model, str) or (name and callable(model)):
+        shown = repr(name) if isinstance(model, str) else name
+        raise TypeError(
+            f"model={shown}: expected a module, got {_kind_of(model)}; "
+            f"vision_learner(dls, {shown}).adversarial(...) makes a network for the data of it"
+        )
+    raise TypeError(f"model: expected a module, got {type(model).__name__}")
+
+
+def _kind_of(model):
+    if isinstance(model, str):
+        return "a name"
+    return "a class" if isinstance(model, type) else "a function"
 
 # %% ../nbs/train/21_train.ipynb #ae1fa9bd
 class FTRL(Optimizer):

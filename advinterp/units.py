@@ -189,7 +189,7 @@ def _as_stats(mean, std, ndim=4):
 def find_units(
     loader: Any = None,  # a fastai or torch loader; None: there is none
     x: Tensor | None = None,  # an input of one of its batches, of the class that it has there
-    normalize: tuple[Any, Any] | None = None,  # (mean, std) in place of what is found
+    normalize: tuple | None = None,  # (mean, std) in place of what is found
     warn: bool = True,  # say it where images leave [0, 1]
 ) -> RawUnits:
     """The raw units of a loader's inputs, from its transforms or as the caller says.
@@ -221,8 +221,8 @@ def find_units(
 
 
 def check_normalize(
-    normalize: tuple[Any, Any] | None,  # (mean, std), numbers or one for each channel
-) -> tuple[Any, Any] | None:  # the same
+    normalize: tuple | None,  # (mean, std), numbers or one for each channel; None: not given
+) -> tuple | None:  # the same
     "Check that `normalize` is a mean and a positive deviation, else ValueError."
     if normalize is None:
         return None
@@ -309,7 +309,7 @@ def said_normalize(
 ) -> tuple | None:  # (mean, std); None: nothing was said
     "What `normalize=` said when a learner or one of its callbacks was made."
     for speaker in (learn, *vars(learn).get("cbs", ())):
-        said = vars(speaker).get("normalize")  # not what it may find in its model under that name
+        said = vars(speaker).get("normalized_by")
         if said is not None:
             return said
     return None

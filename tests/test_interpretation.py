@@ -10,8 +10,8 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.interpret import Interpretation
-from fastai.learner import Learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.learner import Learner, load_learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.tabular.all import (
     Categorify,
     CategoryBlock,
@@ -19,16 +19,19 @@ from fastai.tabular.all import (
     TabularDataLoaders,
     tabular_learner,
 )
+from fastai.vision.all import vision_learner
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchvision.models import resnet18
 
 from advinterp import attribution
 from advinterp.data import tensor_dls
+from advinterp.evaluate import accuracy
 from advinterp.interpretation import AttributionInterpretation, compare_maps
 from advinterp.metrics import gini
-from advinterp.train import adv_learner
+from advinterp.train import adv_learner, logits_accuracy
 
 interpret = AttributionInterpretation.from_learner
 MEAN = [0.4, 0.3, 0.2]
@@ -37,7 +40,7 @@ FIELDS = ("inputs", "targs", "preds", "losses", "maps", "ginis")
 METHODS = dict(
     saliency=attribution.saliency,
     input_x_grad=attribution.input_x_grad,
-    integrated_gradients=partial(attribution.integrated_gradients, n_steps=5),
+    integrated_gradients=partial(attribution.integrated_gradients, steps=5),
     smoothgrad=partial(attribution.smoothgrad, n_samples=3),
     vargrad=partial(attribution.vargrad, n_samples=3),
     sparsified_smoothgrad=partial(attribution.sparsified_smoothgrad, n_samples=3),
@@ -197,6 +200,96 @@ def test_tables_with_categories(table, method):
         torch.testing.assert_close(ours.maps[row : row + 1], expected, atol=1e-5, rtol=1e-3)
     assert list(ours.names) == ["a", "b", "c"]
     assert list(ours.per_class_gini().index) == ["no", "yes"]
+
+
+# ---------------------------------------------------------------- the model of the inputs
+
+
+def test_model_and_learner_are_those_of_the_raw_inputs(learn, images):
+    ours = interpret(learn)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        validated = learn.validate()[1]
+    for model in (ours.model, learn):
+        assert accuracy(model, ours.inputs, ours.targs) == pytest.approx(validated, abs=1e-6)
+    expected = OfPixels(learn.model.eval())(images[0][20:])
+    torch.testing.assert_close(ours.model(ours.inputs), expected)
+
+
+def test_learner_of_a_pretrained_kind_is_judged_in_raw_units():
+    torch.manual_seed(0)
+    x = torch.rand(24, 3, 32, 32)
+    y = torch.arange(24) % 3
+    normalize = Normalize.from_stats(MEAN, STD, cuda=False)
+    dls = tensor_dls(x, y, x, y, bs=12, after_batch=[normalize], device="cpu")
+    learn = vision_learner(
+        dls, resnet18, n_out=3, pretrained=False, weights=None, metrics=logits_accuracy
+    )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-3)
+        validated = learn.validate()[1]
+    ours = interpret(learn)
+    learn.model.eval()
+    assert accuracy(learn, ours.inputs, ours.targs) == pytest.approx(validated, abs=1e-6)
+    assert accuracy(ours.model, ours.inputs, ours.targs) == pytest.approx(validated, abs=1e-6)
+
+
+def test_model_of_a_table_takes_all_its_examples(table):
+    ours = interpret(table, n=12)
+    assert accuracy(ours.model, ours.inputs, ours.targs) == pytest.approx(
+        (ours.preds == ours.targs).float().mean().item()
+    )
+    with pytest.raises(ValueError, match="all of them at once, got 3 rows"):
+        ours.model(ours.inputs[:3])
+
+
+def test_units_that_are_said_are_those_that_are_found(learn, images):
+    x, y = images
+    normalised = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    loader = DataLoader(TensorDataset(normalised[20:], y[20:]), batch_size=7)
+    silent = Learner(DataLoaders(loader, loader), learn.model, loss_func=nn.CrossEntropyLoss())
+    with pytest.warns(UserWarning, match=r"normalize=\(mean, std\)"):
+        assert not torch.allclose(interpret(silent).inputs, x[20:], atol=1e-3)
+    told = interpret(silent, normalize=(MEAN, STD))
+    torch.testing.assert_close(told.inputs, x[20:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(told.maps, interpret(learn).maps, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_that_leaves_the_range_of_the_others_is_not_cut(learn, images):
+    x, y = images
+    far = x[20:].clone()
+    far[-1, 0, 0, 0] = 5.0
+    loader = DataLoader(TensorDataset(far, y[20:]), batch_size=7)
+    raw = Learner(DataLoaders(loader, loader), learn.model, loss_func=nn.CrossEntropyLoss())
+    with pytest.warns(UserWarning, match="no longer clamped"):
+        ours = interpret(raw)
+    assert torch.equal(ours.inputs, far)
+
+
+def test_loaded_learners_say_what_they_need(learn, images, tmp_path):
+    ours = interpret(learn)
+    learn.path = tmp_path
+    learn.export("learner.pkl")
+    back = load_learner(tmp_path / "learner.pkl")
+    with pytest.raises(ValueError, match=r"dl=learn.dls.test_dl\(items, with_labels=True\)"):
+        interpret(back)
+    again = interpret(back, dl=learn.dls.valid)
+    torch.testing.assert_close(again.maps, ours.maps)
+    assert accuracy(back, *images) == accuracy(learn, *images)
+
+
+def test_targets_beside_the_labels_are_for_others(images):
+    x, y = images
+    maps = torch.rand(50, 6, 6)
+    dls = tensor_dls(
+        x[:20], y[:20], x[20:], y[20:], maps=maps[:20], maps_valid=maps[20:], device="cpu"
+    )
+    for loss_func in (nn.CrossEntropyLoss(), CrossEntropyLossFlat(), None):
+        learn = adv_learner(dls, small_network(), loss_func=loss_func)
+        ours = interpret(learn)
+        logits = learn.model.eval()(x[20:]).detach()
+        expected = nn.functional.cross_entropy(logits, y[20:], reduction="none")
+        torch.testing.assert_close(ours.losses, expected)
 
 
 # ---------------------------------------------------------------- ranks
@@ -401,6 +494,17 @@ def no_loader(learn):
     return [(torch.rand(4, 3, 6, 6), torch.zeros(4, 2))]
 
 
+class Stream(IterableDataset):
+    """Examples without an end."""
+
+    def __iter__(self):
+        yield torch.rand(3, 6, 6), 0
+
+
+def without_length(learn):
+    return DataLoader(Stream())
+
+
 def of_two_targets(learn):
     return DataLoader(TensorDataset(torch.rand(4, 3, 6, 6), torch.zeros(4, 2)))
 
@@ -411,7 +515,8 @@ def of_two_targets(learn):
         (without_labels, ValueError, "no targets"),
         (shuffled, ValueError, "it shuffles"),
         (no_loader, TypeError, "expected a loader"),
-        (of_two_targets, ValueError, "one class index for each"),
+        (of_two_targets, ValueError, "a column for each class"),
+        (without_length, TypeError, "no length"),
     ],
 )
 def test_bad_loaders_are_refused(learn, make, error, words):
@@ -439,6 +544,7 @@ def test_bad_numbers_are_refused(learn, verb, arguments, words):
         ([], ValueError, "at least one"),
         ({}, ValueError, "at least one"),
         (["net"], TypeError, "net"),
+        ([nn.Linear(2, 2)], TypeError, r"Learner\(dls, model, loss_func\)"),
     ],
 )
 def test_compare_needs_learners(learns, error, words):
