@@ -210,10 +210,14 @@ def _train(settings, tick=lambda share: None):
             opt.zero_grad()
             loss.backward()
             opt.step()
-        if not loss.isfinite():
-            break
+            if not loss.isfinite() or not _is_finite(net):
+                return net
         tick(1 / settings["epochs"])
     return net
+
+
+def _is_finite(net):
+    return all(p.isfinite().all() for p in net.parameters())
 
 # %% ../../nbs/papers/55_d.ipynb #91032ad7
 class Corners(DualAdversary):
@@ -298,7 +302,7 @@ def run_one(
     cost = _cost(settings)
     net = _train(settings, lambda share: tick(share * cost))
     x, y, truth, *_ = _points(settings)
-    if not all(p.isfinite().all() for p in net.parameters()):
+    if not _is_finite(net):
         return dict(accuracy=0.0, diverged=True)
     maps = input_grad(net, x, y, margin_loss)[0].abs()
     save_file(dict(maps=maps.cpu()), folder / "maps.safetensors")
