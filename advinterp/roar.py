@@ -7,6 +7,7 @@ __all__ = ['Retrained', 'ranks', 'keep_part', 'FitAdam', 'FitEstimator', 'diff_r
 
 # %% ../nbs/measure/32_roar.ipynb #5dbfc1d3
 import contextlib
+import math
 import shutil
 import tempfile
 import warnings
@@ -14,6 +15,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pandas as pd
@@ -22,10 +24,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from advinterp.core import (
+    as_labels,
+    bring,
     check_choice,
+    check_count,
     check_same_shape,
     check_strength,
     flat,
+    plain,
     task_loss,
 )
 from .evaluate import accuracy, seed_interval
@@ -38,8 +44,10 @@ def ranks(
     seed: int = 0,  # of the order of equal magnitudes
 ) -> np.ndarray:  # `(N, d)` int32: 0 for the largest entry of its map, d-1 for the smallest
     """Place of every entry in the order of decreasing magnitude; equal ones in random order."""
-    v = np.abs(np.asarray(maps))
-    v = v.reshape(len(v), -1)
+    v = np.abs(_array(maps))
+    if not np.isfinite(v).all():
+        raise ValueError("maps: expected finite values, got NaN or infinity")
+    v = v.reshape(len(v), math.prod(v.shape[1:]))
     rng = np.random.default_rng(seed)
     rank = np.empty(v.shape, np.int32)
     places = np.arange(v.shape[1], dtype=np.int32)[None]
@@ -50,6 +58,14 @@ def ranks(
         order = np.take_along_axis(mixed, decreasing, 1)
         np.put_along_axis(rank[start : start + 1024], order, places, 1)
     return rank
+
+
+def _array(values):
+    """A tensor of any kind or an array-like as an array."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = plain(values).detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 # %% ../nbs/measure/32_roar.ipynb #510fa557
 def keep_part(
@@ -75,6 +91,10 @@ def _kept(x, rank, n, side, fill):
 
 def _sizes(fractions, d):
     """How many of d entries each fraction is: pairs (fraction, number)."""
+    if not isinstance(fractions, Iterable):
+        raise TypeError(
+            f"fractions={fractions!r}: expected a list of fractions, such as [0.1, 0.5]"
+        )
     fractions = [check_strength("fractions", fraction) for fraction in fractions]
     distinct = len({*fractions}) == len(fractions)
     if not fractions or not distinct or not all(0 < fraction <= 1 for fraction in fractions):
@@ -89,11 +109,6 @@ def _sizes(fractions, d):
     return [(fraction, round(fraction * d)) for fraction in fractions]
 
 # %% ../nbs/measure/32_roar.ipynb #eccc2b26
-def _array(values):
-    """A tensor or an array-like as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
 def _inputs(name, values) -> np.ndarray:
     """A finite array of a floating type with at least one example."""
     found = _array(values)
@@ -113,7 +128,7 @@ def _fill(fill, x):
     shape = x.shape[1:]
     values = x.mean(0, dtype=np.float64) if fill is None else fill
     try:
-        values = np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
+        values = np.broadcast_to(_array(values).astype(np.float64), shape)
     except (TypeError, ValueError):
         raise ValueError(
             f"fill={fill!r}: expected a number, or values that broadcast to {shape}"
@@ -127,7 +142,8 @@ def _fill(fill, x):
 class FitAdam:
     """Train a network from scratch with Adam on the mean cross-entropy.
 
-    Called as `fit(x, y, seed) -> model`.
+    Called as `fit(x, y, seed) -> model`. Inputs are taken to the device and the precision of the
+    network.
     """
 
     make_model: Callable  # `() -> nn.Module` with logits `(B, C)`, or one logit
@@ -135,6 +151,10 @@ class FitAdam:
     lr: float = 1e-3  # learning rate
     bs: int = 128  # batch size
     device: str = "cpu"  # torch device of the training
+
+    def __post_init__(self):
+        check_count("epochs", self.epochs)
+        check_count("bs", self.bs)
 
     def _initial(self, seed):
         torch.manual_seed(seed)
@@ -145,13 +165,13 @@ class FitAdam:
 
         Raises ValueError where training diverges.
         """
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             model = self._initial(seed)
             opt = torch.optim.Adam(model.parameters(), self.lr)
-            x, y = x.to(self.device), y.to(self.device)
+            net, x, y = bring(model, x.to(self.device), y, needs_y=True)
             for _ in range(self.epochs):
-                for batch in torch.randperm(len(x)).split(self.bs):
-                    loss = task_loss(model(x[batch]), y[batch]).mean()
+                for batch in torch.randperm(len(x)).to(self.device).split(self.bs):
+                    loss = task_loss(net(x[batch]), y[batch]).mean()
                     opt.zero_grad()
                     loss.backward()
                     opt.step()
@@ -190,23 +210,40 @@ class FitEstimator:
         from sklearn.base import clone
 
         fitted = clone(self.estimator)
-        n_classes = int(y.max()) + 1
+        x, y = plain(x).detach().cpu(), as_labels(y, len(x))
+        n_classes = max(2, int(y.max()) + 1)
         if "random_state" in fitted.get_params():
             fitted.set_params(random_state=seed)
         fitted.fit(flat(x).numpy(), y.numpy())
 
         def _logits(x):
-            label = torch.as_tensor(fitted.predict(flat(x).numpy())).long()
-            return torch.nn.functional.one_hot(label, n_classes).float()
+            label = torch.as_tensor(fitted.predict(flat(x).detach().cpu().numpy())).long()
+            return torch.nn.functional.one_hot(label, n_classes).float().to(x.device)
 
         return _logits
 
     @property
     def settings(self):
-        """The class and all parameters."""
-        params = sorted(self.estimator.get_params().items(), key=str)
+        """The class and all parameters, arrays by all their values."""
+        params = {name: _stored(value) for name, value in self.estimator.get_params().items()}
         kind = str(type(self.estimator))
-        return dict(learner="FitEstimator", estimator=kind, params=str(params))
+        return dict(learner="FitEstimator", estimator=kind, params=params)
+
+
+def _stored(value):
+    """A parameter as the store knows it; parameters of estimators inside are listed beside them."""
+    if isinstance(value, (list, tuple)):
+        return [_stored(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _stored(part) for key, part in value.items()}
+    if hasattr(value, "get_params"):
+        return str(type(value))
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return _stored(value.tolist())
+    known = (bool, int, float, str, np.generic, np.ndarray, Tensor, type, FunctionType)
+    return value if value is None or isinstance(value, known) else str(value)
 
 # %% ../nbs/measure/32_roar.ipynb #ad43c371
 @dataclass(frozen=True)
@@ -309,21 +346,18 @@ def _scores(jobs, out, n_jobs, progress):
 
 # %% ../nbs/measure/32_roar.ipynb #5786c2c4
 def _labels(name, y, n, n_classes=None):
-    """The class indices of `n` inputs."""
-    labels = _array(y)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {labels.dtype}: expected class indices, whole numbers")
-    if labels.shape != (n,):
-        raise ValueError(
-            f"{name} has shape {labels.shape}: expected ({n},), a label for each input"
-        )
+    """The class indices of `n` inputs, brought in any form."""
+    try:
+        labels = as_labels(y, n).cpu().numpy()
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("y", name, 1)) from None
     low, high = labels.min(), labels.max()
     if low < 0 or (n_classes and high >= n_classes):
         last = n_classes - 1 if n_classes else "C-1"
         raise ValueError(
             f"{name} has values from {low} to {high}: expected class indices 0 to {last}"
         )
-    return labels.astype(np.int64)
+    return labels
 
 
 def _checked(x, y, maps, x_test, y_test, maps_test, fill):
@@ -343,6 +377,8 @@ def _checked(x, y, maps, x_test, y_test, maps_test, fill):
 
 def _check_seeds(seeds):
     """The seeds as a list of whole numbers."""
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds={seeds!r}: expected a list of whole numbers, such as (0, 1, 2)")
     seeds = list(seeds)
     whole = all(isinstance(seed, (int, np.integer)) and seed >= 0 for seed in seeds)
     if not seeds or not whole or len({*seeds}) < len(seeds):
@@ -407,10 +443,10 @@ _tenths = tuple(i / 10 for i in range(1, 10))
 )
 def diff_roar(
     x: ArrayLike | Tensor,  # training inputs `(N, ...)`
-    y: ArrayLike | Tensor,  # class indices `(N,)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`, in any form that labels have
     maps: ArrayLike | Tensor,  # attributions, like `x`
     x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
-    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`, in any form that labels have
     maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
     fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
     fractions: Iterable[float] = _tenths,  # of the entries that are kept
@@ -438,10 +474,10 @@ def diff_roar(
 @metric("lower", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
 def roar(
     x: ArrayLike | Tensor,  # training inputs `(N, ...)`
-    y: ArrayLike | Tensor,  # class indices `(N,)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`, in any form that labels have
     maps: ArrayLike | Tensor,  # attributions, like `x`
     x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
-    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`, in any form that labels have
     maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
     fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
     fractions: Iterable[float] = _tenths,  # of the entries that are removed
@@ -465,10 +501,10 @@ def roar(
 @metric("higher", "Hooker, Erhan, Kindermans and Kim 2019 (arXiv:1806.10758)")
 def kar(
     x: ArrayLike | Tensor,  # training inputs `(N, ...)`
-    y: ArrayLike | Tensor,  # class indices `(N,)`
+    y: ArrayLike | Tensor,  # class indices `(N,)`, in any form that labels have
     maps: ArrayLike | Tensor,  # attributions, like `x`
     x_test: ArrayLike | Tensor,  # test inputs `(M, ...)`
-    y_test: ArrayLike | Tensor,  # class indices `(M,)`
+    y_test: ArrayLike | Tensor,  # class indices `(M,)`, in any form that labels have
     maps_test: ArrayLike | Tensor,  # attributions, like `x_test`
     fit: Callable,  # `(x, y, seed) -> model`, for instance `FitAdam(make_model)`
     fractions: Iterable[float] = _tenths,  # of the entries that are kept

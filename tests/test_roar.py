@@ -12,14 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.torch_core import TensorCategory, TensorImage
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.stats import t
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from advinterp import roar as R
+from advinterp.estimator import AdversarialClassifier
+from advinterp.evaluate import accuracy
 from advinterp.generators import block_toy
 from advinterp.store import make_key
 
@@ -366,6 +372,106 @@ def test_a_killed_evaluation_goes_on(tmp_path):
     assert resumed.equals(whole)
 
 
+# ---------------------------------------------------------------- what a user brings
+
+
+LABELS = {
+    "(N, 1)": lambda y: torch.tensor(y)[:, None],
+    "int8": lambda y: y.astype(np.int8),
+    "bool": lambda y: y > 0,
+    "float": lambda y: y * 1.0,
+    "list": np.ndarray.tolist,
+    "series": lambda y: pd.Series(y, index=range(5, 5 + len(y))),
+    "fastai": lambda y: TensorCategory(torch.tensor(y)),
+}
+INPUTS = {
+    "float16": lambda x: torch.tensor(x).half(),
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(),
+    "float64": lambda x: x.astype(np.float64),
+    "fastai": lambda x: TensorImage(torch.tensor(x)),
+    "asks for gradients": lambda x: torch.tensor(x).requires_grad_(),
+    "reversed": lambda x: x[:, ::-1].copy()[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("form", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("fit", [adam, logistic], ids=["network", "estimator"])
+def test_labels_of_every_form(form, fit):
+    wanted = toy(R.kar, fit)
+    with torch.inference_mode():
+        found = toy(R.kar, fit, y=form(TRAIN.y), y_test=form(TEST.y))
+    assert found.runs.equals(wanted.runs)
+
+
+@pytest.mark.parametrize("form", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("fit", [adam, logistic], ids=["network", "estimator"])
+def test_inputs_of_every_form(form, fit):
+    wanted = toy(R.kar, fit)
+    maps = dict(maps=form(TRAIN.truth * 1.0), maps_test=form(TEST.truth * 1.0))
+    found = toy(R.kar, fit, x=form(TRAIN.x), x_test=form(TEST.x), **maps)
+    difference = found.runs.accuracy - wanted.runs.accuracy
+    assert difference.abs().max() < 0.05  # rounded inputs
+
+
+@pytest.mark.parametrize(
+    "form", [lambda z: (z, z.sum()), lambda z: dict(logits=z), lambda z: z[:, :, None]]
+)
+def test_networks_with_outputs_of_every_form(form):
+    wanted = toy(R.kar)
+
+    class Wrapped(nn.Sequential):
+        def forward(self, x):
+            return form(super().forward(x))
+
+    found = toy(R.kar, R.FitAdam(lambda: Wrapped(*mlp()), epochs=4, lr=0.02, bs=50))
+    assert found.runs.equals(wanted.runs)
+
+
+def test_networks_that_cannot_learn_are_named():
+    few = partial(R.FitAdam, epochs=1)
+    for make, match in (
+        (lambda: nn.Sequential(mlp(), nn.Softmax(1)), "its outputs are probabilities"),
+        (lambda: nn.Linear(9, 2), r"does not take x of shape \(128, 10\)"),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            toy(R.kar, few(make))
+    for kwargs in (dict(epochs=0), dict(bs=0)):
+        with pytest.raises(ValueError, match=f"{next(iter(kwargs))}="):
+            R.FitAdam(mlp, **kwargs)
+
+
+def test_an_estimator_that_has_seen_one_class_predicts_it():
+    model = R.FitEstimator(DummyClassifier())(torch.rand(5, 3), torch.zeros(5), 0)
+    assert accuracy(model, torch.rand(4, 3), [0, 0, 0, 0]) == 1
+    assert accuracy(model, torch.rand(4, 3), [0, 1, 1, 1]) == 0.25
+
+
+def test_estimators_are_known_by_all_numbers_of_their_parameters():
+    def identity(estimator):
+        return make_key("advinterp.roar:kar", dict(fit=R.FitEstimator(estimator))).identity
+
+    weights = np.full(2000, 0.1)
+    other = weights.copy()
+    other[1000] = 0.2  # in the middle of what is printed
+    first, second = (AdversarialClassifier(eps=values) for values in (weights, other))
+    assert identity(first) == identity(AdversarialClassifier(eps=weights.copy()))
+    assert identity(first) != identity(second)
+    scaled = [make_pipeline(StandardScaler(), LogisticRegression(C=C)) for C in (1.0, 1.0, 2.0)]
+    assert identity(scaled[0]) == identity(scaled[1]) != identity(scaled[2])
+    assert identity(scaled[0]) != identity(make_pipeline(LogisticRegression(C=1.0)))
+
+
+def test_ranks_of_tensors_and_of_nothing():
+    maps = torch.randn(3, 2, 4)
+    wanted = R.ranks(maps.numpy())
+    for form in (TensorImage(maps), maps.clone().requires_grad_(), maps.double()):
+        assert np.array_equal(R.ranks(form), wanted)
+    assert R.ranks(maps.bfloat16()).shape == (3, 8)
+    assert R.ranks(maps[:0]).shape == (0, 8)
+    with pytest.raises(ValueError, match="maps: expected finite values"):
+        R.ranks(maps * torch.nan)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -387,6 +493,8 @@ def test_a_killed_evaluation_goes_on(tmp_path):
         dict(x_test=TEST.x[:0], y_test=TEST.y[:0], maps_test=TEST.x[:0]),
         dict(x=TRAIN.x[:0], y=TRAIN.y[:0], maps=TRAIN.x[:0]),
         dict(y=TRAIN.y[:10]),
+        dict(y=TRAIN.y + 0.5),
+        dict(y=np.eye(2)[TRAIN.y]),
         dict(y=-TRAIN.y),
         dict(y_test=TEST.y + 1),
         dict(seeds=()),
@@ -410,7 +518,10 @@ def test_bad_values_are_refused_before_training(metric, change):
 @pytest.mark.parametrize(
     "change",
     [
-        dict(y=TRAIN.y * 1.0),
+        dict(y=None),
+        dict(y_test=np.array(["a", "b"] * 50)),
+        dict(seeds=3),
+        dict(fractions=0.5),
         dict(x=TRAIN.x.astype(int)),
         dict(maps=TRAIN.truth),
         dict(fractions=(".5",)),
