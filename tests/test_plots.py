@@ -147,6 +147,20 @@ def test_impact_bars_are_sorted_and_thresholded_by_any_model():
     assert ax.get_title() == "2 of 5 features"
 
 
+def test_the_first_model_sets_the_order():
+    impacts = {"first": np.array([0.1, 0.3, 0.2]), "second": np.array([0.9, 0.0, 0.1])}
+    ax = plots.feature_impact_bars("abc", impacts).axes[0]
+    assert texts(ax.get_xticklabels()) == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("shared, weak", [(True, 0.5), (False, 1.0)])
+def test_a_shared_scale_is_that_of_the_strongest_map(shared, weak):
+    maps = {"strong": np.full((1, 4, 4), 2.0), "weak": np.full((1, 4, 4), -1.0)}
+    axes = plots.saliency_grid(np.zeros((1, 4, 4)), maps, shared=shared).axes
+    drawn = [ax.images[0].get_array().max() for ax in axes[1:3]]
+    assert drawn == [1.0, weak]
+
+
 def test_grid_captions_are_gini_indices_of_all_channels():
     maps = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
     fig = plots.saliency_grid(torch.rand(2, 3, 6, 6), {"a": maps})

@@ -50,7 +50,7 @@ from advinterp.data import get_data, load, tensor_dls
 from advinterp.duals import L1, L2Ball, LInfBall
 from advinterp.models import one_layer, small_conv
 from advinterp.penalty import GradNorm, WeightNorm
-from advinterp.train import TaskLoss, adv_learner, default_loss, logits_accuracy
+from advinterp.train import FTRL, TaskLoss, adv_learner, default_loss, logits_accuracy
 
 EPS = 8 / 255
 
@@ -600,6 +600,25 @@ def test_the_scaler_does_not_reach_the_perturbation():
 
     assert size(half=False) == pytest.approx(0.5, abs=1e-4)
     assert size(half=True) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_ftrl_by_hand():
+    """z += g - (sqrt(n) - sqrt(n_before)) / lr * w and w = -lr * z / sqrt(n), number by number."""
+    lr, n0 = 0.3, 0.5
+    target = np.array([1.0, -2.0, 0.5])
+    w, z, n = np.zeros(3), np.zeros(3), np.full(3, n0)
+    weights = nn.Parameter(torch.zeros(3, dtype=torch.double))
+    optimiser = FTRL([weights], lr=lr, n0=n0)
+    for _ in range(4):
+        slope = 2 * (w - target)
+        n_before, n = n, n + slope**2
+        z = z + slope - (np.sqrt(n) - np.sqrt(n_before)) / lr * w
+        w = -lr * z / np.sqrt(n)
+        optimiser.zero_grad()
+        (weights - torch.tensor(target)).square().sum().backward()
+        optimiser.step()
+        np.testing.assert_allclose(weights.detach(), w, atol=1e-12)
+    assert (np.abs(w) > 0.3).all()
 
 
 @pytest.mark.cuda
