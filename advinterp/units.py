@@ -204,7 +204,8 @@ def find_units(
         found = [_stats_of(transform, x) for transform in transforms]
         stats = [pair for pair in found if pair is not None]
     else:
-        stats = [_as_stats(*normalize, 4 if x is None else x.ndim)]
+        mean, std = normalize
+        stats = [_as_stats(mean, std, 4 if x is None else x.ndim)]
         _check_channels(stats[0], x)
     units = RawUnits(stats)
     if x is None or not x.numel():
@@ -218,26 +219,6 @@ def find_units(
             units.bounds = bounds
             units.guessed = True
     return units
-
-
-def check_normalize(
-    normalize: tuple | None,  # (mean, std), numbers or one for each channel; None: not given
-) -> tuple | None:  # the same
-    "Check that `normalize` is a mean and a positive deviation, else ValueError."
-    if normalize is None:
-        return None
-    try:
-        mean, std = normalize
-        mean, std = _as_stats(mean, std)
-        is_sound = bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
-    except (TypeError, ValueError, RuntimeError):
-        is_sound = False
-    if not is_sound or isinstance(normalize, str):
-        raise ValueError(
-            f"normalize={normalize!r}: expected (mean, std), numbers or one for each channel, "
-            "with std > 0"
-        )
-    return normalize
 
 
 def _check_channels(stats, x):
@@ -277,6 +258,26 @@ def _guessed_bounds(units, x, warn):
             stacklevel=3,
         )
     return None
+
+# %% ../nbs/maths/05_units.ipynb #a333287d
+def check_normalize(
+    normalize: tuple | None,  # (mean, std), numbers or one for each channel; None: not given
+) -> tuple | None:  # the same
+    "Check that `normalize` is a mean and a positive deviation, else ValueError."
+    if normalize is None:
+        return None
+    try:
+        mean, std = normalize
+        mean, std = _as_stats(mean, std)
+        is_sound = bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
+    except (TypeError, ValueError, RuntimeError):
+        is_sound = False
+    if not is_sound or isinstance(normalize, str):
+        raise ValueError(
+            f"normalize={normalize!r}: expected (mean, std), numbers or one for each channel, "
+            "with std > 0"
+        )
+    return normalize
 
 # %% ../nbs/maths/05_units.ipynb #5646ecb6
 class _RawImages(RawModel):
