@@ -87,7 +87,11 @@ def map_attack(
     """
     soft = model
     if attack_model is not None:
-        soft, _, _ = bring(attack_model, x, second_order=True)
+        soft, cast, _ = bring(attack_model, x, second_order=True)
+        if cast.dtype != x.dtype:
+            raise ValueError(
+                f"attack_model takes {cast.dtype}, the model {x.dtype}: bring them to one precision"
+            )
     if not 0 < check_strength("k", k) < 1:
         raise ValueError(f"k={k!r}: expected a fraction in (0, 1); of all entries none can be left")
     if step_size is not None and not check_strength("step_size", step_size):
