@@ -957,7 +957,7 @@ def check_attackable(
             f"{(logits - again).abs().max():.2g} between two calls; "
             "average the gradient over several calls"
         )
-    if _look_like_probabilities(logits):
+    if model.call.as_it_is and _look_like_probabilities(logits):  # else they were refused
         found.append(
             "the outputs look like probabilities: "
             "pass logits, a loss of probabilities hides the gradient"

@@ -594,7 +594,7 @@ class ScoreMatching(Penalty):
     ) -> Tensor:  # `(B,)`
         "Estimate of the trace of the Hessian of the output."
         f = partial(class_output, output=self.output)
-        noise = [self.noise_std * torch.randn_like(x) for _ in range(self.n_samples)]
+        noise = [self.noise_std * _normal_like(x) for _ in range(self.n_samples)]
         bends = [f(model(x + v), y) + f(model(x - v), y) - 2 * f0 for v in noise]
         return sum(bends, torch.zeros_like(f0)) / (self.n_samples * self.noise_std**2)
 
@@ -604,3 +604,8 @@ class ScoreMatching(Penalty):
         if self.anti:
             return -trace.clamp(max=self.cap)
         return trace + flat(g).square().sum(1) / 2 + self.tau * trace.square()  # (8)
+
+
+def _normal_like(x):
+    "Normal numbers, drawn in the order of the entries however they lie in memory."
+    return torch.randn_like(x, memory_format=torch.contiguous_format)
