@@ -79,6 +79,27 @@ def renamed_arguments(**names):
     return decorate
 
 
+def dropped_arguments(**reasons):
+    """Decorator for a function that no longer takes some keyword arguments: name -> what instead.
+
+    They are ignored with a warning for one more release.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            for name, instead in reasons.items():
+                if name in kwargs:
+                    message = f"{function.__qualname__}: argument {name}= is ignored: {instead}"
+                    warnings.warn(message, FutureWarning, stacklevel=2)
+                    del kwargs[name]
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 def install():
     """Make the old module names importable."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):

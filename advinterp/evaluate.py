@@ -27,7 +27,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from . import map_adversary
-from ._deprecated import _warn, moved_names, renamed_arguments
+from ._deprecated import _warn, dropped_arguments, moved_names, renamed_arguments
 from .adversary import Adversary, DualAdversary, _limits, _own_rng, check_attackable
 from .attribution import _as_written, _batched, saliency
 from advinterp.core import (
@@ -205,7 +205,11 @@ def seed_interval(
     s = values.std(ddof=1)
     return values.mean() + low * s / np.sqrt(n), values.mean() + high * s / np.sqrt(n)  # (2)
 
+# %% ../nbs/measure/31_evaluate.ipynb #0cb47624
+_without_cache = dropped_arguments(cache="`advinterp.store.remember` keeps what a call gives")
+
 # %% ../nbs/measure/31_evaluate.ipynb #955dae2e
+@_without_cache
 @entrance
 def worst_case(
     model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
@@ -254,6 +258,7 @@ RobustnessCurve.__doc__ = (
     "higher",
     "Madry et al. 2018 (arXiv:1706.06083); worst case as in Croce and Hein 2020 (arXiv:2003.01690)",
 )
+@_without_cache
 @entrance
 def robustness_curve(
     model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
@@ -461,6 +466,7 @@ def _check_comparison(x, attribution, k, sigma):
     "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5; "
     "Levine, Singla and Feizi 2019 (arXiv:1905.12105)",
 )
+@_without_cache
 @renamed_arguments(radii="eps_grid")
 @entrance(second_order=True)
 def map_robustness(
@@ -496,6 +502,7 @@ def map_robustness(
     )
 
 # %% ../nbs/measure/31_evaluate.ipynb #a7b80c1c
+@_without_cache
 @metric(_alike, "Gong, Dou and Farnia 2024 (arXiv:2404.04647), Figure 5 and B.7")
 def map_stability(
     models: Sequence,  # at least two models, of different initialisation or training data
@@ -638,6 +645,7 @@ Names of the `L` layers in the order in which they were randomised, and a `MapSi
 _unlike = dict.fromkeys(MapSimilarity._fields, "lower")
 
 
+@_without_cache
 @metric(_unlike, "Adebayo et al. 2018 (arXiv:1810.03292)")
 @entrance
 def cascading_randomization(

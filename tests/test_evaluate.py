@@ -1042,3 +1042,14 @@ def test_names_that_moved_still_work():
     assert feature_impact is linear.feature_impact
     with pytest.raises(AttributeError, match="no attribute 'content_hash'"):
         _ = E.content_hash
+
+
+def test_cache_is_ignored_with_a_word():
+    """The cache of version 0.1 is gone; scripts that name one still run."""
+    net = nn.Linear(4, 3)
+    x = torch.rand(5, 4)
+    y = torch.tensor([0, 1, 2, 0, 1])
+    attack = OneStep(LInfBall(0.1))
+    with pytest.warns(FutureWarning, match="cache= is ignored.*store.remember"):
+        right = E.worst_case(net, x, y, attack, cache="somewhere")
+    assert torch.equal(right, E.worst_case(net, x, y, attack))
