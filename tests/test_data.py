@@ -775,6 +775,23 @@ def test_other_units():
     assert np.allclose(log.train_ds.x, np.log1p(x))
 
 
+@pytest.mark.parametrize("units", ["raw", "standard", "log1p"])
+def test_the_way_back_from_units(units):
+    x = load("breast_cancer").x
+    train = get_data("breast_cancer", units=units, device="cpu").train_ds
+    raw = train.scaler.decode(train.x.numpy())
+    assert np.allclose(raw, x[split_rows(569, "paper")[0]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("valid, part", [("val", 1), ("test", 2)])
+def test_either_part_of_the_codes_split_can_validate(valid, part):
+    raw = load("breast_cancer")
+    rows = split_rows(569, "code", 2)[part]
+    dls = get_data("breast_cancer", split="code", valid=valid, seed=2, units="raw", device="cpu")
+    assert np.array_equal(dls.valid_ds.x, raw.x[rows])
+    assert np.array_equal(dls.valid_ds.y, raw.y[rows])
+
+
 def test_official_test_part():
     mnist = real("mnist")
     dls = get_data("mnist", n_train=1000, n_valid=50, device="cpu")

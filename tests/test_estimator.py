@@ -257,6 +257,20 @@ def test_the_gap_at_the_best_masses_is_what_is_lost(loss, ball, l1, l2):
         assert not l2 or gap <= 2 * lost + 1e-4
 
 
+@pytest.mark.parametrize("ball", sorted(set(BALLS) - {"none"}))
+def test_gauge_and_support_are_polar(ball):
+    """`<w, c> <= gauge(c) * support(w)`, an equality where `c` attains the support of `w`."""
+    ball = BALLS[ball]
+    rng = np.random.default_rng(0)
+    for w, c in rng.normal(size=(50, 2, 8)):
+        c = np.where(ball.e > 0, c, 0)
+        assert w @ c <= ball.gauge(c) * ball.support(w) * (1 + 1e-12)
+        attained = ball.attain(w)
+        assert w @ attained == pytest.approx(ball.support(w))
+        assert ball.gauge(attained) == pytest.approx(1)
+        assert ball.gauge(ball.near(c, 0.5, w)) <= 0.5 * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("ball", ["inf", "inf_mixed", "two", "groups"])
 def test_two_solvers_agree(ball):
     prob = make_problem("logistic", BALLS[ball], 0, 0, True)
