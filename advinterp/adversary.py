@@ -216,7 +216,8 @@ class _Problem:
 def fooled(self: _Problem):
     "Which examples did the last forward pass get wrong, or, with a target, as the target?"
     logits = _logits_of(self.logits, len(self.x)).detach()
-    hit = predicted(logits) == as_labels(self.y, len(self.x), logits.device)
+    y = self.y[0] if isinstance(self.y, tuple) else self.y  # the class stands first
+    hit = predicted(logits) == as_labels(y, len(self.x), logits.device)
     return ~hit if self.sign > 0 else hit
 
 
@@ -228,7 +229,8 @@ def subset(
     "The same problem for the examples `keep`."
     model = self.model.only(keep) if isinstance(self.model, _Inputs) else self.model
     limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
-    part = (self.x[keep], self.y[keep], self.loss_func, limits, self.sign)
+    y = tuple(t[keep] for t in self.y) if isinstance(self.y, tuple) else self.y[keep]
+    part = (self.x[keep], y, self.loss_func, limits, self.sign)
     problem = _Problem(self.dual, model, *part)
     problem.sums = self.sums
     return problem
