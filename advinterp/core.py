@@ -669,7 +669,7 @@ def _input_grad(model, x, y, loss_func=None, create_graph=False):
 # %% ../nbs/maths/00_core.ipynb #6f414200
 @contextlib.contextmanager
 def frozen(
-    model: nn.Module | Callable,  # a callable that is no module passes through untouched
+    model: nn.Module | Callable,  # or a `Learner`; other callables pass through untouched
     training: bool | None = None,  # the mode of every module; None: leave the modes alone
 ) -> Iterator[nn.Module | Callable]:  # a context that gives the model
     """Context in which the parameters take no gradients and the modules are in one mode.
@@ -677,17 +677,18 @@ def frozen(
     The flags of the parameters and the modes of the modules are restored, also after an exception.
     Other threads wait: do not wait in it for a thread that needs a frozen model too.
     """
-    if not isinstance(model, nn.Module):
+    net = model.model if hasattr(model, "dls") and hasattr(model, "model") else model
+    if not isinstance(net, nn.Module):
         yield model
         return
     with _one_at_a_time:
-        trained = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
-        modes = [(module, module.training) for module in model.modules()]
+        trained = [p for p in net.parameters() if p.requires_grad and not p.is_inference()]
+        modes = [(module, module.training) for module in net.modules()]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
             if training is not None:
-                model.train(training)
+                net.train(training)
             yield model
         finally:
             for parameter in trained:

@@ -332,6 +332,18 @@ def test_threads_that_freeze_one_model():
     assert [p.requires_grad for p in model.parameters()] == [True, False]
 
 
+def test_the_model_of_a_learner_is_frozen():
+    fastai = pytest.importorskip("fastai.learner")
+    loaders = pytest.importorskip("fastai.data.core").DataLoaders([], [])
+    learn = fastai.Learner(loaders, nn.Linear(3, 3), loss_func=nn.CrossEntropyLoss())
+    with frozen(learn, training=False) as given:
+        assert given is learn
+        assert not learn.model.training
+        assert not any(p.requires_grad for p in learn.model.parameters())
+    assert learn.model.training
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+
 def test_attention_has_a_second_derivative_in_every_thread():
     q = torch.randn(1, 1, 4, 8, requires_grad=True)
 
