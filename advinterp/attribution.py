@@ -97,7 +97,8 @@ def _batched(func, model, x, y, output, batch_size, progress):
         return torch.zeros_like(x)
     explained = partial(class_output, output=output)
     explained.takes_labels = True  # so that `input_grad` knows what to hand on
-    batches = [*zip(x.detach().split(batch_size), y.reshape(-1).split(batch_size))]
+    n = min(batch_size, len(x))
+    batches = [*zip(x.detach().split(n), y.reshape(-1).split(n))]
     with frozen(model, training=False), torch.enable_grad():
         return torch.cat([func(explained, *b).detach() for b in _bar(batches, progress)])
 
@@ -255,7 +256,7 @@ def _line_ig(model, explained, x, u, y, rule, batch_size):
     d = x - u
     total = torch.zeros_like(x)
     per = max(1, batch_size // len(x))
-    nodes, weights = (values.split(per) for values in rule)
+    nodes, weights = (values.split(min(per, len(values))) for values in rule)
     for a, c in zip(nodes, weights):
         xs = (u + a.view(-1, *[1] * x.ndim) * d).flatten(0, 1)
         g = input_grad(model, xs, y.repeat(len(a)), explained)[0]
@@ -431,9 +432,10 @@ def _noise_moments(model, x, y, output, noise, absolute, batch_size, progress):
     """Mean and variance (6) of the gradient under noise, stacked in dimension 1."""
     n_samples, sigma, relative, bounds, seed = noise
     check_count("n_samples", n_samples)
+    bounds = None if bounds is None else _low_high(bounds, x)
 
     def _moments(explained, x, y):
-        gen = torch.Generator(x.device).manual_seed(seed)
+        gen = _generator(seed, x.device)
         std = _noise_std(x, sigma, relative)
         shift = None
         total = 0
@@ -478,6 +480,26 @@ def _noisy_grads(
         yield g.unflatten(0, (len(z), len(x)))
 
 
+def _generator(seed, device):
+    """A generator of its own for the noise of a call."""
+    return torch.Generator(device).manual_seed(check_count("seed", seed, 0) % 2**63)
+
+
+def _low_high(bounds, like):
+    """The ends of a range of inputs: two numbers, or two tensors that broadcast to them."""
+    try:
+        low, high = bounds
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            ends = float(low), float(high)
+        else:
+            ends = tuple(torch.as_tensor(plain(end)).to(like) for end in bounds)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"bounds={bounds!r}: expected (low, high), such as (0.0, 1.0)") from None
+    if isinstance(ends[0], float) and not ends[0] <= ends[1]:
+        raise ValueError(f"bounds={bounds!r}: expected low <= high")
+    return ends
+
+
 def _noise_std(x, sigma, relative):
     """Standard deviation of the noise per example, shaped to broadcast to `x`."""
     v = flat(x)
@@ -509,7 +531,7 @@ def sparsified_smoothgrad(
         )
 
     def _sparse(explained, x, y):
-        gen = torch.Generator(x.device).manual_seed(seed)
+        gen = _generator(seed, x.device)
         std = _noise_std(x, sigma, relative)
         total = 0
         for g in _noisy_grads(model, explained, x, y, n_samples, std, gen, batch_size):
@@ -560,7 +582,8 @@ def moreau_grad(
     check_count("n_samples", n_samples)
     check_count("average", average)
     check_count("steps", steps, average)
-    if not 0 < check_strength("lr", lr) < 2 * check_strength("lam", lam):
+    lr, lam = check_strength("lr", lr), check_strength("lam", lam)
+    if not 0 < lr < 2 * lam:
         raise ValueError(
             f"lr={lr!r}: expected 0 < lr < 2 lam = {2 * lam}, the steps diverge otherwise"
         )
@@ -568,7 +591,7 @@ def moreau_grad(
         raise ValueError(f"patch={patch}: expected inputs (B, C, H, W), got shape {tuple(x.shape)}")
 
     def _moreau(explained, x, y):
-        gen = torch.Generator(x.device).manual_seed(seed)
+        gen = _generator(seed, x.device)
         std = _noise_std(x, sigma, relative)
 
         def _smoothed_grad(x):
@@ -623,7 +646,7 @@ def deep_shap(
     check_float("x", x)
     half = max(1, check_count("batch_size", batch_size) // 2)
     us = x.new_zeros(1, *x.shape[1:]) if background is None else _background(background, x)
-    check_strength("tol", tol)
+    tol = check_strength("tol", tol)
     model = _as_written(model)
     ends = [u.expand_as(x) for u in us]
     # before the rules are in place: the first logits are looked at as they are
@@ -631,7 +654,7 @@ def deep_shap(
     gauss = _gauss_legendre(100, x)
 
     def _shap(explained, x, y):
-        pieces = us.split(max(1, half // len(x)))
+        pieces = us.split(min(max(1, half // len(x)), len(us)))
         total = 0
         for piece in _bar(pieces, progress):
             n = len(piece)
@@ -834,11 +857,10 @@ def feature_visualization(
     """Inputs that the model takes for class `y` as clearly as possible (10)."""
     shape = _shape_of_one(shape, jitter)
     check_count("steps", steps)
-    check_strength("lr", lr)
-    check_strength("mu", mu)
-    low, high = bounds
+    lr, mu = check_strength("lr", lr), check_strength("mu", mu)
     device = _home(model, y) if start is None else check_float("start", start).device
-    gen = torch.Generator(device).manual_seed(seed)
+    low, high = _low_high(bounds, torch.empty(0, device=device))
+    gen = _generator(seed, device)
     y = torch.atleast_1d(y) if isinstance(y, Tensor) else np.atleast_1d(y)
     if start is None:
         noise = torch.randn(len(y), *shape, generator=gen, device=device)

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from . import map_adversary
 from ._deprecated import _warn, dropped_arguments, moved_names, renamed_arguments
 from .adversary import Adversary, DualAdversary, _limits, _own_rng, check_attackable
-from .attribution import _as_written, _batched, saliency
+from .attribution import _as_written, _batched, _generator, saliency
 from advinterp.core import (
     Classifier,
     bcast,
@@ -84,7 +84,7 @@ def is_correct(
         return predicted(logits) == y
 
     with frozen(model, training=False):
-        for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+        for xb, yb in _pairs(x, y, batch_size):
             correct = _hits(xb, yb)
             if adversary is not None:
                 correct &= _hits(_attacked(adversary, model, xb, yb), yb)
@@ -98,6 +98,12 @@ def _check_set(x):
     check_float("x", x)
     if not len(x):
         raise ValueError("x is empty: expected at least one example")
+
+
+def _pairs(x, y, batch_size):
+    """Pairs of at most `batch_size` inputs and labels."""
+    n = min(batch_size, len(x))
+    return zip(x.split(n), y.split(n))
 
 
 def _refuse_nan(broken):
@@ -172,6 +178,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over examples (Efron 1979)."""
     from scipy.stats import bootstrap
 
+    _check_level(level)
+    check_count("n_resamples", n_resamples)
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values has shape {values.shape}: expected (N,) with N > 0")
@@ -184,9 +192,15 @@ def bootstrap_interval(
         batch=max(1, 2**21 // len(values)),  # 16 MiB of numbers at a time
         confidence_level=level,
         method="percentile",
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(check_count("seed", seed, 0)),
     )
     return tuple(result.confidence_interval)
+
+
+def _check_level(level):
+    """Check that a level is a share between 0 and 1."""
+    if not 0 < check_strength("level", level) < 1:
+        raise ValueError(f"level={level!r}: expected a share in (0, 1), such as 0.95")
 
 # %% ../nbs/measure/31_evaluate.ipynb #7f430344
 def seed_interval(
@@ -194,6 +208,7 @@ def seed_interval(
     level: float = 0.95,  # of the interval
 ) -> tuple[float, float]:  # (low, high); NaN for fewer than two seeds
     """Student's t interval of the mean over training runs (2)."""
+    _check_level(level)
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n < 2:
@@ -232,7 +247,7 @@ def worst_case(
                 standing[left] = is_correct(model, x[left], y[left], attack, batch_size)
         return standing
 
-    return torch.cat([_stands(*pair) for pair in zip(x.split(batch_size), y.split(batch_size))])
+    return torch.cat([_stands(*pair) for pair in _pairs(x, y, batch_size)])
 
 
 def _attacks(adversaries):
@@ -485,11 +500,11 @@ def map_robustness(
 ) -> MapRobustness:  # eps, attacked, noise
     """How much of each map is left after an attack on maps, and after noise of the same norm."""
     _check_comparison(x, attribution, k, sigma)
-    check_count("batch_size", batch_size)
+    n = min(check_count("batch_size", batch_size), len(x))
     strengths = _strengths(eps_grid)
-    gen = torch.Generator().manual_seed(seed)
+    gen = _generator(seed, "cpu")
     directions = torch.randn(x.shape, generator=gen, dtype=x.dtype).to(x.device)
-    batches = [*zip(x.split(batch_size), y.split(batch_size), directions.split(batch_size))]
+    batches = [*zip(x.split(n), y.split(n), directions.split(n))]
     rows = []
     for eps in strengths:
         settings = (eps, attribution, k, sigma, bounds, kwargs)
@@ -569,11 +584,15 @@ def morf_curve(
 def _like_inputs(fill, x) -> Tensor:
     """What stands in the place of regions, in the shape of `x`."""
     try:
-        return torch.as_tensor(plain(fill), dtype=x.dtype, device=x.device).expand_as(x)
+        filled = torch.as_tensor(plain(fill), dtype=x.dtype, device=x.device).expand_as(x)
     except (TypeError, ValueError, RuntimeError):
+        filled = None
+    if filled is None or not filled.isfinite().all():
         raise ValueError(
-            f"fill={fill!r}: expected a number, or values that broadcast to x {tuple(x.shape)}"
-        ) from None
+            f"fill={fill!r}: expected a number, or finite values that broadcast to "
+            f"x {tuple(x.shape)}"
+        )
+    return filled
 
 # %% ../nbs/measure/31_evaluate.ipynb #a4304480
 def _region_rank(map, patch, signed):
@@ -667,6 +686,7 @@ def cascading_randomization(
     them changes.
     """
     check_choice("order", order, ("top_down", "bottom_up", "independent"))
+    seed = check_count("seed", seed, 0) % 2**62
     trained = _as_written(model).inside
     if not isinstance(trained, nn.Module):
         found = type(trained).__name__
@@ -1031,7 +1051,7 @@ def _permuted(y_train, seed):
     """The labels in another order, in the form in which they are given."""
     if not len(y_train):
         raise ValueError("y_train is empty: expected the labels of the training inputs")
-    order = torch.randperm(len(y_train), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(y_train), generator=_generator(seed, "cpu"))
     if isinstance(y_train, Tensor):
         permuted = y_train[order.to(y_train.device)]
         is_same = torch.equal(plain(permuted), plain(y_train))

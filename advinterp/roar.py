@@ -48,7 +48,7 @@ def ranks(
     if not np.isfinite(v).all():
         raise ValueError("maps: expected finite values, got NaN or infinity")
     v = v.reshape(len(v), math.prod(v.shape[1:]))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_count("seed", seed, 0))
     rank = np.empty(v.shape, np.int32)
     places = np.arange(v.shape[1], dtype=np.int32)[None]
     for start in range(0, len(v), 1024):  # bounds the memory

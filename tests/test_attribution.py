@@ -585,6 +585,42 @@ def test_loops_wait_for_no_number(method):
     assert counts[0] == counts[1] <= 8
 
 
+@pytest.mark.parametrize(
+    "method", [A.smoothgrad, A.vargrad, A.sparsified_smoothgrad, A.moreau_grad]
+)
+@pytest.mark.parametrize(
+    "setting", [dict(seed=-1), dict(seed="a"), dict(seed=0.5), dict(n_samples=-1), dict(sigma=-1)]
+)
+def test_wrong_settings_are_named(method, setting):
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(setting))}="):
+        method(smooth_conv(), *images(), **setting)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), [1], "ab", 3, (0, np.nan), (None, 1)])
+def test_wrong_bounds_are_named(bounds):
+    net, (x, y) = smooth_conv(), images()
+    for call in (
+        lambda: A.smoothgrad(net, x, y, bounds=bounds),
+        lambda: A.feature_visualization(net, y, (2, 12, 12), bounds=bounds),
+    ):
+        with pytest.raises(ValueError, match=r"^bounds="):
+            call()
+
+
+def test_bounds_may_differ_from_entry_to_entry():
+    net, (x, y) = smooth_conv(), images()
+    run = partial(A.smoothgrad, net, x, y, n_samples=3)
+    wanted = run(bounds=(0, 1))
+    for low, high in ((torch.zeros(2, 12, 12), 1.0), (0, torch.ones(12, dtype=torch.double))):
+        assert torch.equal(run(bounds=(low, high)), wanted)
+
+
+def test_as_many_at_once_as_there_are():
+    net, (x, y) = smooth_conv(), images()
+    for method in (A.saliency, partial(A.integrated_gradients, steps=3), A.deep_shap):
+        close(method(net, x, y, batch_size=10**30), method(net, x, y), atol=1e-6)
+
+
 def test_an_affine_model_is_seen_behind_the_entrance():
     net, other = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     assert A.is_affine(bring(net, torch.rand(1, 3))[0])

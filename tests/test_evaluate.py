@@ -1,9 +1,11 @@
 """Evaluations against other implementations and brute force; attacks on maps; bad input."""
 
 import sys
+import threading
 import tracemalloc
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -506,7 +508,92 @@ def test_settings_of_comparisons_are_checked_first(batch, call):
         call(conv(), *batch, attribution="ig")
 
 
+WRONG_SETTINGS = {
+    "is_correct": [("batch_size", 0), ("batch_size", 2.0), ("batch_size", None)],
+    "map_robustness": [("seed", -1), ("seed", "a"), ("seed", None), ("batch_size", -1)],
+    "morf_curve": [("patch", 0), ("steps", 0), ("steps", 999), ("fill", "grey"), ("fill", np.nan)],
+    "cascading_randomization": [("seed", 0.5), ("order", "down")],
+}
+
+
+@pytest.mark.parametrize(
+    "name, setting, value",
+    [(name, *pair) for name in WRONG_SETTINGS for pair in WRONG_SETTINGS[name]],
+)
+def test_wrong_settings_are_named(batch, name, setting, value):
+    more = dict(map_robustness=dict(eps_grid=[0.1]), morf_curve=dict(map=batch[0]))
+    with pytest.raises((TypeError, ValueError), match=f"^{setting}="):
+        getattr(E, name)(conv(), *batch, **more.get(name, {}), **{setting: value})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [dict(level=0), dict(level=1.5), dict(level="a"), dict(n_resamples=0), dict(seed=None)],
+)
+def test_wrong_settings_of_intervals_are_named(setting):
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(setting))}="):
+        E.bootstrap_interval([1.0, 2.0], **setting)
+
+
+def test_as_many_as_there_are(batch):
+    (x, y), net = batch, conv()
+    many = dict(batch_size=10**30)
+    attack = OneStep(LInfBall(0.02))
+    assert torch.equal(E.is_correct(net, x, y, **many), E.is_correct(net, x, y))
+    assert torch.equal(E.worst_case(net, x, y, attack, **many), E.worst_case(net, x, y, attack))
+
+
+def test_threads_that_measure_one_model_get_its_numbers(batch):
+    x, net = batch[0], conv().train()
+    y = net(x).argmax(1)
+    attack = PGD(LInfBall(0.02), steps=3)
+
+    def measured():
+        stands = E.is_correct(net, x, y, attack)
+        return stands, saliency(net, x, y), *E.gradient_norms(net, x, y)
+
+    wanted, found = measured(), []
+    threads = [
+        threading.Thread(target=lambda: found.extend(measured() for _ in range(4)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    assert all(torch.equal(a, b) for values in found for a, b in zip(values, wanted))
+    assert net.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
 # ---------------------------------------------------------------- AutoAttack
+
+
+@pytest.mark.parametrize("name", ["dict", "function", "learner", "fastai", "inference mode"])
+def test_autoattack_is_given_logits(name, monkeypatch):
+    """A stand-in for the package shows what it gets."""
+    seen = []
+
+    class Stand:
+        def __init__(self, model, norm, eps, version, n_classes, seed):
+            seen.append((norm, eps, version, n_classes))
+            self.model, self.eps = model, eps
+
+        def set_device(self, device):
+            seen.append(device)
+
+        def __call__(self, x, y):
+            assert self.model(x).shape == (len(x), 4)
+            return (x + self.eps).clamp(0, 1)
+
+    monkeypatch.setitem(sys.modules, "torchattacks", SimpleNamespace(AutoAttack=Stand))
+    kind = KINDS[name]
+    model, x, y = kind.brought(small(), *images())
+    with kind.within():
+        moved = E.AutoAttack(LInfBall(0.1))(model, x, y)
+    torch.testing.assert_close(moved, (images()[0] + 0.1).clamp(0, 1))
+    assert seen == [("Linf", 0.1, "standard", 4), torch.device("cpu")]
 
 
 def test_autoattack_names_what_is_missing(monkeypatch):
