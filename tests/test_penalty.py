@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advinterp.adversary import PGD, OneStep, paper_b_mnist
-from advinterp.attribution import smoothgrad
+from advinterp.attribution import saliency, smoothgrad
 from advinterp.core import class_output, task_loss
 from advinterp.duals import L1, L2, ElasticNet, GroupL21, LInf, WeightedL2
 from advinterp.models import softplus_copy
@@ -296,6 +296,16 @@ def test_stored_targets_and_cache(tmp_path):
         smoothgrad_targets(net, x, y, n_samples=4, include_clean=False),
         smoothgrad(net, x, y, n_samples=4, relative=False, absolute=True, bounds=(0.0, 1.0)),
     )
+
+
+def test_the_clean_input_is_one_more_copy():
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    x, y = data()
+    how = dict(n_samples=3, sigma=0.5, bounds=None)
+    noisy = smoothgrad_targets(net, x, y, include_clean=False, **how)
+    clean = saliency(net, x, y, absolute=True)
+    assert (noisy - clean).abs().max() > 0.01
+    torch.testing.assert_close(smoothgrad_targets(net, x, y, **how), (3 * noisy + clean) / 4)
 
 
 def test_a_copy_with_other_activations_has_maps_of_its_own(tmp_path):

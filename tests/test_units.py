@@ -426,6 +426,14 @@ def test_a_loader_is_no_list_of_units():
         RawUnits(by_pipeline().train)
 
 
+def test_two_normalisations_are_undone_backwards():
+    first, second = ((torch.tensor(mean), torch.tensor(std)) for mean, std in ((0.5, 0.25), (1, 2)))
+    units = RawUnits([first, second])
+    u = torch.tensor([[0.5, 0.75, 1.0]])
+    torch.testing.assert_close(units.encode(u), torch.tensor([[-0.5, 0.0, 0.5]]))
+    torch.testing.assert_close(units.decode(units.encode(u)), u)
+
+
 def test_several_inputs_of_a_learner_are_normalised_as_fastai_does():
     class Both(nn.Module):
         def __init__(self):
