@@ -78,7 +78,6 @@ ANSWER = "the answer is a Python number"
 ALLOWED = {
     "adversary._inspect": LOOK,
     "adversary._limits": MOVE,
-    "adversary._look_like_probabilities": LOOK,
     "adversary._seed_of_float_sums": "the seed of version 0.1 is a hash of sums",
     "adversary._until_fooled": "an early stop has to know who is left",
     "adversary._warn_of_lost_gradients": LOOK,

@@ -136,8 +136,7 @@ def public_places() -> dict[str, str]:
     places = {}
     for names in modidx["syms"].values():
         for name, (place, _) in names.items():
-            symbol = name.split(".py")[-1] if ".py" in name else name
-            is_method = symbol.removeprefix("advinterp.papers.").count(".") > 2
+            is_method = name.replace("advinterp.papers.", "advinterp.").count(".") > 2
             if not is_method and not name.rsplit(".", 1)[1].startswith("_"):
                 places[name] = place
     return places
