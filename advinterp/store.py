@@ -19,6 +19,7 @@ import sysconfig
 import types
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,8 @@ def _described(value, modules):
         return _array(value)
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
+    if isinstance(value, weakref.ReferenceType):  # recurrent layers hold their weights so
+        return _described(value(), modules)
     if isinstance(value, nn.Module):
         return _network(value, modules)
     if isinstance(getattr(value, "settings", None), dict):

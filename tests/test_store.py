@@ -306,3 +306,13 @@ def test_tensors_are_made_once_and_again_where_they_must_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file, expected a folder"):
         remember(tmp_path / "file", FUNC, {}, dict)
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_networks_have_a_key(layer):
+    """They hold their weights by weak references; other weights are another key."""
+    torch.manual_seed(0)
+    one, other = layer(3, 4), layer(3, 4)
+    key = make_key("advinterp.roar:roar", dict(model=one)).identity
+    assert key == make_key("advinterp.roar:roar", dict(model=one)).identity
+    assert key != make_key("advinterp.roar:roar", dict(model=other)).identity
