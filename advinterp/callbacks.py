@@ -167,9 +167,13 @@ class _Reading:
             self.behind[how] = Classifier(self._inside(second_order, all_inputs), y, as_it_is)
         known = self.behind[how]
         known.call.y = None if as_it_is else y
-        if known.call.y is not None and known.call.n_classes and not y.is_cuda and len(y):
-            _check_classes(y, known.call.n_classes)  # on a GPU it would wait: first batch only
         return known
+
+    def check_labels(self):
+        "After an error: was it the labels of this batch, which are not looked at in every one?"
+        for known in self.behind.values():
+            if known.call.y is not None and known.call.n_classes:
+                _check_classes(known.call.y, known.call.n_classes)
 
     def _inside(self, second_order, all_inputs):
         net = self.net
@@ -242,10 +246,19 @@ class _RawBatch:
         if bounds and not has_own:
             adversary = copy.copy(adversary)  # the user's own keeps its bounds
             adversary.bounds = bounds
-        x_adv = self._attacked(adversary)
+        with self._labels_looked_at_after_errors():
+            x_adv = self._attacked(adversary)
         if self.units.guessed and not self.units.stats and isinstance(adversary, Adversary):
             return x_adv  # in bounds that were said, or in those that were handed over
         return self.units.clamp(x_adv)
+
+    @contextlib.contextmanager
+    def _labels_looked_at_after_errors(self):
+        try:
+            yield
+        except IndexError:
+            self.reading.check_labels()
+            raise
 
     def _attacked(self, adversary):
         if not _is_ours(adversary):
@@ -271,7 +284,8 @@ class _RawBatch:
             model, y = self.brought(loss, second_order=True)
         if model.inside is not self.model and isinstance(model.inside, _RawModel):
             model.inside.xb = self.xb  # around the module inside a compiled one
-        return penalty(model, self.x, y, loss)
+        with self._labels_looked_at_after_errors():
+            return penalty(model, self.x, y, loss)
 
 
 def _is_ours(value):
@@ -289,6 +303,9 @@ class _FitState:
     readings: dict = field(default_factory=dict)  # of the loaders for training and validation
     raw: _RawBatch | None = None  # the batch; None: it is left alone
     moved: Tensor | None = None  # free training: the perturbed input, which receives the gradient
+
+
+_events = frozenset(Callback._methods)
 
 
 class InputCallback(Callback):
@@ -312,6 +329,11 @@ class InputCallback(Callback):
     def _init_state(self):
         "Also called by fastai after loading: the state does not go into a file."
         self._state = _FitState()
+
+    def __getattr__(self, name):
+        if name in _events:  # fastai would look for it in the learner, and in its model
+            raise AttributeError(name)
+        return super().__getattr__(name)
 
     @property
     def raw(self):

@@ -56,23 +56,33 @@ class TaskLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        loss = reduce_loss(task_loss(*self._taken(logits, y)), self.reduction)
-        if loss.ndim:
-            return loss
-        return loss.float()  # fastai's `Recorder` is in single precision; gradients are not
-
-    def _taken(self, logits, y):
         logits = _logits_of(logits, _length(y))
         if _made_by(logits) in ("Sigmoid", "Softmax"):
             raise ValueError(
                 "model: its outputs are probabilities, expected logits; "
                 "leave out the sigmoid or softmax at its end"
             )
-        if logits.device in self._looked:
-            return logits, plain(y).reshape(len(logits)).long()
-        if logits.device.type != "cpu":
-            self._looked = self._looked | {logits.device}
-        return logits, _classes(logits, y)
+        labels = self._labels(logits, y)
+        try:
+            loss = reduce_loss(task_loss(logits, labels), self.reduction)
+        except IndexError:
+            _check_classes(labels, max(2, logits.shape[1]))
+            raise
+        if loss.ndim:
+            return loss
+        return loss.float()  # fastai's `Recorder` is in single precision; gradients are not
+
+    def _labels(self, logits, y):
+        "Class indices, their range looked at once, and at one logit, where torch would not look."
+        device = logits.device
+        is_new = device not in self._looked
+        if not is_new and device.type != "cpu":  # a look would wait for the device
+            return plain(y).reshape(len(logits)).long()
+        labels = as_labels(y, len(logits), device)
+        if len(labels) and (is_new or is_binary(logits)):
+            _check_classes(labels, max(2, logits.shape[1]))
+            self._looked = self._looked | {device}
+        return labels
 
     def activation(self, logits: Tensor) -> Tensor:
         "Logits to probabilities."
@@ -90,7 +100,7 @@ def _length(y):
 
 
 def _classes(logits, y):
-    "Labels in any form as class indices `(B,)`, each of a class that the logits have."
+    "Labels in any form as class indices `(B,)`, of classes that the logits have."
     labels = as_labels(y, len(logits), logits.device)
     if len(labels):
         _check_classes(labels, max(2, logits.shape[1]))
@@ -146,7 +156,7 @@ def adversarial(
     """
     _remember(self, normalize)
     if free_replays is None:
-        callback = AdversarialTraining(adversary, **kwargs)  # type: ignore[arg-type]  # duals raise
+        callback = AdversarialTraining(adversary, **kwargs)
     else:
         callback = _free_training(adversary, free_replays, **kwargs)
     return self.remove_cbs([AdversarialTraining, FreeAdversarialTraining]).add_cb(callback)

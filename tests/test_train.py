@@ -2,17 +2,25 @@
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader as FastaiLoader
+from fastai.learner import Learner
+from fastai.tabular.all import Categorify, FillMissing, TabularDataLoaders, tabular_learner
+from fastai.tabular.all import Normalize as TableNormalize
+from fastai.torch_core import TensorCategory
 from fastai.vision.all import (
     SGD,
     BCEWithLogitsLossFlat,
@@ -34,6 +42,8 @@ from fastai.vision.all import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from advinterp import train
@@ -47,9 +57,9 @@ from advinterp.callbacks import (
 )
 from advinterp.core import set_seed, task_loss
 from advinterp.data import get_data, load, tensor_dls
-from advinterp.duals import L1, L2Ball, LInfBall
+from advinterp.duals import L1, ElasticNet, L2Ball, LInfBall
 from advinterp.models import one_layer, small_conv
-from advinterp.penalty import GradNorm, WeightNorm
+from advinterp.penalty import GradNorm, JacobianNorm, StableIG, WeightNorm
 from advinterp.train import FTRL, TaskLoss, adv_learner, default_loss, logits_accuracy
 
 EPS = 8 / 255
@@ -259,6 +269,378 @@ def test_one_logit_is_judged_like_two(seed):
     z, y = torch.randn(7, 1), torch.randint(2, (7,))
     two = torch.cat([torch.zeros_like(z), z], 1)
     assert logits_accuracy(z, y) == logits_accuracy(z[:, 0], y) == logits_accuracy(two, y)
+
+
+LABELS = {
+    "(B, 1) of int8": lambda y: y[:, None].to(torch.int8),
+    "(B, 1) of floats": lambda y: y[:, None].float(),
+    "floats": torch.Tensor.float,
+    "bool": torch.Tensor.bool,
+    "uint8": torch.Tensor.byte,
+    "TensorCategory": TensorCategory,
+}
+WRONG_LABELS = {
+    "-1 and 1": (lambda y: 2 * y - 1, r"\(y \+ 1\) // 2"),
+    "1 and 2": (lambda y: y + 1, "y - 1 counts from 0"),
+    "ten classes": (lambda y: torch.arange(len(y)) % 10, "labels from 0 to 9"),
+    "fractions": (lambda y: y + 0.5, "fractions"),
+    "a column a class": (lambda y: torch.eye(2)[y], r"y.argmax\(1\)"),
+}
+
+
+def labelled(form, shuffle=False):
+    "Loaders of PyTorch of a table with labels in a form."
+    set_seed(0)
+    x = torch.randn(80, 5)
+    data = TensorDataset(x, form((x[:, 0] > 0).long()))
+    return DataLoaders(TorchLoader(data, batch_size=20), TorchLoader(data, batch_size=40))
+
+
+def one_logit_trained(form, adversarial=True):
+    attack = PGD(LInfBall(0.1), 2)
+    how = dict(adversary=attack, penalty=GradNorm(L1(0.1)), cbs=RobustMetrics(attack))
+    set_seed(0)
+    learn = adv_learner(labelled(form), nn.Linear(5, 1), **(how if adversarial else {}), lr=0.1)
+    with quiet(learn):
+        learn.fit(2)
+    return params(learn), [float(value) for value in learn.recorder.values[-1]]
+
+
+@pytest.mark.parametrize("form", LABELS.values(), ids=LABELS)
+def test_labels_in_any_whole_form_train_the_same(form):
+    expected, columns = one_logit_trained(lambda y: y)
+    ours, own_columns = one_logit_trained(form)
+    assert equal(ours, expected)
+    assert own_columns == columns
+    assert 0 < columns[3] < columns[2] < 1
+
+
+@pytest.mark.parametrize("adversarial", [True, False], ids=["adversarial", "natural"])
+@pytest.mark.parametrize("form, words", WRONG_LABELS.values(), ids=WRONG_LABELS)
+def test_labels_that_train_astray_are_refused_at_the_first_batch(form, words, adversarial):
+    with pytest.raises(ValueError, match=words):
+        one_logit_trained(form, adversarial)
+    with pytest.raises(ValueError, match=words):
+        logits_accuracy(torch.zeros(80, 1), form(torch.arange(80) % 2))
+
+
+@pytest.mark.parametrize("adversarial", [True, False], ids=["adversarial", "natural"])
+@pytest.mark.parametrize("n_out", [1, 3])
+def test_a_label_without_a_class_in_a_later_batch_is_named(n_out, adversarial):
+    def one_more(y):
+        y[70] = 7
+        return y
+
+    learn = adv_learner(
+        labelled(one_more), nn.Linear(5, n_out), PGD(LInfBall(0.1), 2) if adversarial else None
+    )
+    with pytest.raises(ValueError, match="labels from 0 to 7"), quiet(learn):
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(1)], ids=["sigmoid", "softmax"])
+@pytest.mark.parametrize("attack", [None, PGD(LInfBall(0.1), 2)], ids=["natural", "adversarial"])
+def test_models_that_end_in_probabilities_are_refused(end, attack):
+    n_out = 1 if isinstance(end, nn.Sigmoid) else 2
+    learn = adv_learner(labelled(lambda y: y), nn.Sequential(nn.Linear(5, n_out), end), attack)
+    with pytest.raises(ValueError, match="outputs are probabilities"), quiet(learn):
+        learn.fit(1)
+
+
+def test_binary_losses_of_torch_with_the_labels_that_they_need():
+    attack = PGD(LInfBall(0.1), 2)
+    columns = {}
+    for name, form in (("whole", lambda y: y), ("column", LABELS["(B, 1) of floats"])):
+        set_seed(0)
+        loss = None if name == "whole" else nn.BCEWithLogitsLoss()
+        learn = adv_learner(
+            labelled(form), nn.Linear(5, 1), attack, loss_func=loss, cbs=RobustMetrics(attack)
+        )
+        with quiet(learn):
+            learn.fit(2)
+        columns[name] = list(learn.recorder.values[-1])[-2:]
+        assert loss is None or loss.reduction == "mean"
+    assert columns["whole"] == pytest.approx(columns["column"], abs=1e-6)
+
+
+def test_accuracy_of_a_diverged_model_is_none():
+    z = torch.zeros(4, 3)
+    z[1, 2] = float("nan")
+    assert logits_accuracy(z, torch.zeros(4).long()).isnan()
+
+
+# ---------------------------------------------------------------- tables, several targets
+
+
+@pytest.fixture
+def frame():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(3, 2, size=(80, 3)), columns=list("abc"))
+    frame["kind"] = rng.choice(["p", "q", "r"], 80)
+    frame["label"] = np.where(frame.a + (frame.kind == "p") > 3, "yes", "no")
+    return frame
+
+
+def table_dls(frame, cont_names=("a", "b", "c"), cat_names=("kind",)):
+    return TabularDataLoaders.from_df(
+        frame,
+        procs=[Categorify, FillMissing, TableNormalize],
+        cat_names=list(cat_names),
+        cont_names=list(cont_names),
+        y_names="label",
+        y_block=CategoryBlock(),
+        valid_idx=range(50, 80),
+        bs=16,
+        device="cpu",
+    )
+
+
+class TableNet(nn.Module):
+    def __init__(self, n_out=2):
+        super().__init__()
+        set_seed(0)
+        self.kinds = nn.Embedding(4, 3)
+        self.out = nn.Linear(6, n_out)
+
+    def forward(self, cat, cont):
+        return self.out(torch.cat([self.kinds(cat[:, 0]), cont], 1))
+
+
+ATTACKS = dict(
+    pgd=PGD(LInfBall(0.1), 2),
+    best=PGD(L2Ball(0.1), 2, restarts=2),
+    early=PGD(LInfBall(0.1), 3, early_stop=True),
+    fast=PGD(LInfBall(0.1), 2, fast=True),
+    price=PGD(ElasticNet(0.1, 0.1), 2),
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("make", ["adv_learner", "tabular_learner", "one logit"])
+def test_tables_with_categories(frame, attack, make):
+    dls = table_dls(frame)
+    judge = RobustMetrics(attack)
+    if make == "tabular_learner":
+        learn = tabular_learner(dls, layers=[6], cbs=judge).adversarial(attack)
+    else:
+        learn = adv_learner(dls, TableNet(1 if make == "one logit" else 2), attack, cbs=judge)
+    seen = []
+
+    class Look(Callback):
+        order = InputCallback.order + 1
+        run_valid = False
+
+        def before_batch(self):
+            seen.append((self.adversarial_training.raw.xb, self.learn.xb))
+
+    learn.add_cb(Look())
+    with quiet(learn):
+        learn.fit(2, 1e-2)
+    assert len(seen) == 2 * 3
+    for (clean_kind, clean), (kind, moved) in seen:
+        assert torch.equal(clean_kind, kind)
+        if hasattr(attack.dual, "eps"):
+            assert attack.dual.norm(moved - clean).max() <= attack.dual.eps + 1e-6
+        assert (moved - clean).abs().max() > 0.01
+    names = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert 0 <= names["robust_accuracy"] <= 1
+    if "accuracy" in names:
+        assert names["robust_accuracy"] <= names["accuracy"]
+
+
+PENALTIES = dict(
+    grad_norm=GradNorm(L1(0.1)),
+    of_logits=GradNorm(L1(0.1), output="logit"),
+    jacobian=JacobianNorm(1),
+    weights=WeightNorm(2),
+    stable=StableIG(0.1, 2),
+)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+def test_penalties_on_tables_with_categories(frame, penalty):
+    learns = [
+        adv_learner(table_dls(frame), TableNet(), penalty=penalty),
+        tabular_learner(table_dls(frame), layers=[6]).penalise(penalty),
+        tabular_learner(table_dls(frame, cat_names=()), layers=[6]).penalise(penalty),
+    ]
+    for learn in learns:
+        with quiet(learn):
+            learn.fit(1)
+        assert all(p.isfinite().all() for p in learn.model.parameters())
+
+
+def test_what_cannot_be_moved_is_said(frame):
+    codes = TensorDataset(torch.randint(9, (8, 7)), torch.arange(8) % 2)
+    loader = TorchLoader(codes, batch_size=4)
+    text = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(14, 2))
+    attack = PGD(LInfBall(0.1), 2)
+    for kw in (
+        dict(adversary=attack),
+        dict(adversary=LInfBall(0.1), free_replays=2),
+        dict(penalty=GradNorm(L1(0.1))),
+        dict(cbs=RobustMetrics(attack)),
+    ):
+        learn = adv_learner(DataLoaders(loader, loader), text, **kw)
+        with pytest.raises(TypeError, match="codes of words and categories"), quiet(learn):
+            learn.fit(1)
+    learn = tabular_learner(table_dls(frame, cont_names=()), layers=[6]).adversarial(attack)
+    with pytest.raises(TypeError, match=r"\(16, 0\) of torch.float32"), quiet(learn):
+        learn.fit(1)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        set_seed(0)
+        self.a, self.b = nn.Linear(5, 2), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+def two_targets(weight=False):
+    set_seed(0)
+    x = torch.randn(60, 5)
+    second = torch.rand(60) if weight else torch.arange(60) % 3
+    loader = FastaiLoader(TensorDataset(x, (x[:, 0] > 0).long(), second), bs=20, n_inp=1)
+    dls = DataLoaders(loader, loader)
+    dls.n_inp = 1
+    return dls
+
+
+def both_heads(outputs, a, b):
+    return F.cross_entropy(outputs[0], a) + F.cross_entropy(outputs[1], b)
+
+
+def weighted(logits, y, weight):
+    return (F.cross_entropy(logits, y, reduction="none") * weight).mean()
+
+
+def test_several_targets_are_attacked_by_the_loss_of_all():
+    "Losses without `reduction`, of outputs in two parts: the step is that of the summed loss."
+    seen = []
+
+    class Look(Callback):
+        order = InputCallback.order + 1
+        run_valid = False
+
+        def before_batch(self):
+            seen.append((self.adversarial_training.raw, self.learn.xb[0]))
+            x = seen[-1][0].x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(both_heads(self.model(x), *self.learn.yb), x)
+            assert torch.equal(seen[-1][1], seen[-1][0].x + 0.1 * g.sign())
+
+    learn = Learner(two_targets(), TwoHeads(), loss_func=both_heads, cbs=Look())
+    learn.adversarial(OneStep(LInfBall(0.1))).penalise(GradNorm(L1(0.1)))
+    with quiet(learn):
+        learn.fit(1)
+        assert len(seen) == 3
+        learn.adversarial(LInfBall(0.1), free_replays=2).remove_cb(Look)
+        learn.fit(1)
+    judged = Learner(
+        two_targets(), TwoHeads(), loss_func=both_heads, cbs=RobustMetrics(PGD(LInfBall(0.1), 2))
+    )
+    with pytest.raises(ValueError, match="model: its output is a tuple"), quiet(judged):
+        judged.fit(1)
+
+
+def test_the_label_stands_first_among_several_targets():
+    attack = PGD(LInfBall(0.1), 3, early_stop=True)
+    learn = Learner(
+        two_targets(weight=True), nn.Linear(5, 2), loss_func=weighted, cbs=RobustMetrics(attack)
+    )
+    learn.adversarial(attack).penalise(JacobianNorm(1))
+    with quiet(learn):
+        learn.fit(2)
+    assert 0 <= learn.recorder.values[-1][2] <= 1
+
+
+def test_mixed_batches_and_an_early_stop_do_not_go_together():
+    learn = adv_learner(
+        labelled(lambda y: y), nn.Linear(5, 2), PGD(LInfBall(0.1), 3, early_stop=True), cbs=MixUp()
+    )
+    with pytest.raises(ValueError, match="MixUp mixes whole batches"), quiet(learn):
+        learn.fit(1)
+
+
+def test_columns_of_two_judges_have_names_of_their_own():
+    weak, strong = (PGD(LInfBall(eps), 2) for eps in (0.01, 1.0))
+    judges = [RobustMetrics(weak), RobustMetrics(strong), RobustMetrics(weak, suffix="_weak")]
+    learn = adv_learner(labelled(lambda y: y), nn.Linear(5, 1), lr=0.1, cbs=judges)
+    with quiet(learn):
+        learn.fit(3)
+    names = list(learn.recorder.metric_names)
+    assert len(set(names)) == len(names)
+    assert names[4:-1] == [
+        f"{name}{suffix}" for suffix in ("", "_2", "_weak") for name in ("robust_accuracy", "gini")
+    ]
+    values = dict(zip(names[1:], learn.recorder.values[-1]))
+    assert values["robust_accuracy"] > values["robust_accuracy_2"]
+    assert values["robust_accuracy"] == values["robust_accuracy_weak"]
+
+
+@pytest.mark.parametrize("kw", [{}, dict(free_replays=2), dict(penalty=GradNorm(L1(0.05)))])
+def test_an_interrupted_training_leaves_a_learner_that_works(kw, tmp_path):
+    class Interrupt(Callback):
+        order = InputCallback.order + 1
+
+        def before_batch(self):
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+
+    learn = make(path=tmp_path, cbs=RobustMetrics(PGD(LInfBall(0.1), 2)), **kw)
+    learn.add_cb(Interrupt())
+    with pytest.raises(KeyboardInterrupt), quiet(learn):
+        learn.fit(2)
+    pickle.loads(pickle.dumps(learn.dl))
+    learn.remove_cb(Interrupt)
+    assert learn.model.training
+    assert all(p.requires_grad for p in learn.model.parameters())
+    with quiet(learn):
+        assert len(learn.validate()) == 4
+        learn.get_preds()
+        learn.export("interrupted.pkl")
+        columns = list(learn.recorder.metric_names)
+        learn.fit(1)
+    assert len(columns) == len(set(columns))
+    assert [metric.name for metric in learn.metrics] == ["accuracy"]
+    back = load_learner(tmp_path / "interrupted.pkl")
+    with quiet(back):
+        assert len(back.get_preds(dl=learn.dls.valid)[0]) == 100
+
+
+def test_columns_of_a_judge_that_was_taken_away_measure_nothing():
+    judge = RobustMetrics(PGD(LInfBall(0.1), 2))
+    learn = make(cbs=judge)
+    with quiet(learn):
+        learn.validate()
+    learn.metrics = [*learn.metrics, *judge.columns]  # as after an interrupt
+    learn.remove_cb(judge)
+    with quiet(learn):
+        assert np.isnan(learn.validate()[2:]).all()
+
+
+def test_what_is_no_learner_is_named():
+    dls, model, attack = labelled(lambda y: y), nn.Linear(5, 2), PGD(LInfBall(0.1), 2)
+    learn = adv_learner(dls, model)
+    for call, words in [
+        (lambda: adv_learner(dls, resnet18), r"vision_learner\(dls, resnet18\).adversarial"),
+        (lambda: adv_learner(dls, "resnet18"), r"vision_learner\(dls, 'resnet18'\)"),
+        (lambda: adv_learner(dls, TableNet), "got a class"),
+        (lambda: adv_learner(dls, None), "model: expected a module, got NoneType"),
+        (lambda: adv_learner(dls, learn), "model: this is a Learner already"),
+        (lambda: adv_learner(learn, model), "dls: this is a Learner already"),
+        (lambda: adv_learner(model, dls), "the model comes second"),
+        (lambda: adv_learner(dls.train, model), r"expected DataLoaders\(train, valid\)"),
+        (lambda: adv_learner(dls, model, learn), "adversary=.*expected a callable"),
+        (lambda: adv_learner(dls, model, model), r"expected a callable \(model, x, y, loss_func\)"),
+        (lambda: adv_learner(dls, model, penalty=model), r"expected a callable \(model, x, y\)"),
+        (lambda: RobustMetrics(learn), "expected a callable"),
+        (lambda: attack(dls, torch.zeros(2, 5), torch.zeros(2)), "model="),
+    ]:
+        with pytest.raises(TypeError, match=words):
+            call()
 
 
 def test_the_old_name_of_the_metric_works_with_a_warning():
