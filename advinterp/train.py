@@ -156,7 +156,7 @@ def adversarial(
     """
     _remember(self, normalize)
     if free_replays is None:
-        callback = AdversarialTraining(adversary, **kwargs)
+        callback = AdversarialTraining(adversary, **kwargs)  # type: ignore[arg-type]  # duals raise
     else:
         callback = _free_training(adversary, free_replays, **kwargs)
     return self.remove_cbs([AdversarialTraining, FreeAdversarialTraining]).add_cb(callback)
