@@ -138,7 +138,9 @@ def run_pytest(copy: Path, arguments: list[str]):
         os.dup2(output.fileno(), 2)
     import pytest
 
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments]))
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments])
+    sys.stdout.flush()
+    os._exit(code)  # threads and processes that a failed test left behind are not waited for
 
 
 def first_failure(copy: Path, arguments: list[str]) -> str:
