@@ -225,7 +225,7 @@ addEventListener("load", () => {
     link.replaceChildren(...parts.filter((node) => !isAnchor(node)));
   });
   // what scrolls can be reached from the keyboard
-  const wide = "main pre, main table, main .katex-display";
+  const wide = "main pre, main table, main .katex-display, main .math.inline .katex";
   const reach = () => document.querySelectorAll(wide).forEach((box) => {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   });
