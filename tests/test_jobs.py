@@ -9,6 +9,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from advinterp.jobs import (
     Job,
@@ -176,6 +177,30 @@ def test_a_failed_job_is_tried_again(tmp_path):
     (tmp_path / "failed" / f"{job.name}.json").write_text("{")
     shutil.rmtree(job_folder(job, tmp_path))
     assert "is damaged" in status(tmp_path).error[0]
+
+
+def test_a_job_that_goes_well_at_last_is_no_failure(tmp_path, monkeypatch):
+    """Nothing is left of the error, also where its result is removed later."""
+    (job,) = sums(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("advinterp.jobs._example", None)
+        states, _ = run_all([job], tmp_path)
+    assert states == {job.name: "failed"} and status(tmp_path).state[0] == "failed"
+    assert run_job(job, tmp_path) == "done" and status(tmp_path).state[0] == "done"
+    shutil.rmtree(job_folder(job, tmp_path))
+    assert status(tmp_path).state[0] == "waiting" and status(tmp_path).error[0] == ""
+
+
+@pytest.mark.parametrize("value, state", [(1, "done"), (-1, "failed")])
+def test_the_caller_keeps_its_threads(tmp_path, value, state):
+    (job,) = sums(value)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert run_job(job, check_out(tmp_path), threads=2) == state
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- edited, of another version
