@@ -241,6 +241,15 @@ def test_another_version_is_refused(tmp_path):
     assert "advinterp 99.0" in again.stderr and again.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("version", ["0.0.9", "99.0"])
+def test_a_study_of_an_earlier_or_a_later_version_is_not_continued(tmp_path, version):
+    write_study(check_out(tmp_path), sums(1))
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(dict(json.loads(file.read_text()), version=version)))
+    with pytest.raises(ValueError, match=f"was made by advinterp {version}, this is"):
+        check_out(tmp_path, resume=True)
+
+
 def _with_rate(out, rate, keep_code):
     "Run a job whose source says `rate`, as a process does that starts now."
     (out / "job_of_mine.py").write_text(f"def f(folder, tick, n):\n    return dict(rate={rate})\n")
