@@ -80,7 +80,7 @@ newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m pytest -p no:cacheprovider --ignore=tests/test_repo.py \
 		--ignore=tests/test_docs.py --ignore=tests/test_tools.py --ignore=tests/test_packaging.py \
 		$(PYTEST)
-	$(NEWEST)/bin/nbdev-test --n_workers $(WORKERS) nbs/tutorials
+	$(NEWEST)/bin/nbdev-test --n-workers $(WORKERS) nbs/tutorials
 
 $(NEWEST)/.installed: constraints-newest.txt $(VENV)/.installed
 	$(BIN)/python -m venv $(NEWEST)

@@ -202,6 +202,11 @@ _INSTALLED = {
 }
 
 
+def _holds_installed(folder):
+    "Do the modules in a folder belong to packages, of this environment or of one that it sees?"
+    return folder in _INSTALLED or folder.name in ("site-packages", "dist-packages")
+
+
 def _in_project(top, own_top):
     "Is a top-level module part of the project that the module `own_top` belongs to?"
     if top in ("advinterp", own_top):
@@ -210,7 +215,7 @@ def _in_project(top, own_top):
     if top in sys.stdlib_module_names or own is None or not own.is_file():
         return False
     home = _home(top)
-    return home is not None and home.parent == own.parent and own.parent not in _INSTALLED
+    return home is not None and home.parent == own.parent and not _holds_installed(own.parent)
 
 
 @functools.cache
@@ -295,7 +300,7 @@ def _is_own(module):
     home = _home(top)
     if top == "advinterp" or home is None or top in sys.stdlib_module_names:
         return top == "advinterp"
-    return not _INSTALLED & set(home.parents)
+    return not any(map(_holds_installed, home.parents))
 
 # %% ../nbs/studies/42_store.ipynb #65cc17a4
 def make_key(

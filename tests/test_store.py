@@ -198,6 +198,17 @@ def test_the_code_of_a_network_counts(tmp_path, monkeypatch):
     assert make_key(FUNC, {}).code == make_key(FUNC, dict(net=nn.Linear(2, 2))).code
 
 
+def test_packages_of_another_environment_are_packages(tmp_path, monkeypatch):
+    """An environment may see the packages of another one: they are no code of one's own."""
+    packages = tmp_path / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "net_of_theirs.py").write_text("from torch import nn\nclass Net(nn.Linear): pass\n")
+    monkeypatch.syspath_prepend(packages)
+    from net_of_theirs import Net
+
+    assert make_key(FUNC, dict(net=Net(2, 2))).code == make_key(FUNC, {}).code
+
+
 # ---------------------------------------------------------------- entries
 
 
