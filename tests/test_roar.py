@@ -21,6 +21,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from advinterp import roar as R
@@ -444,6 +445,17 @@ def test_an_estimator_that_has_seen_one_class_predicts_it():
     model = R.FitEstimator(DummyClassifier())(torch.rand(5, 3), torch.zeros(5), 0)
     assert accuracy(model, torch.rand(4, 3), [0, 0, 0, 0]) == 1
     assert accuracy(model, torch.rand(4, 3), [0, 1, 1, 1]) == 0.25
+
+
+def test_each_seed_draws_its_own_estimator():
+    """Random states decide a shallow tree on features that are all alike."""
+    x = torch.ones(40, 8) * torch.arange(40.0)[:, None]
+    y = (torch.arange(40) // 10) % 2
+    unlike = torch.rand(64, 8, generator=torch.Generator().manual_seed(0)) * 40
+    fit = R.FitEstimator(DecisionTreeClassifier(max_features=1))
+    drawn = [tuple(fit(x, y, seed)(unlike).argmax(1).tolist()) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
 
 
 def test_estimators_are_known_by_all_numbers_of_their_parameters():
