@@ -129,7 +129,7 @@ def test_wheel_stands_alone(built, tmp_path):
     assert "compare" in result.stdout
 
 
-LOWEST = ["numpy==1.26.4", "pandas==2.2.3"]
+LOWEST = ["numpy==1.26.4", "pandas==2.2.3", "pytz"]  # which that pandas asks for
 
 
 @pytest.mark.net
