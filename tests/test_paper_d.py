@@ -51,6 +51,17 @@ def test_paper_preset_runs(tmp_path):
     assert not row["diverged"]
     assert len(row["pgd"]) == len(row["worst"]) == 11
     assert (np.array(row["worst"]) <= np.array(row["pgd"]) + 1e-9).all()
+    # by the trapezoid rule on eleven even steps; a curve that stays at 1 has the area 1
+    for curve, area in (("pgd", "auc_pgd"), ("worst", "auc")):
+        middles = (np.array(row[curve][1:]) + np.array(row[curve][:-1])) / 2
+        assert row[area] == pytest.approx(middles.mean())
+
+
+def test_signal_numbers_of_a_map_worked_out_by_hand():
+    maps = torch.tensor([[6.0, 1.0, 1.0, 0.0]])
+    truth = torch.tensor([[True, True, False, False]])
+    numbers = paper_d.signal_numbers(maps, truth)
+    assert numbers == pytest.approx(dict(largest=1.0, smallest=0.0, share=7 / 8, even=8 / 24))
 
 
 @pytest.mark.parametrize("gradient,weights", paper_d._pairs)
