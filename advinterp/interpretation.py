@@ -8,17 +8,23 @@ __all__ = ['AttributionInterpretation', 'compare_maps']
 # %% ../nbs/measure/33_interpretation.ipynb #c9384a66
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.load import DataLoader as FastaiLoader
+from fastai.data.transforms import get_image_files
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import detuplify, patch, store_attr
+from fastcore.foundation import L
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Subset
+from tqdm.auto import tqdm
 
 from ._deprecated import renamed_arguments
 from .attribution import saliency
@@ -26,16 +32,18 @@ from .callbacks import _accepts, _example_loss, _net_of, _Reading, _which_input
 from advinterp.core import (
     _logits_of,
     as_labels,
-    check_choice,
+    bring,
     check_count,
     check_same_shape,
     frozen,
+    nearest,
     plain,
     predicted,
 )
 from .evaluate import bootstrap_interval
 from .metrics import gini
-from .plots import contribution_bars, saliency_grid
+from .plots import contribution_bars, overlay_grid, saliency_grid
+from .report import fig_png
 from .units import RawModel, check_normalize, find_units, said_normalize
 
 # %% ../nbs/measure/33_interpretation.ipynb #4b811a44
@@ -47,35 +55,55 @@ class AttributionInterpretation:
 
     def __init__(
         self,
-        inputs: Tensor,  # `(n, ...)` in raw units
-        targs: Tensor,  # `(n,)` class indices
+        inputs: Tensor | None,  # `(n, ...)` in raw units; None: too large to be kept
+        targs: Tensor
+        | None,  # `(n,)` class indices, `(n, C)` where rows have several; None: unknown
         preds: Tensor,  # `(n,)` predicted classes
-        losses: Tensor,  # `(n,)`
-        maps: Tensor,  # `(n, ...)` like `inputs`
+        losses: Tensor | None,  # `(n,)`; None: without targets
+        maps: Tensor | None,  # `(n, ...)` like `inputs`, and kept where they are
         idxs: Tensor,  # `(n,)` places of the examples in their data set
         vocab: Sequence,  # names of the classes
         names: Sequence[str] | None = None,  # names of the features of a table
         items: Sequence | pd.DataFrame | None = None,  # what the data set was made from
         title: str = "map",  # name of the learner, or of the method
         model: nn.Module | None = None,  # the model of `inputs`, in raw units like these
+        ginis: Tensor | None = None,  # `(n,)` of the maps; None: computed
+        again: Callable | None = None,  # places in the data set -> interpretation of these examples
     ):
         store_attr()
-        self.ginis = gini(maps)
+        if ginis is None:
+            self.ginis = gini(maps)
 
     def __len__(self):
-        return len(self.losses)
+        return len(self.preds)
 
     def __repr__(self):
-        right = (self.preds == self.targs).float().mean()
+        right = ""
+        if self.targs is not None and self.targs.ndim == 1:
+            right = f"{(self.preds == self.targs).float().mean():.1%} right, "
         return (
-            f"AttributionInterpretation of {len(self)} examples, {right:.1%} right, "
+            f"AttributionInterpretation of {len(self)} examples, {right}"
             f"mean Gini {self.ginis.mean():.3f}"
         )
 
     def __getitem__(self, idxs):
-        "Inputs, predictions, targets, losses and maps at `idxs`."
-        fields = (self.inputs, self.preds, self.targs, self.losses, self.maps)
-        return tuple(field[idxs] for field in fields)
+        """Inputs, predictions, targets, losses and maps at `idxs`; None for what is not known.
+
+        Where inputs and maps are not kept, these examples are read and explained again.
+        """
+        inputs, maps = self.inputs, self.maps
+        if maps is None:
+            found = self.again(self.idxs[torch.as_tensor(idxs)].reshape(-1).tolist())
+            inputs, maps = found.inputs, found.maps
+            if maps is None:
+                raise ValueError(
+                    f"idxs: maps of {len(found)} examples are too large, ask for fewer"
+                )
+        else:
+            inputs, maps = inputs[idxs], maps[idxs]
+        known = (self.preds, self.targs, self.losses)
+        preds, targs, losses = (None if field is None else field[idxs] for field in known)
+        return inputs, preds, targs, losses, maps
 
     def _ranked(self, values, name, count, largest):
         "The `count` largest (or smallest) values and their indices; `name` is for messages."
@@ -85,19 +113,39 @@ class AttributionInterpretation:
             raise ValueError(f"{name}={count}: there are {len(self)} examples")
         return values.topk(count, largest=largest)
 
+    def _with_targets(self, field):
+        "A field that there is with targets only."
+        if self.targs is None:
+            raise ValueError(f"{field}: the examples came without targets; pass a dl= with labels")
+        return getattr(self, field)
+
+    def _at(self, numbers):
+        "The same for some of the examples."
+        inputs, preds, targs, losses, maps = self[numbers]
+        places = self.idxs[numbers]
+        about = (self.vocab, self.names, self.items, self.title, self.model, self.ginis[numbers])
+        return type(self)(inputs, targs, preds, losses, maps, places, *about)
+
     def _class_name(self, label):
+        if getattr(label, "ndim", 0):  # one of several classes each
+            return ", ".join(map(self._class_name, label.nonzero()[:, 0])) or "none"
         label = int(label)
         return str(self.vocab[label]) if label < len(self.vocab) else str(label)
 
 # %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
+def _check_learner(learn):
+    if isinstance(learn, Learner):
+        return
+    shown = repr(learn).split("\n")[0][:60]
+    hint = ""
+    if isinstance(learn, nn.Module):
+        hint = "; Learner(dls, model, loss_func) makes one of a model and its loaders"
+    raise TypeError(f"learn={shown}: expected a fastai Learner{hint}")
+
+
 def _loader(learn, ds_idx, dl):
-    "The loader to read, in the order of its data set."
-    if not isinstance(learn, Learner):
-        shown = repr(learn).split("\n")[0][:60]
-        hint = ""
-        if isinstance(learn, nn.Module):
-            hint = "; Learner(dls, model, loss_func) makes one of a model and its loaders"
-        raise TypeError(f"learn={shown}: expected a fastai Learner{hint}")
+    "The loader to read."
+    _check_learner(learn)
     if dl is None:
         last = len(learn.dls.loaders) - 1
         if not 0 <= ds_idx <= last:
@@ -112,24 +160,43 @@ def _loader(learn, ds_idx, dl):
     if not len(dl.dataset):
         raise ValueError(
             "learn: its loaders are empty, as after export and load_learner; pass a loader with "
-            "labels, dl=learn.dls.test_dl(items, with_labels=True)"
+            "labels, dl=learn.dls.test_dl(items, with_labels=True), or use learn.explain(items)"
         )
-    return dl.new(shuffle=False, drop_last=False) if hasattr(dl, "new") else dl
+    return dl
 
 
 def _sample(n, total, seed):
-    "Which of `total` examples are kept, as a mask."
-    rows = np.arange(total)
-    if n is not None:
-        if check_count("n", n) > total:
-            raise ValueError(f"n={n}: the set has {total} examples")
-        rows = np.random.default_rng(seed).choice(total, n, replace=False)
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.as_tensor(rows), True)
+    "Which of `total` examples are explained, in order."
+    if n is None:
+        return list(range(total))
+    if check_count("n", n) > total:
+        raise ValueError(f"n={n}: the set has {total} examples")
+    return sorted(np.random.default_rng(seed).choice(total, n, replace=False).tolist())
 
 
-def _names_of(dl):
-    "Names of the classes and of the features, as far as the loader knows them."
-    vocab = getattr(dl, "vocab", None)
+def _places(idxs, total):
+    "Places in a data set of `total` examples, as a list."
+    places = torch.as_tensor(idxs).reshape(-1).tolist()
+    if not places or min(places) < 0 or max(places) >= total:
+        raise ValueError(f"idxs={idxs!r}: expected places in the data set, from 0 to {total - 1}")
+    return places
+
+
+def _only(dl, rows):
+    "A loader of these rows of the data set, in this order."
+    if isinstance(dl, FastaiLoader):
+
+        def get_idxs():
+            return rows
+
+        return dl.new(shuffle=False, drop_last=False, get_idxs=get_idxs)
+    batch_size = getattr(dl, "batch_size", None) or 64
+    return DataLoader(Subset(dl.dataset, rows), batch_size, collate_fn=dl.collate_fn)
+
+
+def _names_of(dl, learn):
+    "Names of the classes and of the features, as far as loader and learner know them."
+    vocab = getattr(dl, "vocab", getattr(learn.dls, "vocab", None))
     if vocab is not None and len(vocab):
         last = vocab[-1]
         if hasattr(last, "__len__") and not isinstance(last, str):
@@ -181,38 +248,45 @@ class _OfAll(RawModel):
 
 # %% ../nbs/measure/33_interpretation.ipynb #ef7f4398
 class _Explained(NamedTuple):
-    "What is known of some examples; the fields are those of the interpretation."
+    "What is known of some examples; None: nothing."
 
-    inputs: Tensor
-    targs: Tensor
+    inputs: Tensor | None
+    targs: Tensor | None
     preds: Tensor
-    losses: Tensor
-    maps: Tensor
+    losses: Tensor | None
+    maps: Tensor | None
+    ginis: Tensor | None
 
 
+def _joined(parts):
+    "The batches as one."
+    fields = zip(*parts)
+    return _Explained(*(None if field[0] is None else torch.cat(field) for field in fields))
+
+
+_KEPT = 2**30  # bytes of inputs and maps that an interpretation holds
+
+# %% ../nbs/measure/33_interpretation.ipynb #28471860
 class _Explainer:
     "What explains the batches of a loader, one after the other."
 
-    def __init__(self, learn, dl, method, explain, which, normalize):
+    def __init__(self, learn, dl, method, explain, which, normalize, n):
         self.learn = learn
         self.dl = dl
         self.net = _net_of(learn)
-        self.method = method
-        self.explain = explain
+        self.method = method  # None: no map, for losses alone
+        self.explain = explain  # 'target', 'predicted' or the number of a class
         self.which = which
         self.normalize = said_normalize(learn) if normalize is None else normalize
+        self.n = n  # how many examples there will be
         self.reading = None  # of the first batch
         self.xb = []  # all inputs of the batches, where there are several
 
-    def __call__(self, batch, keep):
-        "The rows of a batch that are kept."
+    def __call__(self, batch):
+        "What is known of the examples of a batch."
         n_inp = getattr(self.dl, "n_inp", max(1, len(batch) - 1))
-        xb = [plain(part)[keep] for part in batch[:n_inp]]
-        yb = [plain(part)[keep] for part in batch[n_inp:]]
-        if not yb:
-            raise ValueError(
-                "dl: its batches have no targets, expected class indices; make it with labels"
-            )
+        xb = [plain(part) for part in batch[:n_inp]]
+        yb = [plain(part) for part in batch[n_inp:]]
         if self.reading is None:
             i = _which_input(xb, self.which)
             units = find_units(self.dl, batch[i], self.normalize)
@@ -220,14 +294,47 @@ class _Explainer:
         if n_inp > 1:
             self.xb.append([part.cpu() for part in xb])
         u = self.reading.units.raw(xb[self.reading.i])
-        y = as_labels(yb[0], len(u), u.device)
         with torch.no_grad():
             out = self.net(*xb)
-            preds = predicted(_logits_of(out, len(u)))
-            losses = self._losses(out, yb, y)
-        maps = _maps(self.reading, xb, u, y if self.explain == "target" else preds, self.method)
-        check_same_shape(inputs=u, maps=maps)
-        return _Explained(*(part.detach().cpu() for part in (u, y, preds, losses, maps)))
+            logits = _logits_of(out, len(u))
+            targs = self._targets(yb, logits)
+            losses = None if targs is None else self._losses(out, yb, targs)
+        preds = predicted(logits)
+        known = _Explained(u, targs, preds, losses, None, None)
+        if self.method is not None:
+            maps = _maps(self.reading, xb, u, self._labels(targs, preds), self.method)
+            check_same_shape(inputs=u, maps=maps)
+            known = known._replace(maps=maps, ginis=gini(maps.detach()))
+        if self.method is None or not self._has_room(u):
+            known = known._replace(inputs=None, maps=None)
+        return _Explained(*(None if part is None else part.detach().cpu() for part in known))
+
+    def _has_room(self, u):
+        "May all inputs and maps be kept?"
+        return 2 * self.n * u[:1].nbytes <= _KEPT
+
+    def _targets(self, yb, logits):
+        "Class indices; rows of 0 and 1 where an example may have several; None without targets."
+        if not yb:
+            return None
+        loss = getattr(self.learn.loss_func, "func", self.learn.loss_func)
+        several = isinstance(loss, nn.BCEWithLogitsLoss) and logits.shape[1] > 1
+        if several and yb[0].shape == logits.shape:
+            return yb[0].bool()
+        return as_labels(yb[0], len(logits), logits.device)
+
+    def _labels(self, targs, preds):
+        "The class of each example that is explained."
+        if self.explain == "predicted":
+            return preds
+        if self.explain != "target":
+            return torch.full_like(preds, self.explain)
+        remedy = "pass explain='predicted' or the name of a class"
+        if targs is None:
+            raise ValueError(f"dl: its batches have no targets to explain; {remedy}")
+        if targs.ndim > 1:
+            raise ValueError(f"explain='target': examples have several classes; {remedy}")
+        return targs
 
     def _losses(self, out, yb, labels):
         "The learner's loss of each example; some targets are there for others, maps for instance."
@@ -244,16 +351,28 @@ class _Explainer:
         others = [torch.cat(parts) for parts in zip(*self.xb)]
         return _OfAll(self.net, self.reading.units, others, self.reading.i)
 
+    def read(self, rows):
+        "All batches of these rows, with a progress bar where they take more than two seconds."
+        weight = next(self.net.parameters(), torch.empty(0))
+        with frozen(self.net, training=False), tqdm(total=len(rows), delay=2, leave=False) as bar:
+            parts = []
+            for batch in _only(self.dl, rows):
+                parts.append(self(to_device(batch, weight.device)))
+                bar.update(len(parts[-1].preds))
+        return _joined(parts)
 
-def _kept_batches(dl, keep, device):
-    "Batches on the device, each with the mask of its rows that are kept; none without any."
-    done = 0
-    for batch in dl:
-        batch = to_device(batch, device)
-        rows = keep[done : done + len(batch[0])]
-        done += len(rows)
-        if rows.any():
-            yield batch, rows.to(batch[0].device)
+
+def _class_to_explain(explain, vocab):
+    "'target', 'predicted' or the number of the class of that name."
+    names = [str(name) for name in vocab or ()]
+    if explain in names:
+        return names.index(explain)
+    if explain in ("target", "predicted"):
+        return explain
+    raise ValueError(
+        f"explain={explain!r}: expected 'target', 'predicted' or the name of a class"
+        f"{nearest(explain, ['target', 'predicted', *names])}"
+    )
 
 # %% ../nbs/measure/33_interpretation.ipynb #93c77247
 @patch(cls_method=True)
@@ -262,42 +381,55 @@ def from_learner(
     learn: Learner,  # its model returns logits
     method: Callable = saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
     ds_idx: int = 1,  # index of `learn.dls` when `dl` is None
-    dl=None,  # loader with targets, fastai's or PyTorch's
+    dl=None,  # loader, fastai's or PyTorch's; without targets `explain` says which class
     n: int | None = None,  # explain so many examples, drawn at random; None: all
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    explain: str = "target",  # the class that is explained: 'target' | 'predicted'
+    explain: str = "target",  # the class that is explained: 'target', 'predicted' or its name
     batch_size: int = 128,  # inputs that are in the model at once
     seed: int = 0,  # of the sample
     which: int | None = None,  # the input to explain; None: the only one with a floating dtype
     title: str | None = None,  # name in figures; None: the method's
     normalize: tuple | None = None,  # (mean, std) of the inputs; None: what the loader tells
+    idxs: Sequence[int] | None = None,  # explain these places of the data set; None: see `n`
 ) -> AttributionInterpretation:
     """Explain a learner's examples, on its device and in raw units, and leave it as it was.
 
-    Raises TypeError for a `method` that is no callable, ValueError for a loader without targets.
+    Inputs and maps of more than 1 GiB are not kept: examples that are shown are explained again.
+    Raises TypeError for a `method` that is no callable, ValueError for a class that is not there
+    and for a loader without the targets that are to be explained.
     """
     if not callable(method):
         raise TypeError(
             f"method={method!r}: expected an attribution such as saliency or "
             "partial(smoothgrad, n_samples=100)"
         )
-    check_choice("explain", explain, ("target", "predicted"))
     dl = _loader(learn, ds_idx, dl)
-    keep = _sample(n, len(dl.dataset), seed)
-    mapped = partial(method, output=output, batch_size=batch_size)
-    explainer = _Explainer(learn, dl, mapped, explain, which, check_normalize(normalize))
-    with frozen(explainer.net, training=False):
-        weight = next(explainer.net.parameters(), torch.empty(0))
-        parts = [explainer(batch, rows) for batch, rows in _kept_batches(dl, keep, weight.device)]
-    whole = _Explained(*map(torch.cat, zip(*parts)))
-    vocab, names = _names_of(dl)
-    if vocab is None:
-        vocab = range(int(max(whole.targs.max(), whole.preds.max())) + 1)
-    idxs = keep.nonzero()[:, 0]
+    total = len(dl.dataset)
+    rows = _sample(n, total, seed) if idxs is None else _places(idxs, total)
+    vocab, names = _names_of(dl, learn)
+    label = _class_to_explain(explain, vocab)
     title = _name_of(method) if title is None else title
-    items = getattr(dl, "items", None)
-    known = (*whole, idxs, vocab, names, items, title)
-    return cls(*known, explainer.model())  # type: ignore[operator]  # hint of @patch
+    mapped = partial(method, output=output, batch_size=batch_size)
+    explainer = _Explainer(learn, dl, mapped, label, which, check_normalize(normalize), len(rows))
+    found = explainer.read(rows)
+    if vocab is None:
+        vocab = range(int(found.preds.max() if found.targs is None else found.targs.max()) + 1)
+
+    def again(idxs):
+        settings = dict(output=output, explain=explain, batch_size=batch_size, which=which)
+        return cls.from_learner(learn, method, dl=dl, normalize=normalize, idxs=idxs, **settings)
+
+    return cls(  # type: ignore[operator]  # hint of @patch
+        *found[:5],
+        torch.tensor(rows),
+        vocab,
+        names,
+        getattr(dl, "items", None),
+        title,
+        explainer.model(),
+        found.ginis if found.maps is None else None,
+        again,
+    )
 
 # %% ../nbs/measure/33_interpretation.ipynb #ff38a51f
 @patch
@@ -307,8 +439,11 @@ def top_losses(
     largest: bool = True,  # False: the smallest losses
     items: bool = False,  # also the items of the data set
 ) -> tuple:  # (losses, indices), with `items` a third
-    "The `k` largest (or smallest) losses, and where they are."
-    losses, idxs = self._ranked(self.losses, "k", k, largest)
+    """The `k` largest (or smallest) losses, and where they are.
+
+    Raises ValueError where the examples came without targets.
+    """
+    losses, idxs = self._ranked(self._with_targets("losses"), "k", k, largest)
     if not items:
         return losses, idxs
     if self.items is None:
@@ -344,24 +479,54 @@ def per_class_gini(
     self: AttributionInterpretation,
     level: float = 0.95,  # of the bootstrap interval
 ) -> pd.DataFrame:  # columns gini, low, high, n; one row per class, in their order
-    "Mean Gini index of the maps of each class, its interval over examples, their number."
+    """Mean Gini index of the maps of each class, its interval over examples, their number.
+
+    Raises ValueError where the examples came without targets, or with several each.
+    """
+    targs = self._with_targets("targs")
+    if targs.ndim > 1:
+        raise ValueError("per_class_gini: examples have several classes each, expected one")
     rows = []
-    for label in self.targs.unique():
-        ginis = self.ginis[self.targs == label]
+    for label in targs.unique():
+        ginis = self.ginis[targs == label]
         low, high = bootstrap_interval(ginis, level)
         rows.append((self._class_name(label), ginis.mean().item(), low, high, len(ginis)))
     return pd.DataFrame(rows, columns=["class", "gini", "low", "high", "n"]).set_index("class")
 
 # %% ../nbs/measure/33_interpretation.ipynb #91cb0ab6
+def _new_figure():
+    "A figure that `plt.show()` shows; in a notebook, which shows values, one without pyplot."
+    return Figure(dpi=100) if "inline" in plt.get_backend() else plt.figure(dpi=100)
+
+
 def _draw(inputs, maps, labels, names, **kwargs):
     if inputs.ndim in (3, 4):
-        return saliency_grid(inputs, maps, labels, **kwargs)
+        return saliency_grid(inputs, maps, labels, fig=_new_figure(), **kwargs)
     if inputs.ndim == 2:
-        return contribution_bars(maps, names, labels, **kwargs)
+        return contribution_bars(maps, names, labels, fig=_new_figure(), **kwargs)
     raise ValueError(
         f"inputs of shape {tuple(inputs.shape)}: there are figures for images (n, C, H, W) "
         "and for rows of tables (n, d)"
     )
+
+
+@patch
+def _labels(self: AttributionInterpretation, idxs):
+    "What each of the examples is, as far as it is known, and what it is taken for."
+    labels = []
+    for i in idxs:
+        label = f"as {self._class_name(self.preds[i])}"
+        if self.targs is not None:
+            label = f"{self._class_name(self.targs[i])} {label}\nloss {self.losses[i]:.2g}"
+        labels.append(label)
+    return labels
+
+
+@patch
+def _numbers(self: AttributionInterpretation, idxs):
+    "Indices, a mask or a slice as a list of indices."
+    chosen = torch.arange(len(self))[idxs if isinstance(idxs, slice) else torch.as_tensor(idxs)]
+    return chosen.reshape(-1).tolist()
 
 
 @patch
@@ -371,12 +536,50 @@ def plot(
     **kwargs,  # to `saliency_grid` or `contribution_bars`
 ) -> Figure:
     "Examples with their maps; beside them target, prediction and loss."
-    inputs, preds, targs, losses, maps = self[torch.as_tensor(idxs)]
-    labels = []
-    for targ, pred, loss in zip(targs, preds, losses):
-        as_what = f"{self._class_name(targ)} as {self._class_name(pred)}"
-        labels.append(f"{as_what}\nloss {loss:.2g}")
-    return _draw(inputs, {self.title: maps}, labels, self.names, **kwargs)
+    numbers = self._numbers(idxs)
+    inputs, *_, maps = self[numbers]
+    return _draw(inputs, {self.title: maps}, self._labels(numbers), self.names, **kwargs)
+
+# %% ../nbs/measure/33_interpretation.ipynb #f945417d
+@patch
+def show(
+    self: AttributionInterpretation,
+    n: int | None = None,  # how many, the first ones; None: at most nine
+    **kwargs,  # to `overlay_grid`, or for rows of a table to `contribution_bars`
+) -> Figure:
+    """The examples with their maps over them; rows of a table with their largest contributions.
+
+    Below each map stand the predicted class and the Gini index. In a notebook an interpretation
+    shows itself so.
+    """
+    n = min(9, len(self)) if n is None else check_count("n", n)
+    numbers = list(range(min(n, len(self))))
+    return _overlaid({self.title: self}, numbers, **kwargs)
+
+
+@patch
+def _repr_png_(self: AttributionInterpretation):
+    fig = self.show()
+    plt.close(fig)
+    return fig_png(fig)
+
+
+def _overlaid(interps, numbers, **kwargs):
+    "Examples with the maps of several interpretations, in the form for photos or for tables."
+    first = next(iter(interps.values()))
+    inputs = first[numbers][0]
+    maps = {name: interp[numbers][4] for name, interp in interps.items()}
+    if inputs.ndim not in (3, 4):
+        return _draw(inputs, maps, first._labels(numbers), first.names, **kwargs)
+    captions = {}
+    for name, interp in interps.items():
+        taken_for = [f"as {interp._class_name(interp.preds[i])}" for i in numbers]
+        ginis = [f"Gini {interp.ginis[i]:.3f}" for i in numbers]
+        captions[name] = [f"{label}\n{number}" for label, number in zip(taken_for, ginis)]
+    labels = [""] * len(numbers)
+    if first.targs is not None:
+        labels = [first._class_name(first.targs[i]) for i in numbers]
+    return overlay_grid(inputs, maps, labels, captions, fig=_new_figure(), **kwargs)
 
 # %% ../nbs/measure/33_interpretation.ipynb #38d0d2d1
 @patch
@@ -416,15 +619,53 @@ def _named(learns):
     return learns
 
 
-def _check_same_examples(interps):
+def _check_same_examples(inputs):
     "All have to explain the examples of the first."
-    inputs = next(iter(interps.values())).inputs
-    for name, interp in interps.items():
-        same_shape = interp.inputs.shape == inputs.shape
-        if not same_shape or not torch.allclose(interp.inputs, inputs, atol=1e-3):
+    first = next(iter(inputs.values()))
+    for name, others in inputs.items():
+        if others.shape != first.shape or not torch.allclose(others, first, atol=1e-3):
             raise ValueError(
                 f"{name}: its loader delivers other examples; pass one loader for all as dl="
             )
+
+
+def _largest_losses(learn, n, sample, ds_idx=1, dl=None, seed=0, which=None, normalize=None, **_):
+    "Places in the data set of the `n` largest losses; nothing is explained for that."
+    dl = _loader(learn, ds_idx, dl)
+    rows = _sample(sample, len(dl.dataset), seed)
+    explainer = _Explainer(learn, dl, None, None, which, check_normalize(normalize), len(rows))
+    losses = explainer.read(rows).losses
+    if losses is None:
+        raise ValueError("dl: its batches have no targets, so no losses; pass idxs=")
+    if check_count("n", n) > len(losses):
+        raise ValueError(f"n={n}: there are {len(losses)} examples")
+    return torch.tensor(rows)[losses.topk(n).indices].tolist()
+
+
+def _places_to_show(first, idxs, n, sample, **kwargs):
+    "Places in the data set: those of `idxs`, or of the largest losses of the first learner."
+    if isinstance(first, AttributionInterpretation):
+        numbers = first.top_losses(n)[1] if idxs is None else first._numbers(idxs)
+        return first.idxs[numbers].tolist()
+    if idxs is None:
+        return _largest_losses(first, n, sample, **kwargs)
+    dl = _loader(first, kwargs.get("ds_idx", 1), kwargs.get("dl"))
+    rows = _sample(sample, len(dl.dataset), kwargs.get("seed", 0))
+    return torch.tensor(rows)[torch.as_tensor(idxs)].reshape(-1).tolist()
+
+
+def _at_places(name, learn, places, kwargs):
+    "The interpretation of a learner at these places of its data set."
+    if not isinstance(learn, AttributionInterpretation):
+        return AttributionInterpretation.from_learner(learn, idxs=places, **kwargs)
+    number_of = {place: number for number, place in enumerate(learn.idxs.tolist())}
+    missing = [place for place in places if place not in number_of]
+    if missing:
+        raise ValueError(
+            f"{name}: it does not explain example {missing[0]} of its data set; "
+            "explain the same sample for all, or pass idxs= of examples that all explain"
+        )
+    return learn._at([number_of[place] for place in places])
 
 
 @renamed_arguments(k="n")
@@ -432,26 +673,122 @@ def compare_maps(
     learns: dict | Sequence,  # `{name: Learner}` or a list; also `AttributionInterpretation`s
     idxs: Tensor | Sequence[int] | None = None,  # of examples; None: largest losses of the first
     n: int = 4,  # how many examples to show
-    plot: dict | None = None,  # arguments of `saliency_grid` or `contribution_bars`
+    plot: dict | None = None,  # arguments of the figure: `saliency_grid`, `contribution_bars` ...
     sample: int | None = None,  # explain so many examples, drawn at random; None: all
+    overlay: bool = False,  # draw the maps over the photos, by `overlay_grid`
     **kwargs,  # to `AttributionInterpretation.from_learner`: method, dl, ...
 ) -> Figure:
     """The maps of several learners on the same examples, a column for each.
 
-    An `AttributionInterpretation` that is there already may stand for a learner. Raises ValueError
-    where the loaders deliver different examples.
+    An `AttributionInterpretation` that is there already may stand for a learner. Only examples that
+    are drawn are explained. Raises ValueError where the loaders deliver different examples.
     """
-    interps = {}
-    for name, learn in _named(learns).items():
-        if not isinstance(learn, AttributionInterpretation):
-            learn = AttributionInterpretation.from_learner(learn, n=sample, **kwargs)
-        interps[name] = learn
-    _check_same_examples(interps)
-    first = next(iter(interps.values()))
-    idxs = first.top_losses(n)[1] if idxs is None else torch.as_tensor(idxs)
+    learns = _named(learns)
+    places = _places_to_show(next(iter(learns.values())), idxs, n, sample, **kwargs)
+    shown = {name: _at_places(name, learn, places, kwargs) for name, learn in learns.items()}
+    _check_same_examples({name: interp.inputs for name, interp in shown.items()})
+    first = next(iter(shown.values()))
+    numbers = list(range(len(first)))
+    if overlay:
+        return _overlaid(shown, numbers, **(plot or {}))
     labels = []
-    for i in idxs:
-        taken_for = [interp._class_name(interp.preds[i]) for interp in interps.values()]
-        labels.append(f"{first._class_name(first.targs[i])} as\n{', '.join(taken_for)}")
-    maps = {name: interp.maps[idxs] for name, interp in interps.items()}
-    return _draw(first.inputs[idxs], maps, labels, first.names, **(plot or {}))
+    for i in numbers:
+        taken_for = [interp._class_name(interp.preds[i]) for interp in shown.values()]
+        label = f"as\n{', '.join(taken_for)}"
+        if first.targs is not None:
+            label = f"{first._class_name(first.targs[i])} {label}"
+        labels.append(label)
+    maps = {name: interp.maps for name, interp in shown.items()}
+    return _draw(first.inputs, maps, labels, first.names, **(plot or {}))
+
+# %% ../nbs/measure/33_interpretation.ipynb #919bc024
+def _files(path):
+    "The image files of a folder, or the one file."
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(get_image_files(path))
+        if not files:
+            raise ValueError(f"items={str(path)!r}: a folder without images")
+        return files
+    if not path.is_file():
+        raise ValueError(f"items={str(path)!r}: expected a file or a folder, there is none")
+    return [path]
+
+
+def _items(items):
+    "What `test_dl` takes: a list, or a data frame."
+    if isinstance(items, (str, Path)):
+        return _files(items)
+    if isinstance(items, pd.Series):
+        return items.to_frame().T.infer_objects()
+    if isinstance(items, pd.DataFrame):
+        return items
+    if not isinstance(items, (list, tuple, L)):
+        return [items]
+    if not items:
+        raise ValueError(f"items={items!r}: expected at least one")
+    return [_files(each)[0] if isinstance(each, (str, Path)) else each for each in items]
+
+
+def _of_raw(learn, x, method, explain, title=None, **settings):
+    "The interpretation of a tensor of raw inputs, one or a batch."
+    net = _net_of(learn)
+    x = x / 255 if x.dtype == torch.uint8 else x
+    x = x[None] if x.ndim in (1, 3) else x
+    model, x, _ = bring(learn, x.to(next(net.parameters(), x).device))
+    vocab, names = _names_of(learn.dls, learn)
+    label = _class_to_explain(explain, vocab)
+    if label == "target":
+        raise ValueError(
+            "explain='target': a tensor comes without targets; "
+            "pass explain='predicted' or the name of a class"
+        )
+    with frozen(net, training=False):
+        with torch.no_grad():
+            preds = predicted(model(x))
+        y = preds if label == "predicted" else torch.full_like(preds, label)
+        maps = method(model, x, y, **settings)
+    found = [part.detach().cpu() for part in (x, preds, maps)]
+    title = _name_of(method) if title is None else title
+    known = (found[0], None, found[1], None, found[2], torch.arange(len(x)))
+    return AttributionInterpretation(*known, vocab, names, None, title, model.inside)
+
+# %% ../nbs/measure/33_interpretation.ipynb #ddca97a1
+@patch
+def explain(
+    self: Learner,
+    items,  # file, folder, PIL image, row or frame of a table, tensor in raw units, or a list
+    method: Callable = saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
+    explain: str = "predicted",  # the class that is explained: 'predicted' or its name
+    **kwargs,  # to `from_learner`: output, batch_size, title ...
+) -> AttributionInterpretation:
+    """What a trained learner sees in photos or rows that need no labels.
+
+    They pass the transforms of the validation set, tensors its normalisation only. Raises
+    ValueError for a file that is not there, a folder without images, and a class that is not known.
+    """
+    if isinstance(items, Tensor):
+        return _of_raw(self, items, method, explain, **kwargs)
+    dl = self.dls.test_dl(_items(items))
+    return AttributionInterpretation.from_learner(self, method, dl=dl, explain=explain, **kwargs)
+
+# %% ../nbs/measure/33_interpretation.ipynb #0cdde4b1
+@patch
+def show_maps(
+    self: Learner,
+    n: int = 9,  # how many examples, drawn at random
+    method: Callable = saliency,  # any attribution `(model, x, y, output=..., batch_size=...)`
+    explain: str = "predicted",  # the class that is explained: 'target', 'predicted' or its name
+    ds_idx: int = 1,  # index of `dls` when `dl` is None
+    dl=None,  # loader, fastai's or PyTorch's
+    seed: int = 0,  # of the sample
+    **kwargs,  # to `overlay_grid`, or for rows of a table to `contribution_bars`
+) -> Figure:
+    """Examples of the validation set with their maps over them, in the spirit of `show_results`.
+
+    Only examples that are shown are explained.
+    """
+    loader = _loader(self, ds_idx, dl)
+    n = min(check_count("n", n), len(loader.dataset))
+    how = dict(explain=explain, dl=loader, n=n, seed=seed)
+    return AttributionInterpretation.from_learner(self, method, **how).show(n, **kwargs)

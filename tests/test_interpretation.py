@@ -19,9 +19,10 @@ from fastai.tabular.all import (
     TabularDataLoaders,
     tabular_learner,
 )
-from fastai.vision.all import vision_learner
+from fastai.vision.all import ImageDataLoaders, MultiCategoryBlock, Resize, vision_learner
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.models import resnet18
@@ -395,9 +396,11 @@ def titles(fig):
     return [ax.get_title() for ax in fig.axes if ax.get_title()]
 
 
-def test_figures_leave_nothing_behind(learn, table):
+def test_figures_are_known_to_pyplot_but_not_in_a_notebook(learn, table, monkeypatch):
+    """`plt.show()` shows them; a notebook shows the value of a cell, and would show them twice."""
     ours = interpret(learn)
     of_table = interpret(table)
+    plt.close("all")
     figures = [
         ours.plot_top_losses(2),
         ours.plot_top_losses(2, largest=False),
@@ -407,9 +410,17 @@ def test_figures_leave_nothing_behind(learn, table):
         of_table.plot_concise(2),
         of_table.plot_top_losses(2, max_bars=2),
         compare_maps([learn, learn], sample=8, n=2),
+        compare_maps([learn, learn], sample=8, n=2, overlay=True),
         compare_maps({"a": of_table, "b": of_table}, idxs=[0]),
+        learn.show_maps(2),
+        table.show_maps(2),
     ]
     assert all(isinstance(fig, Figure) for fig in figures)
+    assert [plt.figure(number) for number in plt.get_fignums()] == figures
+    plt.close("all")
+    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    assert isinstance(learn.show_maps(2), Figure)
+    assert ours._repr_png_().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
 
 
@@ -448,11 +459,188 @@ def test_compare_hands_its_arguments_on(learn):
     assert fig.axes[-1].get_ylabel() == "magnitude, own scale"
 
 
+class Counted:
+    """An attribution that counts what it explains."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, model, x, y, **kwargs):
+        self.n += len(x)
+        return attribution.saliency(model, x, y, **kwargs)
+
+
+def test_only_what_is_drawn_is_explained(learn):
+    method = Counted()
+    compare_maps([learn, learn], n=2, method=method)
+    assert method.n == 4
+    method.n = 0
+    learn.show_maps(3, method=method)
+    assert method.n == 3
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_names_of_any_length_leave_the_tiles_as_large(learn, overlay):
+    def tile(vocab):
+        ours.vocab = vocab
+        fig = compare_maps([ours], n=2, overlay=overlay)
+        fig.draw_without_rendering()
+        return fig.axes[0].get_position().width * fig.get_figwidth() * fig.dpi
+
+    ours = interpret(learn)
+    long = ["a name of a class that goes on and on, as those of birds and of diseases do"] * 4
+    assert tile(long) > 0.9 * tile(list("abcd"))
+    assert tile(long) > 90  # pixels
+
+
 def test_compare_refuses_other_examples(learn, images):
     x, y = images
     moved = adv_learner(tensor_dls(x, y, x[:30], y[:30], device="cpu"), small_network())
     with pytest.raises(ValueError, match="two: its loader delivers other examples"):
         compare_maps({"one": learn, "two": moved})
+
+
+# ---------------------------------------------------------------- photos, rows, tensors
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of photos of two classes: other sizes, grey, with transparency."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    kinds = [((9, 12, 3), "RGB"), ((14, 10), "L"), ((10, 10, 4), "RGBA")]
+    for label in ("cat", "frog"):
+        (folder / label).mkdir()
+        for i in range(6):
+            shape, mode = kinds[i % 3]
+            pixels = rng.integers(0, 255, shape, dtype=np.uint8)
+            Image.fromarray(pixels, mode).save(folder / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def of_photos(photos):
+    torch.manual_seed(0)
+    dls = ImageDataLoaders.from_folder(
+        photos, valid_pct=0.5, seed=0, item_tfms=Resize(6), bs=4, num_workers=0, device="cpu",
+        batch_tfms=Normalize.from_stats(MEAN, STD, cuda=False),
+    )  # fmt: skip
+    return Learner(dls, small_network(classes=2), loss_func=CrossEntropyLossFlat())
+
+
+def test_photos_in_every_form(of_photos, photos):
+    """A file, its name, a list, an open photo, and its place in a loader have one map."""
+    file = photos / "cat" / "0.png"
+    with Image.open(file) as photo:
+        forms = [file, str(file), [file], photo.convert("RGB"), [photo.convert("RGB")]]
+        found = [of_photos.explain(form) for form in forms]
+    loader = of_photos.dls.test_dl([file], with_labels=True)
+    expected = interpret(of_photos, dl=loader, explain="predicted")
+    for ours in found:
+        torch.testing.assert_close(ours.maps, expected.maps)
+        assert ours.targs is None
+        assert ours.losses is None
+        assert "right" not in repr(ours)
+        assert ours._repr_png_()
+    assert len(of_photos.explain(photos)) == 12
+    raw = of_photos.explain(expected.inputs[0])
+    torch.testing.assert_close(raw.maps, expected.maps)
+    grey_levels = (255 * expected.inputs).to(torch.uint8)
+    torch.testing.assert_close(of_photos.explain(grey_levels).inputs, grey_levels / 255)
+    plt.close("all")
+
+
+def test_the_class_that_is_named_is_explained(of_photos, photos):
+    frog = of_photos.explain(photos, explain="frog")
+    expected = attribution.saliency(of_photos, frog.inputs, torch.ones(12, dtype=torch.long))
+    torch.testing.assert_close(frog.maps, expected)
+    assert not torch.allclose(frog.maps, of_photos.explain(photos, explain="cat").maps)
+
+
+def test_photos_of_an_exported_learner(of_photos, photos, tmp_path):
+    ours = of_photos.explain(photos)
+    of_photos.path = tmp_path
+    of_photos.export("learner.pkl")
+    back = load_learner(tmp_path / "learner.pkl")
+    torch.testing.assert_close(back.explain(photos).maps, ours.maps)
+    assert list(back.explain(photos).vocab) == ["cat", "frog"]
+
+
+def test_photos_with_several_classes_each(photos):
+    files = [photos / "cat" / f"{i}.png" for i in range(6)]
+    frame = pd.DataFrame(dict(name=files, labels=["a b", "b", "", "c", "a c", "c b"]))
+    dls = ImageDataLoaders.from_df(
+        frame, path="/", fn_col="name", label_col="labels", label_delim=" ", valid_pct=0.5, seed=0,
+        item_tfms=Resize(6), bs=2, num_workers=0, device="cpu", y_block=MultiCategoryBlock(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    learn = Learner(dls, small_network(classes=3), loss_func=BCEWithLogitsLossFlat())
+    ours = interpret(learn, explain="c")
+    expected = attribution.saliency(learn, ours.inputs, torch.full((len(ours),), 2))
+    torch.testing.assert_close(ours.maps, expected)
+    assert ours.targs.shape == (3, 3)
+    logits = learn.model.eval()(ours.inputs)
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits, ours.targs.float(), reduction="none"
+    )
+    torch.testing.assert_close(ours.losses, losses.sum(1).detach())
+    assert isinstance(ours.plot_top_losses(2), Figure)
+    with pytest.raises(ValueError, match="several classes; pass explain='predicted'"):
+        interpret(learn)
+    with pytest.raises(ValueError, match="several classes each"):
+        ours.per_class_gini()
+    plt.close("all")
+
+
+def test_rows_of_a_table(table):
+    frame = table.dls.valid_ds.items.iloc[:3]
+    raw = pd.DataFrame(dict(a=[1.0, 2.0], b=[3.0, 4.0], c=[5.0, 0.0], kind=["p", "q"]))
+    assert len(table.explain(raw)) == 2
+    one = table.explain(raw.iloc[1])
+    torch.testing.assert_close(one.maps, table.explain(raw).maps[1:])
+    assert len(frame) == 3
+
+
+def test_large_interpretations_keep_no_maps(learn, monkeypatch):
+    ours = interpret(learn)
+    monkeypatch.setattr("advinterp.interpretation._KEPT", 5000)
+    lean = interpret(learn)
+    assert lean.maps is None
+    assert lean.inputs is None
+    torch.testing.assert_close(lean.ginis, ours.ginis)
+    worst = lean.top_losses(3)[1]
+    for field, expected in zip(lean[worst], ours[worst]):
+        torch.testing.assert_close(field, expected)
+    assert captions(lean.plot_top_losses(3)) == captions(ours.plot_top_losses(3))
+    with pytest.raises(ValueError, match="maps of 30 examples are too large"):
+        lean.plot(range(30))
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "items, words",
+    [
+        ("absent.png", "expected a file or a folder, there is none"),
+        ([], "expected at least one"),
+        (["absent.png"], "there is none"),
+    ],
+)
+def test_items_that_are_not_there(of_photos, items, words):
+    with pytest.raises(ValueError, match=words):
+        of_photos.explain(items)
+
+
+def test_folders_and_classes_that_are_not_there(of_photos, photos, tmp_path):
+    with pytest.raises(ValueError, match="a folder without images"):
+        of_photos.explain(tmp_path)
+    with pytest.raises(ValueError, match=r"explain='frogg'.*did you mean 'frog'"):
+        of_photos.explain(photos, explain="frogg")
+    with pytest.raises(ValueError, match="no targets to explain; pass explain='predicted'"):
+        of_photos.explain(photos, explain="target")
+    with pytest.raises(ValueError, match="a tensor comes without targets"):
+        of_photos.explain(torch.rand(3, 6, 6), explain="target")
+    with pytest.raises(ValueError, match="came without targets"):
+        of_photos.explain(photos).top_losses(2)
 
 
 # ---------------------------------------------------------------- bad input
@@ -512,7 +700,7 @@ def of_two_targets(learn):
 @pytest.mark.parametrize(
     "make, error, words",
     [
-        (without_labels, ValueError, "no targets"),
+        (without_labels, ValueError, "no targets to explain"),
         (shuffled, ValueError, "it shuffles"),
         (no_loader, TypeError, "expected a loader"),
         (of_two_targets, ValueError, "a column for each class"),

@@ -1,6 +1,7 @@
 """Reproductions: published settings, presets that run, kept results, refusals before anything."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,16 @@ import torch
 import advinterp
 from advinterp import data
 from advinterp.cli import main
-from advinterp.jobs import Job, check_out, read_job, run_job, run_jobs, write_study
+from advinterp.jobs import (
+    Job,
+    check_out,
+    read_job,
+    read_study,
+    run_job,
+    run_jobs,
+    store_row,
+    write_study,
+)
 from advinterp.models import madry_cnn
 from advinterp.papers import a as paper_a
 from advinterp.papers import c as paper_c
@@ -384,6 +394,33 @@ def test_what_is_kept_is_shown_and_described(sums, tmp_path):
     assert ": 2 runs, " in about_kept(path)
     with pytest.raises(ValueError, match=r"item='X\.fig1': not among the kept results"):
         show_kept(path, "X.fig1")
+
+
+def test_minutes_are_sixty_seconds(sums, tmp_path):
+    out = sums("none", [])
+    for job in SUMS:
+        store_row(job, out, dict(sum=0), seconds=90)
+    assert read_kept(freeze("X", out, tmp_path / "kept"))["about"]["run_minutes"] == 3
+
+
+def test_runs_of_an_earlier_command_stay_in_the_study(sums, tmp_path, monkeypatch):
+    one, other = (replace(SUMS[i], label=f"item{i}") for i in range(2))
+    items = [
+        Item(
+            f"X.{job.label}", job.label, lambda preset, device="cpu", job=job: [job], draw_none, ""
+        )
+        for job in (one, other)
+    ]
+    monkeypatch.setattr(reproductions, "items", lambda: items)
+    monkeypatch.setattr(reproductions, "_check", lambda *arguments: None)  # the sums have no data
+    for item in items:
+        reproduce(item.name, out=tmp_path, device="cpu", n_jobs=1, progress=False)
+    names = [job.name for job in read_study(tmp_path / "X-quick")["jobs"]]
+    assert names == [one.name, other.name]
+
+
+def draw_none(out, preset="quick", device="cpu"):
+    return []
 
 
 def test_missing_runs_are_taken_from_earlier_results(sums, tmp_path):
