@@ -191,11 +191,15 @@ class _Problem:
         upward = g if self.sign > 0 else -g
         return upward.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), loss
 
+    def loss_at(self, delta):
+        "The loss at `delta` (minus it for a target), without a gradient."
+        with torch.no_grad():
+            return self.sign * unreduced(self.loss_func)(self.forward(self.x + delta), self.y)
+
     def value(self, delta):
         "The objective at `delta`, without a gradient."
-        with torch.no_grad():
-            loss = unreduced(self.loss_func)(self.forward(self.x + delta), self.y)
-            return self.objective(loss, delta)
+        loss = self.loss_at(delta)
+        return loss if self.is_ball else loss - self.dual.h(delta)  # (1)
 
     def inside(self, delta):
         "The nearest feasible perturbation (ball), clipped to the bounds."
@@ -675,9 +679,9 @@ class PGD(DualAdversary):
     """Many steps: projected steepest ascent (3) for balls, conditional gradient (4) for penalties.
 
     The answer is the last iterate, or with `best` the best one of all. A `step_size` is the length
-    of a step for balls (default: falls from eps to eps/steps), gamma of (4) in (0, 1] for penalties
-    (default: 1 and then 1/2), or a ball, whose steepest step is taken. Raises ValueError for
-    settings that make no sense together.
+    of a step for balls (default: falls from eps to eps/steps), a constant gamma of (4) in (0, 1]
+    for penalties (default: the line search (5b), which never ends below the clean loss), or a ball,
+    whose steepest step is taken. Raises ValueError for settings that make no sense together.
     """
 
     @delegates(Adversary.__init__)
@@ -685,7 +689,7 @@ class PGD(DualAdversary):
         self,
         dual: Dual,  # a ball such as `LInfBall(.3)`, or a penalty such as `ElasticNet(.1, .1)`
         steps: int = 10,  # gradient steps
-        step_size: float | Ball | None = None,  # see above; None: falling (balls), 1 and then 1/2
+        step_size: float | Ball | None = None,  # see above; None: falling (balls), line search
         random_start: bool = True,  # balls: start at a random point; penalties start at 0
         restarts: int = 1,  # runs from different random points, of which the best one counts
         momentum: float = 0.0,  # mu of MI-FGSM
@@ -706,9 +710,15 @@ class PGD(DualAdversary):
 
     @property
     def compares(self) -> bool:
-        return self.best or self.restarts > 1 or self.early_stop
+        return self.best or self.restarts > 1 or self.early_stop or self._searches_the_line
+
+    @property
+    def _searches_the_line(self):
+        return self.step_size is None and not isinstance(self.dual, Ball)
 
     def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
+        if self._searches_the_line:
+            return self._line_search(p)
         if self.early_stop:
             return self._until_fooled(p, gen)
         if not self.compares:
@@ -783,7 +793,7 @@ def _start(self: PGD, p, gen, run=0):
 def _step(self: PGD, p, delta, g, m, t):
     "Step `t` from `delta` with gradient `g` and momentum `m`: the new perturbation and momentum."
     if not p.is_ball and not isinstance(self.step_size, Ball):
-        return p.inside(delta + self._gamma(t) * (self.dual.delta_star(g) - delta)), m  # (4)
+        return p.inside(delta + self.step_size * (self.dual.delta_star(g) - delta)), m  # (4)
     if not p.is_ball:
         d = delta.requires_grad_()
         g = g - torch.autograd.grad(self.dual.h(d).sum(), d)[0]
@@ -796,14 +806,6 @@ def _step(self: PGD, p, delta, g, m, t):
     if self.step_size is None and not isinstance(rule, LInfBall):
         g = p.free(delta, g)
     return p.inside(delta + rule.delta_star(g)), m  # (3)
-
-
-@patch
-def _gamma(self: PGD, t):
-    "How far step `t` goes towards the first-order maximiser of a penalty (4)."
-    if self.step_size is not None:
-        return self.step_size
-    return 1.0 if t == 0 else 0.5
 
 
 @patch
@@ -856,6 +858,58 @@ def _until_fooled(self: PGD, p, gen):
             if t < self.steps:
                 delta, m = self._step(part, delta, g, m, t)
     return out
+
+# %% ../nbs/maths/03_adversary.ipynb #8c33de64
+@patch
+def _line_search(self: PGD, p):
+    "Conditional gradient ascent (4) with steps by (5b): the best point that was met."
+    n_steps = self.steps + self.warm_start  # the first step is that start
+    delta = torch.zeros_like(p.x)
+    g, loss = p.grad(delta)
+    price = torch.zeros_like(loss)
+    value = p.sign * loss
+    gamma = torch.ones_like(loss)
+    for step in range(n_steps):
+        target, target_price = _best_answer(p, g)
+        rate = flat(g * (target - delta)).sum(1) - target_price + price  # the gap (5)
+        trial = delta + bcast(gamma, delta) * (target - delta)  # (4)
+        trial_price = _price(p, trial, (1 - gamma) * price + gamma * target_price)
+        if step == n_steps - 1:  # only its value counts
+            trial_g, trial_value = g, p.loss_at(trial) - trial_price
+            counts = trial_value > value
+        else:
+            trial_g, loss = p.grad(trial)
+            trial_value = p.sign * loss - trial_price
+            counts = trial_value >= value + gamma * rate / 4  # (5b); False for NaN
+        next_gamma = _next_gamma(gamma, rate, trial_value - value, counts)
+        delta, g = (torch.where(bcast(counts, a), a, b) for a, b in ((trial, delta), (trial_g, g)))
+        value = torch.where(counts, trial_value, value)
+        price = torch.where(counts, trial_price, price)
+        gamma = next_gamma
+    return delta
+
+
+def _best_answer(p, g):
+    "The maximiser of the first-order problem within the bounds, and its price or a bound of it."
+    free = p.dual.delta_star(g)
+    target = p.inside(free)
+    return target, _price(p, target, flat(g * free).sum(1) - p.dual.h_star(g))
+
+
+def _price(p, delta, bound):
+    "The price of a perturbation; `bound`, which is no less, where there is no closed form."
+    try:
+        return p.dual.h(delta)
+    except NotImplementedError:
+        return bound
+
+
+def _next_gamma(gamma, rate, rise, counts):
+    "Twice as far after a step that counts; else the top of the parabola through what is known."
+    bend = 2 * (gamma * rate - rise)
+    top = gamma * rate / torch.where(bend > 0, bend, torch.ones_like(bend))
+    shorter = gamma * top.nan_to_num(0.1).clamp(0.1, 0.5)
+    return torch.where(counts, (2 * gamma).clamp(max=1), shorter)
 
 # %% ../nbs/maths/03_adversary.ipynb #97170598
 class Harmonise(Adversary):
@@ -953,6 +1007,7 @@ def check_attackable(
         with undisturbed(model, x.device):
             logits, again = (_the_tensor(model(x), len(x)).detach() for _ in range(2))
             g = flat(_input_grad(model, x, y, loss_func)[0])
+            lost = _lost_own_part(logits, y, loss_func)
     if not torch.equal(logits, again):
         found.append(
             "the model is not deterministic: outputs differ by up to "
@@ -970,11 +1025,29 @@ def check_attackable(
             f"the gradient is exactly zero for {zero:.0%} of the inputs: "
             "attack with loss_func=margin_loss or in float64"
         )
+    share = lost.double().mean().item() if len(lost) else 0.0
+    if share:
+        found.append(
+            f"the loss no longer feels the logit of the true class for {share:.0%} of the inputs, "
+            "whose probability rounds to 1: the gradient has lost that part; "
+            "attack with loss_func=margin_loss or in float64"
+        )
     if not g.isfinite().all():
         found.append("the gradient contains NaN or infinite values")
     for message in found:
         warnings.warn(message, stacklevel=2)
     return found
+
+
+def _lost_own_part(logits, y, loss_func):
+    "For which inputs has the loss a slope in other logits, and none in that of their class?"
+    is_index = isinstance(y, Tensor) and not y.is_floating_point() and y.shape == logits.shape[:1]
+    if is_binary(logits) or not is_index:
+        return logits.new_zeros(0)
+    z = logits.clone().requires_grad_()
+    slope = torch.autograd.grad(unreduced(loss_func)(z, y).sum(), z)[0]
+    own = slope.gather(1, y[:, None])[:, 0]
+    return (own == 0) & (slope != 0).any(1)
 
 
 def _look_like_probabilities(logits):

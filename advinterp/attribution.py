@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['saliency', 'input_x_grad', 'integrated_gradients', 'completeness_gap', 'derivative', 'slope_between', 'is_affine',
-           'paper_table_ig', 'paper_image_ig', 'smoothgrad', 'vargrad', 'sparsified_smoothgrad', 'moreau_grad',
-           'deep_shap', 'captum_map', 'feature_visualization']
+           'is_homogeneous', 'paper_table_ig', 'paper_image_ig', 'smoothgrad', 'vargrad', 'sparsified_smoothgrad',
+           'moreau_grad', 'deep_shap', 'captum_map', 'feature_visualization']
 
 # %% ../nbs/maths/02_attribution.ipynb #a6caf1f1
 import warnings
@@ -134,27 +134,30 @@ def integrated_gradients(
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
     baseline: Tensor | float | Sequence | None = None,  # broadcasts to `x`, or a list; None: 0
     steps: int = 50,  # nodes of the quadrature
-    method: str = "auto",  # of the quadrature; 'auto': (4) for one layer, else 'riemann_middle'
+    method: str = "auto",  # 'auto': one gradient where that is exact, else 'riemann_middle'
     batch_size: int = 128,  # inputs in the model at once; 64 to 128 are the fastest on a CPU
     return_gap: bool = False,  # also the completeness gap (3), `(B,)`
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
 ) -> Tensor | tuple[Tensor, Tensor]:  # like `x`, the mean of several baselines; (map, gap)
     """Integrated gradients of the output of class `y`, by quadrature (2).
 
-    Exact (4) for models of one affine layer under 'auto'. The other methods are 'riemann_left',
+    Under 'auto' one gradient is all it takes, exactly, for models of one affine layer (4), and from
+    a zero baseline for ReLU nets without biases (4b). The other methods are 'riemann_left',
     'riemann_middle', 'riemann_right', 'riemann_trapezoid' and 'gausslegendre'.
     """
     check_choice("method", method, _rules)
     check_float("x", x)
     one_layer = method == "auto" and is_affine(model)
+    no_biases = method == "auto" and is_homogeneous(model)
     check_count("steps", steps, 2)
     nodes = _rule("riemann_middle" if method == "auto" else method, steps)
     rule = [values.to(x) for values in nodes]
 
     def _map(explained, x_and_u, y):
         x, u = x_and_u.unbind(1)
-        ig = _affine_ig(model, explained, x, u, y, output) if one_layer else None
-        return _line_ig(model, explained, x, u, y, rule, batch_size) if ig is None else ig
+        if one_layer or (no_biases and not u.any()):
+            return _one_gradient_ig(model, explained, x, u, y, output)
+        return _line_ig(model, explained, x, u, y, rule, batch_size)
 
     pairs = [torch.stack([x, u], 1) for u in _baselines(baseline, x)]
     if len(x):
@@ -309,7 +312,7 @@ def slope_between(
     return torch.where(near, integral, quotient)
 
 # %% ../nbs/maths/02_attribution.ipynb #454ea589
-_affine = {nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout}  # at test time
+_unbent = {nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout}  # at test time
 
 
 def is_affine(
@@ -319,11 +322,22 @@ def is_affine(
 
     The exact types count: a subclass may do anything.
     """
+    return _made_of(model, _is_affine_layer)
+
+
+def _is_affine_layer(layer):
+    return type(layer) in _unbent | {nn.Linear}
+
+
+def _made_of(model, fits):
+    """Do all layers of a model fit, and is there nothing else in it, such as hooks?"""
     if isinstance(model, Classifier):
-        return is_affine(model.inside)
+        return _made_of(model.inside, fits)
     if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
         return False
-    return all(map(is_affine, model)) if type(model) is nn.Sequential else type(model) in _affine
+    if type(model) is nn.Sequential:
+        return all(_made_of(part, fits) for part in model)
+    return fits(model)
 
 
 def _loss_of_log_odds(m):
@@ -339,16 +353,62 @@ def _log_odds(logits, y):
     return own if is_binary(logits) else own - class_output(logits, 1 - y)
 
 
-def _affine_ig(model, explained, x, u, y, output):
-    """IG (4) of an affine model; None where three or more logits meet in a softmax."""
+def _gauss_legendre(n, like):
+    """The `n` nodes and weights of the rule on [-1, 1], on the device of `like`."""
+    rule = np.polynomial.legendre.leggauss(n)
+    return [torch.as_tensor(values, dtype=like.dtype, device=like.device) for values in rule]
+
+
+def _head_multipliers(explained, zx, zu, y, gauss):
+    """Mean gradient of the explained output on the line between two sets of logits."""
+    a, c = (values.to(zx) for values in gauss)
+    share = ((1 + a) / 2).view(-1, *[1] * zx.ndim)
+    path = (zu + share * (zx - zu)).flatten(0, 1).requires_grad_()
+    g = torch.autograd.grad(explained(path, y.repeat(len(a))).sum(), path)[0]
+    return torch.tensordot(c / 2, g.view(len(a), *zx.shape), 1)
+
+
+def _one_gradient_ig(model, explained, x, u, y, output):
+    """IG (4) of a model whose logits have the same gradients all the way from `u` to `x`."""
     if output == "logit":
         return (x - u) * input_grad(model, x, y, explained)[0]
-    logits = model(u)
-    if not is_binary(logits) and logits.shape[1] != 2:
-        return None
-    part = (x - u) * input_grad(model, x, y, _log_odds)[0]
-    slope = slope_between(_of_log_odds[output], _log_odds(logits, y), flat(part).sum(1))
-    return bcast(slope, x) * part  # (4)
+    with torch.no_grad():
+        at_u = model(u)
+    if is_binary(at_u) or at_u.shape[1] == 2:
+        part = (x - u) * input_grad(model, x, y, _log_odds)[0]
+        slope = slope_between(_of_log_odds[output], _log_odds(at_u, y), flat(part).sum(1))
+        return bcast(slope, x) * part  # (4)
+    leaf = x.detach().requires_grad_()
+    at_x = model(leaf)
+    mean = _head_multipliers(explained, at_x.detach(), at_u, y, _gauss_legendre(100, x))
+    return (x - u) * torch.autograd.grad(at_x, leaf, mean)[0]
+
+# %% ../nbs/maths/02_attribution.ipynb #369b12ba
+_weighted = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+_bent_at_zero = {nn.ReLU, nn.LeakyReLU, nn.PReLU}
+_pools = {
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+}
+
+
+def is_homogeneous(
+    model: nn.Module | Callable,  # any callable
+) -> bool:
+    """Do the modules alone say that `f(a x) = a f(x)` for every `a > 0` (4b)?
+
+    That is so for layers without bias, ReLU, leaky ReLU and pooling in an `nn.Sequential`, without
+    hooks. The exact types count: a subclass may do anything.
+    """
+    return _made_of(model, _is_homogeneous_layer)
+
+
+def _is_homogeneous_layer(layer):
+    if type(layer) in _weighted:
+        return layer.bias is None
+    return type(layer) in _unbent | _bent_at_zero | _pools
 
 # %% ../nbs/maths/02_attribution.ipynb #0f6409dc
 @entrance
@@ -392,8 +452,8 @@ def smoothgrad(
     y: Tensor,  # `(B,)` class indices
     *,
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    n_samples: int = 50,  # noisy copies; Noack et al., section 3.2
-    sigma: float = 0.15,  # standard deviation of the noise; Noack et al., section 3.2
+    n_samples: int = 50,  # noisy copies; Noack et al., section 4.1
+    sigma: float = 0.15,  # standard deviation of the noise; Noack et al., section 4.1
     relative: bool = True,  # `sigma` is a share of each example's range, else in its unit
     absolute: bool = False,  # average magnitudes (Noack et al., Eq. 4), not signed gradients
     bounds: tuple | None = None,  # clamp noisy inputs to `(low, high)`
@@ -467,17 +527,19 @@ def _noisy_grads(
 ):  # yields `(k, B, ...)` with k adding up to n
     """Gradients at `n` noisy copies of a batch, a piece at a time."""
     per = max(1, batch_size // len(x))
-
-    def _draw():
-        return torch.randn(x.shape[1:], generator=gen, dtype=x.dtype, device=x.device)
-
     for done in range(0, n, per):
-        z = torch.stack([_draw() for _ in range(min(per, n - done))])
+        z = _noise(min(per, n - done), x, gen)
         xs = (x + std * z[:, None]).flatten(0, 1)
         if bounds is not None:
             xs = xs.clamp(*bounds)
         g = input_grad(model, xs, y.repeat(len(z)), explained)[0]
         yield g.unflatten(0, (len(z), len(x)))
+
+
+def _noise(n, x, gen):
+    """`n` draws of the noise, each for all examples of `x`."""
+    kind = dict(generator=gen, dtype=x.dtype, device=x.device)
+    return torch.stack([torch.randn(x.shape[1:], **kind) for _ in range(n)])
 
 
 def _generator(seed, device):
@@ -514,7 +576,7 @@ def sparsified_smoothgrad(
     y: Tensor,  # `(B,)` class indices
     *,
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
-    n_samples: int = 64,  # noisy copies; Gong, Dou and Farnia, B.4
+    n_samples: int = 64,  # noisy copies; Gong, Dou and Farnia, B.6
     sigma: float = 0.1,  # standard deviation of the noise
     relative: bool = True,  # `sigma` is a share of each example's range, else in its unit
     tau: float = 0.1,  # share of the entries that each noisy map keeps
@@ -567,7 +629,7 @@ def moreau_grad(
     lam: float = 1.0,  # smoothing of the envelope
     steps: int = 300,  # proximal gradient steps
     average: int = 100,  # last iterates that are averaged
-    lr: float = 0.1,  # step size, below 2 lam
+    lr: float | None = None,  # step size below 2 lam, fixed; None: by the curvature met (8b)
     n_samples: int = 32,  # noisy copies in each step
     sigma: float = 0.1,  # standard deviation of the noise
     relative: bool = True,  # `sigma` is a share of each example's range, else in its unit
@@ -575,55 +637,155 @@ def moreau_grad(
     batch_size: int = 256,  # inputs that are in the model at once
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
 ) -> Tensor:  # like `x`
-    """Gradient of the sparse Moreau envelope (8)."""
+    """Gradient of the sparse Moreau envelope (8).
+
+    Warns where the steps do not settle (no minimum, or `lr` too large) and where a map is all zero.
+    """
     if eta is None:
         eta = 5e-3 if patch is None else 5e-2
     check_strength("eta", eta)
     check_count("n_samples", n_samples)
     check_count("average", average)
     check_count("steps", steps, average)
-    lr, lam = check_strength("lr", lr), check_strength("lam", lam)
-    if not 0 < lr < 2 * lam:
-        raise ValueError(
-            f"lr={lr!r}: expected 0 < lr < 2 lam = {2 * lam}, the steps diverge otherwise"
-        )
+    lam = _check_moreau_steps(lam, lr)
     if patch is not None and check_count("patch", patch) and x.ndim != 4:
         raise ValueError(f"patch={patch}: expected inputs (B, C, H, W), got shape {tuple(x.shape)}")
+    settled = []
+    levels = []  # of the first gradients: those above `eta` move something
 
     def _moreau(explained, x, y):
         gen = _generator(seed, x.device)
         std = _noise_std(x, sigma, relative)
-
-        def _smoothed_grad(x):
-            pieces = _noisy_grads(model, explained, x, y, n_samples, std, gen, batch_size)
-            return sum(g.sum(0) for g in pieces) / n_samples
-
         delta = torch.zeros_like(x)
+        size = bcast(torch.full_like(flat(x)[:, 0], lam), x) if lr is None else lr
         total = 0
         for step in _bar(range(steps), progress):
-            g = _smoothed_grad(x + delta)
-            delta = _shrink(delta - lr * (g + delta / lam), lr * eta, patch)
+            under_noise = _UnderNoise(
+                model, explained, y, std, _noise(n_samples, x, gen), batch_size
+            )
+            g, value = under_noise.grad(x + delta)
+            new = _proximal_step(delta, g, size, lam, eta, patch)
+            if lr is None:
+                rise = under_noise.value(x + new) - value
+                size = _met_curvature(new - delta, g, value, rise, size, lam)
+                new = _proximal_step(delta, g, size, lam, eta, patch)
+            if step == 0:
+                levels.append(flat(_block_norm(g, patch)).amax(1))
+                first = flat(g).norm(dim=1)
+            if step == steps - 1:
+                settled.append(flat((new - delta) / size).norm(dim=1) <= 1.001 * first)
+            delta = new
             if step >= steps - average:
                 total = total + delta
         return -total / (average * lam)  # (8)
 
-    return _over_batches(_moreau, model, x, y, output, batch_size, progress)
+    maps = _over_batches(_moreau, model, x, y, output, batch_size, progress)
+    if len(x):
+        _warn_of_moreau(maps, torch.cat(settled), torch.cat(levels), lr, lam, eta)
+    return maps
+
+# %% ../nbs/maths/02_attribution.ipynb #d0919ef6
+def _check_moreau_steps(lam, lr):
+    """`lam`, where it is a positive number and the fixed step, if there is one, fits it."""
+    if not check_strength("lam", lam):
+        raise ValueError(f"lam={lam!r}: expected a number > 0")
+    if lr is not None and not 0 < check_strength("lr", lr) < 2 * lam:
+        raise ValueError(
+            f"lr={lr!r}: expected 0 < lr < 2 lam = {2 * lam}, the steps diverge otherwise"
+        )
+    return lam
+
+
+class _UnderNoise:
+    """The mean output under one draw of the noise, and its gradient."""
+
+    def __init__(self, model, explained, y, std, noise, batch_size):
+        self.model, self.explained, self.y = model, explained, y
+        self.std, self.noise = std, noise  # `(B, 1, ...)`, `(n, ...)`
+        self.batch_size = batch_size
+
+    def grad(self, x):
+        """The gradient at `x`, and the value `(B,)`."""
+        total = 0
+        values = 0
+        for xs, y in self._pieces(x):
+            g, value = input_grad(self.model, xs, y, self.explained)
+            total = total + g.unflatten(0, (-1, len(x))).sum(0)
+            values = values + value.unflatten(0, (-1, len(x))).sum(0)
+        return total / len(self.noise), values / len(self.noise)
+
+    def value(self, x):
+        """The value alone."""
+        values = 0
+        with torch.no_grad():
+            for xs, y in self._pieces(x):
+                values = values + self.explained(self.model(xs), y).unflatten(0, (-1, len(x))).sum(
+                    0
+                )
+        return values / len(self.noise)
+
+    def _pieces(self, x):
+        per = max(1, self.batch_size // len(x))
+        for z in self.noise.split(per):
+            yield (x + self.std * z[:, None]).flatten(0, 1), self.y.repeat(len(z))
+
+
+def _proximal_step(delta, g, size, lam, eta, patch):
+    """One step down the smooth part, then the shrinkage."""
+    return _shrink(delta - size * (g + delta / lam), size * eta, patch)
+
+
+def _met_curvature(d, g, value, rise, size, lam):
+    """The step size (8b) after a look at the step `d`."""
+    square = flat(d * d).sum(1)
+    bend = rise - flat(g * d).sum(1)
+    rounding = 8 * torch.finfo(d.dtype).eps * (value.abs() + (value + rise).abs())
+    seen = bcast(square > 20 * lam * rounding, d)  # else rounding is all there is to see
+    curvature = 2 * bend / torch.where(square > 0, square, 1.0)
+    allowed = bcast(1 / (curvature.clamp(min=0) + 1 / lam), d)  # (8b)
+    return torch.where(seen & (allowed < size), allowed, size)
+
+
+def _warn_of_moreau(maps, settled, levels, lr, lam, eta):
+    """Say which maps are no minimum, or nothing at all."""
+    n_bad = int((~settled).sum())
+    if n_bad:
+        step = "leave lr=None or take a smaller one, " if lr is not None else ""
+        warnings.warn(
+            f"lam={lam:g}: the steps of {n_bad} of {len(maps)} inputs do not settle, which "
+            "makes their maps void; F + |delta|^2/(2 lam) has to be convex and lr below "
+            f"2/(L + 1/lam), L the largest curvature of F: {step}take a smaller lam",
+            stacklevel=4,
+        )
+    zero = (flat(maps) == 0).all(1)
+    n_zero = int(zero.sum())
+    if n_zero:
+        warnings.warn(
+            f"eta={eta:g}: the maps of {n_zero} of {len(maps)} inputs are all zero, their "
+            f"gradients reach {levels[zero].max():.2g} only; take a smaller eta",
+            stacklevel=4,
+        )
 
 
 def _shrink(
     delta: Tensor,  # `(B, ...)`, `(B, C, H, W)` for patches
-    t: float,  # threshold
+    t: float | Tensor,  # threshold, a number or one for each example
     patch: int | None = None,  # side of square patches across all channels; None: single entries
 ) -> Tensor:  # like `delta`
     """Proximal map of `t` times the l1 norm, or of the sum of the patches' l2 norms."""
-    norm = delta.abs()
-    if patch is not None:
-        height, width = delta.shape[2:]
-        square = delta.square().sum(1, keepdim=True)
-        square = nn.functional.avg_pool2d(square, patch, ceil_mode=True, divisor_override=1)
-        norm = square.sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-        norm = norm[..., :height, :width]  # patches at the edge are smaller
+    norm = _block_norm(delta, patch)
     return delta * (1 - t / norm.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(min=0)
+
+
+def _block_norm(delta, patch):
+    """The norm of the patch around each entry, across all channels; without patches its size."""
+    if patch is None:
+        return delta.abs()
+    height, width = delta.shape[2:]
+    square = delta.square().sum(1, keepdim=True)
+    square = nn.functional.avg_pool2d(square, patch, ceil_mode=True, divisor_override=1)
+    norm = square.sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return norm[..., :height, :width]  # patches at the edge are smaller
 
 # %% ../nbs/maths/02_attribution.ipynb #80a70b44
 @entrance
@@ -775,21 +937,6 @@ class _Multipliers(TorchFunctionMode):
         return isinstance(h, Tensor) and h.ndim and h.requires_grad and not len(h) % (2 * self.n)
 
 # %% ../nbs/maths/02_attribution.ipynb #133fa800
-def _gauss_legendre(n, like):
-    """The `n` nodes and weights of the rule on [-1, 1], on the device of `like`."""
-    rule = np.polynomial.legendre.leggauss(n)
-    return [torch.as_tensor(values, dtype=like.dtype, device=like.device) for values in rule]
-
-
-def _head_multipliers(explained, zx, zu, y, gauss):
-    """Mean gradient of the explained output on the line between two sets of logits."""
-    a, c = (values.to(zx) for values in gauss)
-    share = ((1 + a) / 2).view(-1, *[1] * zx.ndim)
-    path = (zu + share * (zx - zu)).flatten(0, 1).requires_grad_()
-    g = torch.autograd.grad(explained(path, y.repeat(len(a))).sum(), path)[0]
-    return torch.tensordot(c / 2, g.view(len(a), *zx.shape), 1)
-
-
 def _contributions(model, explained, x, u, y, gauss):
     """The terms of (9) for pairs of inputs and backgrounds."""
     n = len(x)

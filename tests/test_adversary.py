@@ -178,6 +178,68 @@ def test_penalty_ascent_is_stationary_and_not_below_one_step(dual):
     assert first_order_gap(dual, net, x, y, PGD(dual, 60)(net, x, y)).max() < 1e-8
 
 
+def steep_net():
+    """A net of which a long step does not know where it ends: two hidden layers, large weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)
+    )
+    for layer in net[::2]:
+        layer.weight.data *= 4
+    return net.double()
+
+
+class PriceUnknown(ElasticNet):
+    """Its price has no closed form, as far as it says."""
+
+    def h(self, delta):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("dual", [ElasticNet(0.1, 2.0), WeightedL2(1.0, 1.0)], ids=["e", "w"])
+@pytest.mark.parametrize("bounds", [None, (-3.0, 3.0)])
+def test_penalty_line_search_never_falls(dual, bounds):
+    net, (x, y) = steep_net(), data(2, 12, dtype=torch.double)
+
+    def objective(adv, settings):
+        z = adv(dual, bounds=bounds, **settings)(net, x, y)
+        return loss_at(net, z, y) - dual.h(z - x)
+
+    clean = loss_at(net, x, y)
+    reached = [objective(PGD, dict(steps=n)) for n in (1, 2, 5, 20, 60)]
+    assert all((later >= sooner - 1e-12).all() for sooner, later in zip([clean, *reached], reached))
+    half = objective(PGD, dict(steps=200, step_size=0.5))
+    assert reached[-1].mean() > half.mean() + 1
+    assert half.mean() < clean.mean() + 1  # the constant step that was the default
+    warm = objective(PGD, dict(steps=19, warm_start=True))
+    assert torch.equal(warm, reached[3])  # its first step is that start
+
+
+def test_penalty_line_search_without_a_price():
+    net, (x, y) = steep_net(), data(2, 12, dtype=torch.double)
+    known, unknown = (PGD(kind(0.1, 0.5), 40)(net, x, y) for kind in (ElasticNet, PriceUnknown))
+    gain = [loss_at(net, z, y) - ElasticNet(0.1, 0.5).h(z - x) for z in (known, unknown)]
+    assert (gain[1] >= loss_at(net, x, y) - 1e-12).all()
+    assert gain[1].mean() > 0.9 * gain[0].mean()
+
+
+@pytest.mark.parametrize(
+    "margin, dtype, lost", [(10, 32, 0), (40, 32, 1), (90, 32, 1), (30, 64, 0)]
+)
+def test_the_true_class_that_rounding_loses(margin, dtype, lost):
+    x = torch.full((4, 1), float(margin), dtype=getattr(torch, f"float{dtype}"))
+    y = torch.zeros(4, dtype=torch.long)
+
+    def net(z):
+        return torch.cat([z / 2, -z / 2, -z / 2 - 1], 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_attackable(net, x, y)
+        assert check_attackable(net, x, y, margin_loss) == []
+    assert ["no longer feels" in message for message in found] == [True] * lost
+
+
 # --- feasibility, strength
 
 
@@ -271,7 +333,7 @@ def test_binary_head_shapes_agree():
 
 
 def test_gradient_is_per_example():
-    net, (x, y) = mlp(), data()
+    net, (x, y) = mlp(dtype=torch.double), data(dtype=torch.double)
     for dual in (ElasticNet(0.1, 0.3), L2Ball(0.3)):
         adv = PGD(dual, 3, random_start=False)
         whole = adv(net, x, y)

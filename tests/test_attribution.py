@@ -179,7 +179,6 @@ class Bent(nn.Linear):
 
 
 MANY = dict(
-    three_classes=lambda: nn.Linear(9, 3),
     hidden=lambda: nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)),
     subclass=lambda: Bent(9, 2),
     norm=lambda: nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 1)),
@@ -207,6 +206,55 @@ def test_ig_of_a_one_layer_net_sees_hooks():
     assert not A.is_affine(net)
     gap = A.integrated_gradients(net, x, y, steps=500, return_gap=True)[1]
     assert gap.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_ig_of_three_affine_logits_is_exact(output):
+    torch.manual_seed(0)
+    net = nn.Linear(9, 3).double()
+    x, y = torch.randn(7, 9, dtype=torch.double), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    run = partial(A.integrated_gradients, net, x, y, output=output, baseline=x.flip(0))
+    close(run(), run(method="gausslegendre", steps=200), atol=1e-9)
+    assert run(return_gap=True)[1].abs().max() < 1e-12
+
+
+def relu_net(bias=False):
+    """Convolutions, max-pooling and ReLU, with a bias in the last layer or none at all."""
+    torch.manual_seed(0)
+    last = nn.Linear(36, 3, bias=bias)
+    pooled = nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*pooled, nn.Flatten(), last).double()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_ig_of_a_relu_net_without_biases_is_one_gradient(output):
+    net, x, y = relu_net(), torch.rand(5, 1, 8, 8, dtype=torch.double), torch.arange(5) % 3
+    passes = []
+    net[0].forward = lambda z: passes.append(len(z)) or nn.Conv2d.forward(net[0], z)
+    ig, gap = A.integrated_gradients(net, x, y, output=output, return_gap=True)
+    n_passes = sum(passes)
+    close(ig, A.integrated_gradients(net, x, y, output=output, method="gausslegendre"), atol=1e-9)
+    assert gap.abs().max() < 1e-12
+    assert n_passes <= 5 * 5  # not one for each node
+    if output == "logit":
+        close(ig, A.input_x_grad(net, x, y), atol=1e-14)
+
+
+@pytest.mark.parametrize("case", ["bias", "baseline", "hook", "tanh"])
+def test_ig_elsewhere_is_no_single_gradient(case):
+    net, x, y = relu_net(case == "bias"), torch.rand(5, 1, 8, 8).double(), torch.arange(5) % 3
+    if case == "bias":
+        net[0].bias = nn.Parameter(torch.full((4,), -0.2, dtype=torch.double))
+    if case == "hook":
+        net[0].register_forward_hook(lambda module, args, out: out - 0.2)
+    if case == "tanh":
+        net[1] = nn.Tanh()
+    baseline = 0.3 if case == "baseline" else None
+    run = partial(A.integrated_gradients, net, x, y, baseline=baseline)
+    close(run(), run(method="riemann_middle"), atol=0)
+    one_gradient = (x - (baseline or 0)) * A.saliency(net, x, y)
+    assert (one_gradient - run()).abs().max() > 1e-3
+    assert A.is_homogeneous(bring(net, x)[0]) == (case == "baseline")
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -281,6 +329,47 @@ def test_moreau_grad_is_the_minimiser(eta):
     exact = dict(n_samples=1, sigma=0.0, steps=1500, average=1)
     ours = A.moreau_grad(net, x, y, lam=lam, eta=eta, **exact)
     np.testing.assert_allclose(ours[0], -(best[:5] - best[5:]) / lam, atol=1e-6)
+
+
+def curved(curvature):
+    """Two logits, the second a parabola."""
+    return lambda x: torch.stack([0 * x[:, 0], 0.5 * curvature * x.square().sum(1) + x[:, 0]], 1)
+
+
+def said_by(run):
+    """What a function returns, and the names of the arguments that its warnings speak of."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        return run(), {str(w.message).split("=")[0] for w in seen}
+
+
+@pytest.mark.parametrize("curvature, lam", [(25.0, 1.0), (400.0, 1.0), (-1.5, 0.5), (0.0, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moreau_grad_chooses_its_step(curvature, lam, dtype):
+    x, y = torch.linspace(-1, 1, 12).reshape(3, 4).to(dtype), torch.ones(3, dtype=torch.long)
+    slope = curvature * x
+    slope[:, 0] += 1
+    run = partial(A.moreau_grad, curved(curvature), x, y, eta=0.0, n_samples=2, sigma=0.0, lam=lam)
+    found, said = said_by(run)
+    close(found, slope / (1 + lam * curvature), atol=2e-3 if dtype == torch.float32 else 1e-9)
+    assert not said
+
+
+@pytest.mark.parametrize(
+    "curvature, settings, said",
+    [
+        (25.0, dict(lr=0.1), {"lam"}),  # the steps diverge
+        (-1.5, dict(), {"lam"}),  # no minimum
+        (0.0, dict(eta=3.0), {"eta"}),  # all zero
+        (0.0, dict(eta=0.5), set()),
+    ],
+)
+def test_moreau_grad_says_what_is_void(curvature, settings, said):
+    x, y = torch.ones(2, 4), torch.ones(2, dtype=torch.long)
+    how = dict(eta=0.0, n_samples=1, sigma=0.0, steps=100, average=10) | settings
+    maps, found = said_by(partial(A.moreau_grad, curved(curvature), x, y, **how))
+    assert said <= found and ("eta" in found) == ("eta" in said)
+    assert (maps == 0).all() == ("eta" in said)
 
 
 # ---------------------------------------------------------------- what the model looks for

@@ -89,6 +89,7 @@ ALLOWED = {
     "attribution._gauss_legendre": MOVE,
     "attribution._like": MOVE,
     "attribution._shifts": "torch.roll takes Python numbers: those of all steps at once",
+    "attribution._warn_of_moreau": LOOK,
     "attribution.integrated_gradients": MOVE,  # nodes and weights
     "attribution.slope_between": MOVE,
     "core._check_classes": LOOK,
@@ -159,7 +160,7 @@ ELSEWHERE = {
     "captum_map": "captum computes it",
     "finite_difference": "reads a number after each of its two moves",
     "has_bf16": "asks the hardware",
-    "is_affine": "asks the classes of modules",
+    **dict.fromkeys(["is_affine", "is_homogeneous"], "ask the classes of modules"),
     "metric": "a decorator",
 }
 

@@ -613,6 +613,7 @@ def _post_processed(how):
             steps=steps,
             average=steps // 3,
             n_samples=copies // 4,
+            lr=0.1,
         ),
     )
 
