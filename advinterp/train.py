@@ -8,6 +8,7 @@ __all__ = ['TaskLoss', 'logits_accuracy', 'default_loss', 'adv_learner', 'FTRL']
 # %% ../nbs/train/21_train.ipynb #e650b945
 from collections.abc import Callable, Iterable
 
+import fastai.callback.schedule  # noqa: F401  gives learners fit_one_cycle, lr_find, fine_tune
 import torch
 from fastai.callback.mixup import reduce_loss
 from fastai.data.core import DataLoaders

@@ -1021,3 +1021,11 @@ def test_data_parallel():
     with learn.parallel_ctx(), quiet(learn):
         learn.fit(1)
     assert all(param.isfinite().all() for param in learn.model.parameters())
+
+
+def test_verbs_of_fastai_need_no_other_import():
+    """`from advinterp import adv_learner` alone, in a process of its own."""
+    code = "from advinterp import adv_learner; from fastai.learner import Learner; " + (
+        "assert all(hasattr(Learner, v) for v in ('fit_one_cycle', 'fine_tune', 'lr_find'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
