@@ -24,8 +24,8 @@ class MarginLoss:
     """A loss `g(z)` of the margin `z = -y(<w,x> + b)`.
 
     Subclass it and define `g`; the slope `dg` comes from autograd unless you define it. Where `g'`
-    is a sigmoid around a point `c`, so that `g'(c+u) + g'(c-u) = 1`, name that point in `centre`:
-    penalty duals need it.
+    is a sigmoid around a point `c`, so that `g'(c+u) + g'(c-u)` is the same for every `u > 0`,
+    name that point in `centre`: penalty duals need it, and check it.
     """
 
     centre: float | None = None
@@ -249,18 +249,18 @@ def adv_loss(
     """Exact adversarial loss, the maximum of `loss(x + delta) - h(delta)` (Lemma 2, equation 8).
 
     Raises ValueError for a dual whose `h_star` is not linear-quadratic along rays, and for a
-    penalty dual with a loss without a `centre`.
+    penalty dual with a loss whose slope is no sigmoid around a `centre`.
     """
     z = margin(w, x, y, b)
     dual = _dual(eps)
     _check_loss(loss)
-    A, Q = _ray(dual, _margin_grad(w, _signs(y, len(x), x.dtype)))
+    N, Q = _ray(dual, _margin_grad(w, _signs(y, len(x), x.dtype)))
     if Q is None:
-        return loss.g(z + A)  # (3)
+        return loss.g(z + N)  # (3)
     with torch.no_grad():
-        zeta = _adv_margin(z, A, Q, loss)
+        zeta = _adv_margin(z, N, Q, loss)
     t = loss.dg(zeta)
-    return loss.g(zeta) + t * (z - zeta + A + Q * t)  # (5)
+    return loss.g(zeta) + t * (z - zeta + N + Q * t)  # (5)
 
 
 def _dual(eps):
@@ -273,40 +273,59 @@ def _margin_grad(w, y):
 
 
 def _ray(dual, v):
-    "`A`, `Q` with `h_star(t*v) = A*t + Q*t**2`; `Q` is None for a ball."
+    "`N`, `Q` with `h_star(t*v) = N*t + Q*t**2`; `Q` is None for a ball."
     if isinstance(dual, Ball):
         return dual.h_star(v), None
     h1, h2, h4 = [dual.h_star(t * v) for t in (1, 2, 4)]
-    A = 2 * h1 - h2 / 2
+    N = 2 * h1 - h2 / 2
     Q = h2 / 2 - h1  # exactly 0 for a norm, since the factors are powers of two
     rounding = 1e3 * torch.finfo(v.dtype).eps
-    if not torch.allclose(4 * A + 16 * Q, h4, rtol=rounding, atol=0):
+    if not torch.allclose(4 * N + 16 * Q, h4, rtol=rounding, atol=0):
         raise ValueError(
             f"eps={dual!r}: expected a dual whose h_star is linear-quadratic along rays "
             "(balls, ElasticNet, WeightedL2, their sums)"
         )
-    return A, Q if (Q > 0).any() else None
+    return N, Q if (Q > 0).any() else None
 
 
-def _adv_margin(z, A, Q, loss, steps=60):
+def _adv_margin(z, N, Q, loss, steps=60):
     "The root of `R` that maximises (4), by bisection: 60 halvings leave rounding alone."
     if Q is None:
-        return z + A
+        return z + N
+    steepest = _steepest_slope(loss)
+    centre = torch.full_like(z, loss.centre)
+    above = z + N + steepest * Q >= centre
+    lower = torch.where(above, centre, z + N)
+    upper = torch.where(above, z + N + 2 * steepest * Q, centre)
+    for _ in range(steps):
+        mid = (lower + upper) / 2
+        right = z + N + 2 * Q * loss.dg(mid) >= mid
+        lower = torch.where(right, mid, lower)
+        upper = torch.where(right, upper, mid)
+    return (lower + upper) / 2
+
+
+def _steepest_slope(loss):
+    "The `kappa` of a loss whose slope is a sigmoid around `centre`, checked on a grid."
     if getattr(loss, "centre", None) is None:
         raise ValueError(
             f"loss={loss!r}: with a penalty in place of a ball expected Logistic, Hinge, "
             "SoftplusHinge or a loss with a `centre`"
         )
-    centre = torch.full_like(z, loss.centre)
-    above = z + A + Q >= centre
-    lower = torch.where(above, centre, z + A)
-    upper = torch.where(above, z + A + 2 * Q, centre)
-    for _ in range(steps):
-        mid = (lower + upper) / 2
-        right = z + A + 2 * Q * loss.dg(mid) >= mid
-        lower = torch.where(right, mid, lower)
-        upper = torch.where(right, upper, mid)
-    return (lower + upper) / 2
+    away = _grid(0, 30)[1:]
+    above = loss.dg(loss.centre + away)
+    sums = above + loss.dg(loss.centre - away)
+    steepest = float(sums[-1])
+    rounding = 1e-6 * abs(steepest)
+    is_even = (sums - steepest).abs().max() <= rounding
+    is_concave = above.diff().diff().max() <= rounding and above.diff().min() >= -rounding
+    if not (is_even and is_concave):
+        raise ValueError(
+            f"loss={loss!r}: with a penalty in place of a ball expected a slope that is a sigmoid "
+            f"around centre={loss.centre:g}, rising, concave above it, with "
+            "dg(centre+u) + dg(centre-u) the same for every u > 0"
+        )
+    return steepest
 
 # %% ../nbs/one_layer/10_linear.ipynb #c9c5dba5
 def adv_slope(
@@ -319,8 +338,8 @@ def adv_slope(
 ) -> Tensor:  # `(B,)`
     "Slope `t` of the loss at the adversarial margin: the `g'` of the paper's (9) and (10)."
     signs = _check_wxy(w, x, y)
-    A, Q = _ray(_dual(eps), _margin_grad(w, signs))
-    zeta = _adv_margin(margin(w, x, y, b), A, Q, _check_loss(loss))
+    N, Q = _ray(_dual(eps), _margin_grad(w, signs))
+    zeta = _adv_margin(margin(w, x, y, b), N, Q, _check_loss(loss))
     return loss.dg(zeta)
 
 # %% ../nbs/one_layer/10_linear.ipynb #e9e3be26

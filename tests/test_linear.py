@@ -233,6 +233,64 @@ def test_penalty_maximum_against_a_fine_scan(a, q, loss):
     assert abs(risk - best) < 1e-9 * (1 + best)
 
 
+class Times(MarginLoss):
+    "A multiple of another loss, as a class weight makes it."
+
+    def __init__(self, loss, factor):
+        self.loss = loss
+        self.factor = factor
+        self.centre = loss.centre
+
+    def g(self, z):
+        return self.factor * self.loss.g(z)
+
+    def dg(self, z):
+        return self.factor * self.loss.dg(z)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_penalty_maximum_of_a_weighted_loss(loss, factor):
+    "max of factor*loss - h is factor times the max of loss - h/factor."
+    w, x, y = problem(8, 50, (2,), zeros=False, scale=3.0)
+    risk = adv_loss(w, x, y, ElasticNet(0.1, 0.3), Times(loss, factor))
+    # h of ElasticNet(.1, .3) over factor is that of ElasticNet(.1, .3*factor)
+    scaled = factor * adv_loss(w, x, y, ElasticNet(0.1, 0.3 * factor), loss)
+    assert torch.allclose(risk, scaled, rtol=1e-10)
+    stable = stable_ig_risk(w, x, y, ElasticNet(0.1, 0.3), Times(loss, factor))
+    assert torch.allclose(risk, stable, rtol=1e-9)
+
+
+class Lopsided(Logistic):
+    "Convex, and its slope is no sigmoid: it rises by 1 below the centre and by 2 above."
+
+    def dg(self, z):
+        return torch.where(z > 0, 2 * z.tanh() + 1, 1 + z.tanh())
+
+
+class Shifted(Logistic):
+    "A sigmoid slope whose centre is elsewhere."
+
+    centre = 1.0
+
+
+class Falling(Logistic):
+    "Its slopes add up to a constant, but they fall."
+
+    def dg(self, z):
+        return 1 - super().dg(z)
+
+
+@pytest.mark.parametrize("loss", [Lopsided(), Shifted(), Falling()], ids=repr)
+@pytest.mark.parametrize("function", [adv_loss, adv_slope, adv_grad, stable_ig_risk])
+def test_slopes_that_are_no_sigmoid_are_refused(function, loss):
+    w, x, y = problem(8, 5, (2,), zeros=False)
+    with pytest.raises(ValueError, match="sigmoid around centre="):
+        function(w, x, y, ElasticNet(0.1, 0.3), loss)
+    if function is not stable_ig_risk:
+        function(w, x, y, 0.1, loss)  # a ball asks for no more than LOSS-INC
+
+
 @SETTINGS
 @given(seeds, st.integers(0, N_DUALS - 1), st.sampled_from([Logistic(), SoftplusHinge()]))
 def test_gradient_is_autograd(seed, k, loss):
@@ -377,6 +435,16 @@ def test_theorem_3_1_is_tight_in_the_limit():
         small = torch.tensor([10.0**-k, 10.0**-k, 1, 1], dtype=torch.double)
         gaps.append(bound_gap(w * small, x, y, p, 0.3, Logistic(), [0, 1]))
     assert all(0 < after < 0.2 * before for before, after in itertools.pairwise(gaps))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9])
+def test_theorem_3_1_keeps_a_gap_where_the_limit_is_a_kink(scale):
+    "All rows arrive at the kink of the hinge as the weight of the coin, feature 0, goes to 0."
+    x = torch.tensor([[1.0, 1.25], [-1.0, 1.25], [1.0, -1.25], [-1.0, -1.25]]).double()
+    y = torch.tensor([1, 1, -1, -1])
+    w = torch.tensor([scale, 1.0], dtype=torch.double)
+    assert abs(bound_gap(w, x, y, None, 0.25, Hinge(), [0]) - 0.5) < 1e-6
+    assert bound_gap(w, x, y, None, 0.25, SoftplusHinge(), [0]) < 0.3 * scale
 
 
 @pytest.mark.parametrize(
@@ -578,6 +646,21 @@ def test_theorem_5_1_against_brute_force(seed, loss, eps):
     best = torch.stack([linear_ig(loss, v, x + d, x).abs().sum(1) for d in deltas]).amax(0)
     brute = loss.g(margin(w, x, y)) + best
     assert torch.allclose(brute, stable_ig_risk(w, x, y, eps, loss), rtol=1e-10, atol=1e-12)
+
+
+@settings(SETTINGS, max_examples=15)
+@given(seeds, losses, st.floats(0.01, 2), st.floats(-2, 2))
+def test_theorem_5_1_bounds_the_change_seen_from_a_fixed_baseline(seed, loss, eps, baseline):
+    "Equation 16 of the paper is at least equation 17, and here and there several times as much."
+    w, x, y = problem(seed, 3, (2,))
+    v = -y[:, None] * w
+    seen = [
+        linear_ig(loss, v, x + d, baseline) - linear_ig(loss, v, x, baseline)
+        for d in eps * square_grid(5)
+    ]
+    change = torch.stack([maps.abs().sum(1) for maps in seen]).amax(0)
+    between = stable_ig_risk(w, x, y, eps, loss) - loss.g(margin(w, x, y))
+    assert (change >= between - 1e-10 * (1 + between)).all()
 
 
 class Ellipse(Dual):
