@@ -82,14 +82,15 @@ class _AdversarialLinear(BaseEstimator):
         solution = solve(prob, w, b, self.tol, self.max_iter, self.solver)
         objective = prob.value(solution.w, solution.b)
         if solution.separated:
+            early = "" if solution.converged else f", to {solution.shortfall:.2g} of their optimum"
             warnings.warn(
                 "the rows are separable even against this adversary, so the optimum lies at "
                 f"infinity; the weights are those for alpha_l2={self.tol / 100:.2g} on "
-                "standardised columns: raise eps, or set alpha_l2 or alpha_l1 above 0",
+                f"standardised columns{early}: raise eps, or set alpha_l2 or alpha_l1 above 0",
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        elif solution.gap > self.tol * max(1, objective):
+        elif not solution.converged:
             warnings.warn(
                 f"gap_={solution.gap:.2g} exceeds tol={self.tol:.2g} after {solution.n_iter} "
                 f"iterations (max_iter={self.max_iter}): raise max_iter or tol",

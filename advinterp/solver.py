@@ -90,7 +90,7 @@ _tiny = 1e-300  # in place of a denominator of 0
 def _ratio(c, e):
     "`c / e`; where `e` is 0 infinite, or 0 for an entry of `c` that is rounding."
     out = np.where(np.abs(c) > 1e-11, np.inf, 0.0)
-    return np.divide(c, e, out=out, where=e > 0)
+    return np.divide(c, e, out=out, where=e > 1e-100)  # squares of the ratio stay finite
 
 # %% ../nbs/one_layer/12_solver.ipynb #3ae7bbc6
 class EpsBall1(EpsBall):
@@ -281,23 +281,41 @@ def duality_gap(
     b: float,  # its intercept
     A: np.ndarray | tuple,  # `(n,)` masses q*a; for regression the pair (A, B)
 ) -> float:  # a bound on P(w,b) - min P
-    "The bound (4). It holds for any model and any masses: good masses make it tight."
+    """The bound (4). It holds for any model and any masses: good masses make it tight.
+
+    Masses that miss the ball by rounding, at most 1e-10 of their sum in a standardised column, pay
+    for it: with their excess times twice the largest weight.
+    """
+    P = prob.value(w, b)
+    best = 0.0  # losses are not negative
+    for A_feasible, B in _feasible(prob, w, A):
+        best = max(best, _dual_value(prob, w, A_feasible, B))
+        if P - best <= 1e-10 * P:
+            break
+    size = abs(P) + np.abs(prob.mean / prob.scale) @ np.abs(w)  # of what P was computed from
+    return max(P - best, np.finfo(float).eps * size)  # (4)
+
+
+def _dual_value(prob, w, A, B):
+    "D of (3) for masses that meet the constraints of intercept and domain."
     loss = prob.loss
-    A, B = _feasible(prob, w, A)
     v = prob.pull(B)
-    misfit = 0.0
-    if prob.l2.any():
-        c = _soft(v, prob.l1)
-        x = prob.ball.near(c, A.sum(), w, prob.l2)
-        misfit = ((c - x) ** 2 / (2 * prob.l2)).sum()
-    else:
+    c = _soft(v, prob.l1)
+    excess = np.abs(c - prob.ball.near(c, A.sum(), w, np.where(prob.l2 > 0, prob.l2, 1)))
+    hard = prob.l2 == 0  # no quadratic penalty pays for an excess
+    if excess[hard].max(initial=0) > _rounding * A.sum():
         factor = _shrink(prob, v, A.sum())
         A = A if loss.signed else factor * A
         B = factor * B
+        cost = 0.0
+    else:
+        cost = (excess[~hard] ** 2 / (2 * prob.l2[~hard])).sum()
+        cost += 2 * np.abs(w).max(initial=0) * excess[hard].sum()
     a = np.divide(A, prob.q, out=np.zeros_like(A), where=prob.q > 0)
-    D = prob.q @ loss.dual(a) + (B @ prob.y if loss.signed else 0) - misfit  # (3)
-    P = prob.value(w, b)
-    return max(P - max(D, 0.0), np.finfo(float).eps * abs(P))  # (4)
+    return prob.q @ loss.dual(a) + (B @ prob.y if loss.signed else 0) - cost  # (3)
+
+
+_rounding = 1e-10  # an excess over the ball up to here, relative to the masses, is rounding
 
 
 def _soft(v, threshold):
@@ -324,16 +342,30 @@ def _shrink(prob, v, mass):
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8ad3bcb
 def _feasible(prob, w, A):
-    "Masses (A, signed B) that meet the constraints of intercept and domain; B = y*A for labels."
-    if not prob.loss.signed:
-        A = _balance(prob, A) if prob.l2.any() else _correct(prob, w, A)
-        return A, prob.y * A
-    A, B = A
+    """Masses (A, signed B) that meet the constraints of intercept and domain: candidates.
+
+    For labels B = y*A.
+    """
+    if prob.loss.signed:
+        yield _feasible_residuals(prob, *A)
+        return
+    balanced = _balance(prob, A)
+    yield balanced, prob.y * balanced
+    if prob.l2.all():
+        return
+    for margin in (1e-12, 1e-9, 1e-7):  # further inside where the edge is missed by rounding
+        corrected = _balance(prob, _correct(prob, w, A, margin))
+        yield corrected, prob.y * corrected
+
+
+def _feasible_residuals(prob, A, B):
+    "The masses of residuals, shifted to sum to zero and scaled into their domain."
     if prob.fit_intercept:
         B = B - prob.q * B.sum()
     if isinstance(prob.loss, Absolute):
-        excess = (np.abs(B) / np.maximum(prob.q, _tiny)).max()
-        return prob.q, B / max(1, excess)
+        seen = prob.q > 0
+        excess = (np.abs(B[seen]) / prob.q[seen]).max()
+        return prob.q, np.where(seen, B, 0) / max(1, excess)
     return np.maximum(A, np.abs(B)), B
 
 
@@ -355,7 +387,8 @@ def _correct(prob, w, A, margin=1e-12):
     s = np.sign(w)
     u = prob.ball.subgrad(w, _soft(prob.pull(prob.y * A), prob.l1), A.sum())
     n_unknowns = len(active) + prob.fit_intercept
-    if n_unknowns == 0 or len(active) > _max_active or A.sum() < _tiny:
+    too_many = n_unknowns > len(prob.y) or not _fits(prob, len(active))
+    if n_unknowns == 0 or too_many or A.sum() < _tiny:
         return A
     for _ in range(3):  # the first is exact but for clipping and rounding
         target = A.sum() * u + prob.l1 * s
@@ -366,13 +399,19 @@ def _correct(prob, w, A, margin=1e-12):
             enough = np.append(enough, 1e-15 * A.sum())
         if (np.abs(residual) <= enough).all():
             break
-        W = A * (1 - A / np.where(prob.q > 0, prob.q, 1))
+        W = np.maximum(A * (1 - A / np.where(prob.q > 0, prob.q, 1)), 0)
         dw, db = _spread(prob, active, _solve(_gram(prob, active, u, W), residual))
         A = np.clip(A - W * (u @ dw - prob.y * prob.scores(dw, db)), 0, prob.q)
     return A
 
 
+def _fits(prob, n_unknowns):
+    "Is a dense system of so many unknowns worth forming?"
+    return n_unknowns <= _max_active and len(prob.y) * n_unknowns**2 <= _max_products
+
+
 _max_active = 3000  # active weights up to which a dense Gram matrix is formed
+_max_products = 2e10  # of a Gram matrix: seconds
 
 
 def _spread(prob, active, step):
@@ -382,9 +421,10 @@ def _spread(prob, active, step):
     return dw, step[-1] if prob.fit_intercept else 0.0
 
 # %% ../nbs/one_layer/12_solver.ipynb #e0f9a110
-def _gram(prob, active, u, h, block_size=1 << 16):
+def _gram(prob, active, u, h, block_size=None):
     "`M' diag(h) M` for the slopes `M` of z along the active weights and the intercept."
     k = len(active)
+    block_size = block_size or max(1 << 8, (1 << 24) // (k + 2))  # 128 MiB
     inner = np.zeros((k + 2, k + 2))
     for start in range(0, len(h), block_size):
         rows = slice(start, start + block_size)
@@ -418,9 +458,16 @@ def _solve(H, r):
 
 # %% ../nbs/one_layer/12_solver.ipynb #6ee80ab2
 def _constant(prob):
-    "The intercept of the best constant model (for labels)."
+    "The intercept of the best constant model."
     if not prob.fit_intercept:
         return 0.0
+    if isinstance(prob.loss, HingeLoss):
+        return float(np.sign(prob.q @ prob.y))
+    if isinstance(prob.loss, Squared):
+        return float(prob.q @ prob.y)
+    if isinstance(prob.loss, Absolute):  # a median
+        order = np.argsort(prob.y)
+        return float(prob.y[order][np.searchsorted(np.cumsum(prob.q[order]), 0.5)])
 
     def slope(b):
         return -prob.q @ (prob.y * prob.loss.dg(-prob.y * b))
@@ -517,7 +564,10 @@ def _newton_system(prob, w, b):
     grad = (mass * u - v + prob.l1 * s + prob.l2 * w)[active]
     if prob.fit_intercept:
         grad = np.append(grad, -(prob.y @ A))
-    if len(active) > _max_active:
+    n = len(prob.y)
+    if ball.singles and len(active) > n and prob.l2[active].all() and _fits(prob, n):
+        return s, active, grad, _WideHessian(prob, active, u, prob.q * prob.loss.d2g(z))
+    if not _fits(prob, len(active)):
         return s, active, grad, None
     H = _gram(prob, active, u, prob.q * prob.loss.d2g(z))
     k = len(active)
@@ -528,6 +578,38 @@ def _newton_system(prob, w, b):
         outer = np.outer(u[active], u[active])
         H[:k, :k] += mass * (np.diag(ball.e[active] ** 2 / r) - same * outer / r)
     return s, active, grad, H
+
+# %% ../nbs/one_layer/12_solver.ipynb #0667dd2f
+class _WideHessian:
+    "The Hessian along more active weights than the table has rows."
+
+    def __init__(self, prob, active, u, h):
+        X = prob.X[:, active]
+        X = X.toarray() if sparse.issparse(X) else X
+        X = (X - prob.mean[active]) / prob.scale[active]
+        root = np.sqrt(h)
+        self.Z = root[:, None] * (u[active] - prob.y[:, None] * X)
+        self.z_intercept = -root * prob.y if prob.fit_intercept else None
+        self.D = prob.l2[active]
+        scaled = self.Z / self.D
+        small = np.eye(len(h)) + scaled @ self.Z.T
+        self.factor = linalg.cho_factor(small, overwrite_a=True)
+
+    def _solve_weights(self, r):
+        "`(D + Z'Z)^-1 r`."
+        scaled = r / self.D
+        return scaled - self.Z.T @ linalg.cho_solve(self.factor, self.Z @ scaled) / self.D
+
+    def solve(self, r):
+        "`H^-1 r` for the weights, and the intercept if there is one."
+        if self.z_intercept is None:
+            return self._solve_weights(r)
+        border = self.Z.T @ self.z_intercept
+        by_r = self._solve_weights(r[:-1])
+        by_border = self._solve_weights(border)
+        corner = self.z_intercept @ self.z_intercept - border @ by_border
+        step = (r[-1] - border @ by_r) / max(corner, _tiny)
+        return np.append(by_r - step * by_border, step)
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8927aa8
 def _orthant_step(H, grad, m, free):
@@ -572,7 +654,10 @@ def _newton(prob, w, b, max_iter):
         side = np.append(s[active], np.ones(n_coords - len(active)))
         magnitudes = side * np.append(w[active], b)[:n_coords]
         free = ~np.append(kinked[active], False)[:n_coords]
-        step = side * _orthant_step(side[:, None] * H * side, side * grad, magnitudes, free)
+        if isinstance(H, _WideHessian):
+            step = H.solve(-grad)
+        else:
+            step = side * _orthant_step(side[:, None] * H * side, side * grad, magnitudes, free)
         dw, db = _spread(prob, active, step)
         last = -grad @ step < 1e-10 * abs(P)  # the next step would be lost in rounding
         for share in 0.5 ** np.arange(30):
@@ -617,7 +702,8 @@ def _regroup(prob, w, b):
     at_zero = ball.norms(ball.e * w) == 0
     violates = ball.norms(_ratio(c, ball.e)) > A.sum() * (1 + 1e-9)
     for group in np.flatnonzero(at_zero & violates):
-        w = _halved_step(prob, w, b, np.where(ball.groups == group, c, 0))
+        downhill = np.where(ball.groups == group, c / np.where(ball.e > 0, ball.e, 1) ** 2, 0)
+        w = _halved_step(prob, w, b, downhill)
     return w, (w != old).any()
 
 
@@ -663,9 +749,13 @@ def _solve_smooth(prob, w, b, tol, max_iter):
     warm = w.any() and prob.value(w, b) < prob.value(zero, b_zero)
     if not warm:
         w, b = zero, b_zero
-    if not warm or np.count_nonzero(w) > _max_active:
-        first = _lbfgs if prob.ball.singles else _continuation
-        w, b, n_iter = first(prob, w, b, tol / 10, max_iter)
+    if not warm or not _fits(prob, min(np.count_nonzero(w), len(prob.y))):
+        if prob.ball.singles and _fits(prob, min(len(w), len(prob.y))):  # Newton does the rest
+            w, b, n_iter = _lbfgs(prob, w, b, max(tol / 10, 1e-4), min(200, max_iter))
+        elif prob.ball.singles:
+            w, b, n_iter = _lbfgs(prob, w, b, tol / 10, max_iter)
+        else:
+            w, b, n_iter = _continuation(prob, w, b, tol / 10, max_iter)
     for _ in range(20):
         w, b, n_more = _newton(prob, w, b, min(100, max_iter - n_iter))
         n_iter += n_more
@@ -806,8 +896,10 @@ def _solve_conic(prob, w, b, tol, max_iter):
     b_size = int(prob.fit_intercept)
     sizes = dict(w=d, b=b_size, t=1, xi=n, m=len(kinked), r=n_groups, h1=n_exp, h2=n_exp)
     cone = _Cone(**sizes)
-    X, centred = _conic_table(prob)
-    _ball_rows(cone, prob, kinked)
+    X, centre = _conic_table(prob)
+    inside = copy(prob)  # so that the masses, met to 1e-11, lie in the ball itself
+    inside.ball = ball.with_strengths(ball.e * (1 - 1e-8))
+    _ball_rows(cone, inside, kinked)
     mass_rows = _loss_rows(cone, prob, X, np.ones((n, b_size)))
     lin = np.zeros(cone.size)
     quad = np.zeros(cone.size)
@@ -816,10 +908,9 @@ def _solve_conic(prob, w, b, tol, max_iter):
     (quad if isinstance(loss, Squared) else lin)[cone.at["xi"]] = prob.q
     x, multipliers, n_iter = cone.solve(quad, lin, min(tol, 1e-11), max_iter)
     w = x[cone.at["w"]]
-    b = x[cone.at["b"]].sum()
-    if not centred:
-        b = b + (prob.mean / prob.scale) @ w
+    b = x[cone.at["b"]].sum() + ((prob.mean - centre) / prob.scale) @ w
     w = _snap(prob, w, b, tol)
+    b = b if w.any() else _constant(prob)
     if loss.smooth:
         return w, b, prob.q * loss.dg(prob.args(w, b)), n_iter
     masses = [np.maximum(multipliers[at], 0) for at in mass_rows]
@@ -830,16 +921,29 @@ def _solve_conic(prob, w, b, tol, max_iter):
 
 
 def _conic_table(prob):
-    "The table in the problem's coordinates, and whether it is centred: not where zeros would go."
+    """The table in the problem's coordinates, and the centre that was taken off each column.
+
+    That is 0 for columns of zeros for the most part: they would fill up.
+    """
     n, d = prob.X.shape
-    if sparse.issparse(prob.X) or np.count_nonzero(prob.X) < 0.5 * n * d:
-        return sparse.csc_matrix(prob.X) @ sparse.diags(1 / prob.scale), False
-    return (prob.X - prob.mean) / prob.scale, True
+    n_stored = prob.X.getnnz(0) if sparse.issparse(prob.X) else np.count_nonzero(prob.X, 0)
+    if n_stored.sum() >= 0.5 * n * d and not sparse.issparse(prob.X):
+        return (prob.X - prob.mean) / prob.scale, prob.mean
+    centre = np.where(n_stored > 0.5 * n, prob.mean, 0)
+    filled = np.flatnonzero(centre)
+    shift = sparse.csc_matrix((n, d))
+    if len(filled):
+        columns = np.repeat(filled, n)
+        rows = np.tile(np.arange(n), len(filled))
+        shift = sparse.csc_matrix((centre[columns], (rows, columns)), (n, d))
+    return (sparse.csc_matrix(prob.X) - shift) @ sparse.diags(1 / prob.scale), centre
 
 
 def _snap(prob, w, b, tol):
     "The weights without those below the largest of a few cuts that the objective allows."
     P = prob.value(w, b)
+    if prob.value(0 * w, _constant(prob)) <= P + 0.01 * tol * max(P, 1e-3):
+        return 0 * w
     for cut in (1e-4, 1e-5, 1e-6, 1e-7):
         fewer = np.where(np.abs(w) > cut * np.abs(w).max(), w, 0)
         if prob.value(fewer, b) <= P + 0.01 * tol * max(P, 1e-3):
@@ -855,17 +959,19 @@ class Solution(NamedTuple):
     gap: float  # bound (4) on P(w,b) - min P
     n_iter: int  # iterations of the optimisers
     separated: bool  # are the rows separable under attack, so that (2) has no minimiser?
+    shortfall: float  # the gap; for separable rows that of the penalised problem over its optimum
+    converged: bool  # is the shortfall within the tolerance, in the units of the targets?
 
 
 def solve(
     prob: RobustProblem,  # the problem
     w: np.ndarray | None = None,  # `(d,)` weights to start from, in its coordinates; None: zero
     b: float = 0.0,  # intercept to start from
-    tol: float = 1e-6,  # stopping tolerance of the optimiser
+    tol: float = 1e-6,  # largest gap, relative to an objective above 1 in deviations of the targets
     max_iter: int = 1000,  # iterations of the optimiser
     solver: str = "auto",  # 'lbfgs', 'conic' or 'auto': 'lbfgs' where (2) is smooth but for groups
 ) -> Solution:  # weights, intercept, gap, iterations, separable?
-    """Minimise (2) and bound what is left to gain.
+    """Minimise (2) and bound what is left to gain. Never worse than the best constant model.
 
     Raises ValueError for an unknown `solver`, and for 'lbfgs' where (2) is not smooth.
     """
@@ -876,15 +982,114 @@ def solve(
             "solver='lbfgs': needs a logistic loss and a ball other than 1, use 'auto' or 'conic'"
         )
     run = _solve_smooth if smooth and solver != "conic" else _solve_conic
-    w = np.zeros(prob.X.shape[1]) if w is None else w
+    units = _good_units(prob)
+    inner = units.prob
+    w, b = (0 * prob.scale, 0.0) if w is None else units.inward(prob, w, b)
+    w, b, A, n_iter, separated, shortfall = _minimise(
+        run, _without_traces(inner), w, b, tol, max_iter
+    )
+    P = inner.value(w, b)
+    zero = 0 * w
+    b_zero = _constant(inner)
+    if inner.value(zero, b_zero) < P * (1 - 1e-12):  # the search stopped early
+        w, b, P = zero, b_zero, inner.value(zero, b_zero)
+    gap = duality_gap(inner, w, b, A)
+    shortfall = shortfall if separated else gap
+    converged = shortfall <= tol * (1 if separated else max(1, P))
+    w, b = units.outward(prob, w, b)
+    return Solution(w, b, gap * units.worth, n_iter, separated, shortfall, bool(converged))
+
+
+def _without_traces(prob):
+    "The problem without strengths lost in rounding, which groups would divide by."
+    if prob.ball.singles or not (prob.ball.e < _trace).any():
+        return prob
+    plain = copy(prob)
+    plain.ball = prob.ball.with_strengths(np.where(prob.ball.e < _trace, 0, prob.ball.e))
+    return plain
+
+
+_trace = 1e-9  # a strength in deviations of the column that no gap shows
+
+
+def _minimise(run, prob, w, b, tol, max_iter):
+    """The solution by `run`; for separable rows that with the least quadratic penalty.
+
+    Weights, intercept, masses, iterations, separable?, relative gap with the penalty.
+    """
     n_iter = 0
     separated = _is_separated(prob, w, b)  # a start that separates the rows is proof enough
     if not separated:
         w, b, A, n_iter = run(prob, w, b, tol, max_iter)
         separated = _is_separated(prob, w, b)
-    if separated:
-        bounded = copy(prob)
-        bounded.l2 = np.full_like(w, tol / 100)
-        w, b, A, n_more = run(bounded, w, b, tol, max_iter)
+    if not separated:
+        return w, b, A, n_iter, False, 0.0
+    held = copy(prob)
+    for l2 in (tol / 100, *np.geomspace(1e-2, tol / 100, 7)):  # at once, or else from the larger
+        held.l2 = np.full_like(w, l2)
+        w, b, A, n_more = run(held, w, b, tol, max_iter)
         n_iter += n_more
-    return Solution(w, b, duality_gap(prob, w, b, A), n_iter, separated)
+        if l2 == tol / 100:
+            shortfall = duality_gap(held, w, b, A) / held.value(w, b)
+            if shortfall <= tol:
+                break
+    return w, b, A, n_iter, True, shortfall
+
+# %% ../nbs/one_layer/12_solver.ipynb #00213dee
+class _Units(NamedTuple):
+    "A problem in the solver's units, and what they are worth in those of the user."
+
+    prob: RobustProblem
+    middle: float  # of the targets
+    size: float  # of the targets
+    worth: float  # of the objective
+
+    def inward(self, user, w, b):
+        "A model of the user's problem in the solver's units."
+        coef = w / user.scale
+        b = b + (self.prob.mean - user.mean) @ coef
+        return coef * self.prob.scale / self.size, (b - self.middle) / self.size
+
+    def outward(self, user, w, b):
+        "A model in the solver's units as one of the user's problem."
+        coef = w * self.size / self.prob.scale + 0.0  # no -0
+        return coef * user.scale, b * self.size + self.middle + (user.mean - self.prob.mean) @ coef
+
+
+def _good_units(prob):
+    "The problem in units of the solver's own."
+    inner = copy(prob)
+    middle, size, worth = 0.0, 1.0, 1.0
+    if prob.loss.signed:
+        middle = prob.q @ prob.y if prob.fit_intercept else 0.0
+        size = np.sqrt(prob.q @ (prob.y - middle) ** 2) or 1.0
+        worth = size**2 if isinstance(prob.loss, Squared) else size
+        inner.y = (prob.y - middle) / size
+    scale = prob.scale
+    if sparse.issparse(prob.X) and prob.fit_intercept:
+        inner.mean, scale = _sparse_moments(prob.X, prob.q)
+    curvature = 4 * prob.l2 * prob.scale**2 if prob.loss.smooth else 0
+    inner.scale = np.sqrt(scale**2 + curvature)
+    ratio = prob.scale / inner.scale
+    e = prob.ball.e * ratio
+    inner.ball = prob.ball.with_strengths(e, prob.ball.mu)
+    inner.l1 = prob.l1 * ratio * (size / worth)
+    inner.l2 = prob.l2 * ratio**2 * (size**2 / worth)
+    if not prob.loss.smooth and not prob.q.all():  # rows of no weight would be rows of the program
+        seen = np.flatnonzero(prob.q)
+        inner.X = prob.X[seen]
+        inner.y = inner.y[seen]
+        inner.q = prob.q[seen]
+    return _Units(inner, middle, size, worth)
+
+
+def _sparse_moments(X, q):
+    "Means and standard deviations of the columns, which keep their digits far from zero too."
+    X = X.tocsc()
+    mean = X.T @ q
+    column = np.repeat(np.arange(X.shape[1]), np.diff(X.indptr))
+    weight = q[X.indices]
+    squares = np.bincount(column, weight * (X.data - mean[column]) ** 2, X.shape[1])
+    stored = np.bincount(column, weight, X.shape[1])
+    sd = np.sqrt(squares + np.maximum(1 - stored, 0) * mean**2)
+    return mean, np.where(sd > 1e-9 * np.abs(mean), sd, 1.0)

@@ -423,18 +423,19 @@ def test_separable_rows(cancer):
 
 @pytest.mark.parametrize("limit", ["_max_active", "_max_nnls"])
 def test_beyond_the_dense_limits(cancer, noisy, monkeypatch, limit):
-    cases = (0.02, noisy), (0.01, noisy), (0, cancer)
+    # separable rows are minimised with a small penalty, which the objective leaves out
+    cases = (0.02, noisy, 2e-6), (0.01, noisy, 2e-6), (0, cancer, 1e-4)
 
     def fits():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [AdversarialClassifier(eps=eps).fit(*data) for eps, data in cases]
+            return [AdversarialClassifier(eps=eps).fit(*data) for eps, data, _ in cases]
 
     full = fits()
     monkeypatch.setattr(solver_module, limit, 3)
-    for dense, beyond in zip(full, fits()):
+    for dense, beyond, (*_, enough) in zip(full, fits(), cases):
         assert beyond.gap_ >= beyond.objective_ - dense.objective_
-        assert abs(dense.objective_ - beyond.objective_) < 2e-6
+        assert abs(dense.objective_ - beyond.objective_) < enough
 
 
 def test_early_stop_warns(noisy):

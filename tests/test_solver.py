@@ -1,0 +1,224 @@
+"""The solver on tables as users bring them: any units, any loss, and a bound to be relied on."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import ConvergenceWarning
+
+from advinterp.estimator import AdversarialClassifier, AdversarialRegressor
+from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, solve
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 6))
+    return X, X @ [1, -1, 0.5, 0, 0, 0] + rng.normal(size=300) > 0
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    return load_breast_cancer(return_X_y=True)
+
+
+@pytest.fixture
+def quiet():
+    """Warnings of the solver are errors: it says that it did not converge."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# --- units ---
+@pytest.mark.parametrize("loss", ["squared", "absolute"])
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+@pytest.mark.parametrize("size", [1e-8, 1e7])
+def test_units_of_the_targets_change_nothing(loss, norm, size, quiet):
+    X, y = load_diabetes(return_X_y=True)
+    X = X / X.std(0)
+    y = (y - y.mean()) / y.std()
+    plain = AdversarialRegressor(loss=loss, norm=norm).fit(X, y)
+    scaled = AdversarialRegressor(loss=loss, norm=norm).fit(X, y * size + 2 * size)
+    worth = size**2 if loss == "squared" else size
+    assert scaled.objective_ == pytest.approx(plain.objective_ * worth, rel=1e-8)
+    assert scaled.gap_ <= 1e-7 * worth
+    np.testing.assert_allclose(scaled.coef_ / size, plain.coef_, atol=1e-5)
+    np.testing.assert_array_equal(scaled.coef_ == 0, plain.coef_ == 0)
+
+
+@pytest.mark.parametrize("eps", [0, 0.01])
+@pytest.mark.parametrize("alpha", [1e-4, 1e-2, 1])
+def test_a_quadratic_penalty_on_raw_columns(cancer, eps, alpha, quiet):
+    clf = AdversarialClassifier(eps=eps, alpha_l2=alpha).fit(*cancer)
+    assert clf.gap_ < 1e-9
+
+
+@pytest.mark.parametrize("eps, best", [(0.005, 0.066345), (0.05, 0.103773), (0.2, 0.113392)])
+def test_groups_on_raw_columns(cancer, eps, best, quiet):
+    """The optima are those of CVXPY."""
+    clf = AdversarialClassifier(eps=eps, groups=np.arange(30) // 3).fit(*cancer)
+    assert clf.objective_ == pytest.approx(best, abs=1e-6)
+    assert clf.gap_ < 1e-9
+
+
+@pytest.mark.parametrize("arguments", [dict(), dict(norm=2), dict(loss="hinge")])
+@pytest.mark.parametrize("eps", [0, 0.1])
+def test_sparse_columns_far_from_zero(noisy, arguments, eps, quiet):
+    X, y = noisy
+    dense = AdversarialClassifier(eps=eps, **arguments).fit(X, y)
+    far = AdversarialClassifier(eps=eps, **arguments).fit(sparse.csr_matrix(X + 1e6), y)
+    assert far.objective_ == pytest.approx(dense.objective_, abs=1e-8)
+    assert far.gap_ < 1e-7
+
+
+# --- the bound ---
+@pytest.mark.parametrize("eps", np.geomspace(1e-4, 1, 12))
+def test_no_false_alarm_on_raw_columns(cancer, eps, quiet):
+    assert AdversarialClassifier(eps=eps).fit(*cancer).gap_ < 1e-8
+
+
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+@pytest.mark.parametrize("eps", [0.005, 0.05, 0.4])
+def test_no_false_alarm_of_the_hinge(cancer, norm, eps, quiet):
+    assert AdversarialClassifier(eps=eps, loss="hinge", norm=norm).fit(*cancer).gap_ < 1e-7
+
+
+@pytest.mark.parametrize("norm", ["inf", 2])
+@pytest.mark.parametrize("eps", [1e-300, 1e-14, 1e-10, 1e-8, 1e-6])
+def test_strengths_lost_in_rounding(noisy, norm, eps, quiet):
+    clf = AdversarialClassifier(eps=eps, norm=norm).fit(*noisy)
+    without = AdversarialClassifier(eps=0).fit(*noisy)
+    assert clf.objective_ == pytest.approx(without.objective_, abs=1e-5)
+    assert clf.gap_ < 1e-9
+
+
+@pytest.mark.parametrize("loss", ["absolute", "squared"])
+def test_rows_of_no_weight(noisy, loss, quiet):
+    X, _ = noisy
+    y = X[:, 0] + np.abs(X[:, 1])
+    weight = np.arange(300) % 2
+    weighted = AdversarialRegressor(loss=loss).fit(X, y, sample_weight=weight)
+    without = AdversarialRegressor(loss=loss).fit(X[weight > 0], y[weight > 0])
+    np.testing.assert_allclose(weighted.coef_, without.coef_, atol=1e-6)
+    assert weighted.gap_ < 1e-7
+
+
+def random_problem(seed):
+    """Any loss, ball, penalty and units, with rows of no weight."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(12, 60))
+    d = int(rng.integers(1, 9))
+    X = rng.normal(size=(n, d)) * np.exp(rng.normal(size=d)) + rng.normal(size=d) * 5
+    if seed % 3 == 0:
+        X = (X > X.mean(0)).astype(float)
+    y = (X - X.mean(0)) @ rng.normal(size=d) + rng.normal(size=n) * 2
+    loss = LOSSES[rng.choice(list(LOSSES))]
+    y = y if loss.signed else np.where(y > np.median(y), 1.0, -1.0)
+    q = rng.choice([0.0, 1.0, 1.0, 3.0], n)
+    q = q / q.sum()
+    e = rng.choice([0, 0.02, 0.1, 0.4]) * rng.choice([0.0, 1.0, 1.0, 2.0], d)
+    groups = [None, np.zeros(d, int), np.arange(d) // 2][rng.integers(3)]
+    ball = EpsBall1(e) if rng.random() < 0.25 else EpsBall(e, groups)
+    l1 = np.full(d, rng.choice([0, 0, 0.02]))
+    l2 = np.full(d, rng.choice([0, 0, 0.05]))
+    mean = q @ X
+    sd = np.sqrt(q @ (X - mean) ** 2)
+    intercept = rng.random() < 0.8
+    sd = np.where(sd > 0, sd, 1)
+    return RobustProblem(X, y, q, loss, ball, l1, l2, intercept, mean * intercept, sd)
+
+
+def optimum_by_cvxpy(prob, cp):
+    "The least objective that CVXPY finds."
+    e = prob.ball.e
+    w, b = cp.Variable(len(e)), cp.Variable()
+    stretched = cp.multiply(e, w)
+    if isinstance(prob.ball, EpsBall1):
+        R = cp.norm_inf(stretched)
+    else:
+        groups = prob.ball.groups
+        R = sum(cp.norm(stretched[np.flatnonzero(groups == k)]) for k in np.unique(groups))
+    scores = (prob.X - prob.mean) / prob.scale @ w + b
+    clean = cp.abs(prob.y - scores) if prob.loss.signed else -cp.multiply(prob.y, scores)
+    z = R + clean
+    losses = dict(
+        Softplus=lambda: cp.logistic(z + prob.loss.shift),
+        HingeLoss=lambda: cp.pos(1 + z),
+        Squared=lambda: cp.square(z) / 2,
+        Absolute=lambda: z,
+    )
+    objective = prob.q @ losses[type(prob.loss).__name__]() + prob.l1 @ cp.abs(w)
+    objective += cp.sum(cp.multiply(prob.l2, cp.square(w))) / 2
+    held = [] if prob.fit_intercept else [b == 0]
+    cp.Problem(cp.Minimize(objective), held).solve(solver="CLARABEL")
+    return prob.value(w.value, b.value * prob.fit_intercept)
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+def test_the_bound_over_random_problems():
+    """Never below what is left to gain, and never above 1e-6 where nothing is."""
+    cp = pytest.importorskip("cvxpy", reason="CVXPY is an optional peer: pip install .[peers]")
+    for seed in range(100):
+        prob = random_problem(seed)
+        solution = solve(prob)
+        if solution.separated:
+            continue
+        above = prob.value(solution.w, solution.b) - optimum_by_cvxpy(prob, cp)
+        assert above <= 1e-6, seed
+        assert above - 1e-7 <= solution.gap < 1e-6 * max(1, prob.q @ prob.y**2), seed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_search_that_stops_early_is_no_worse_than_the_constant(seed):
+    for max_iter in (1, 2, 5):
+        prob = random_problem(seed)
+        stopped = solve(prob, max_iter=max_iter)
+        full = solve(prob)
+        value = prob.value(stopped.w, stopped.b)
+        constants = [prob.value(0 * stopped.w, b) for b in np.linspace(-3, 3, 25)]
+        assert value <= (min(constants) if prob.fit_intercept else constants[12]) + 1e-9
+        if not full.separated:
+            assert stopped.gap >= value - prob.value(full.w, full.b) - 1e-9
+
+
+# --- zeros and separable rows ---
+@pytest.mark.parametrize(
+    "arguments", [dict(norm=1), dict(loss="hinge"), dict(loss="hinge", norm=2)]
+)
+def test_a_constant_model_has_true_zeros(noisy, arguments):
+    with pytest.warns(UserWarning, match="constant"):
+        clf = AdversarialClassifier(eps=5, **arguments).fit(*noisy)
+    assert not clf.coef_.any()
+    assert clf.gap_ < 1e-9
+
+
+@pytest.mark.parametrize("n_columns", [20, 300])
+@pytest.mark.parametrize("eps", [0, 0.05])
+def test_separable_rows_converge(n_columns, eps):
+    """Wide or not: the optimum with the small penalty that the warning names, by its gradient."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, n_columns))
+    y = np.sign(X[:, 0] + 0.1 * rng.normal(size=60))
+    X[:, 0] += 2 * y
+    with pytest.warns(ConvergenceWarning, match="separable") as got:
+        clf = AdversarialClassifier(eps=eps).fit(X, y)
+    assert "of their optimum" not in str(got[0].message)
+    w = clf.coef_[0]
+    z = eps * np.abs(w).sum() - y * clf.decision_function(X)
+    a = np.exp(z) / (1 + np.exp(z)) / 60
+    pull = (y * a) @ X - 1e-8 * w * X.var(0)
+    limit = eps * a.sum()
+    active = w != 0
+    np.testing.assert_allclose(pull[active], limit * np.sign(w[active]), atol=1e-6 * a.sum())
+    assert (np.abs(pull) <= limit + 1e-6 * a.sum()).all()
+
+
+def test_separable_rows_that_do_not_converge_say_so():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 20))
+    y = np.sign(X[:, 0])
+    with pytest.warns(ConvergenceWarning, match="to .* of their optimum"):
+        AdversarialClassifier(eps=0, max_iter=20, tol=1e-12).fit(X, y)
