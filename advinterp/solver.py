@@ -17,6 +17,7 @@ from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 from .core import check_choice
+from .optimisers import WideHessian
 
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
@@ -566,7 +567,7 @@ def _newton_system(prob, w, b):
         grad = np.append(grad, -(prob.y @ A))
     n = len(prob.y)
     if ball.singles and len(active) > n and prob.l2[active].all() and _fits(prob, n):
-        return s, active, grad, _WideHessian(prob, active, u, prob.q * prob.loss.d2g(z))
+        return s, active, grad, _wide_hessian(prob, active, u, prob.q * prob.loss.d2g(z))
     if not _fits(prob, len(active)):
         return s, active, grad, None
     H = _gram(prob, active, u, prob.q * prob.loss.d2g(z))
@@ -579,37 +580,15 @@ def _newton_system(prob, w, b):
         H[:k, :k] += mass * (np.diag(ball.e[active] ** 2 / r) - same * outer / r)
     return s, active, grad, H
 
-# %% ../nbs/one_layer/12_solver.ipynb #0667dd2f
-class _WideHessian:
+
+def _wide_hessian(prob, active, u, h):
     "The Hessian along more active weights than the table has rows."
-
-    def __init__(self, prob, active, u, h):
-        X = prob.X[:, active]
-        X = X.toarray() if sparse.issparse(X) else X
-        X = (X - prob.mean[active]) / prob.scale[active]
-        root = np.sqrt(h)
-        self.Z = root[:, None] * (u[active] - prob.y[:, None] * X)
-        self.z_intercept = -root * prob.y if prob.fit_intercept else None
-        self.D = prob.l2[active]
-        scaled = self.Z / self.D
-        small = np.eye(len(h)) + scaled @ self.Z.T
-        self.factor = linalg.cho_factor(small, overwrite_a=True)
-
-    def _solve_weights(self, r):
-        "`(D + Z'Z)^-1 r`."
-        scaled = r / self.D
-        return scaled - self.Z.T @ linalg.cho_solve(self.factor, self.Z @ scaled) / self.D
-
-    def solve(self, r):
-        "`H^-1 r` for the weights, and the intercept if there is one."
-        if self.z_intercept is None:
-            return self._solve_weights(r)
-        border = self.Z.T @ self.z_intercept
-        by_r = self._solve_weights(r[:-1])
-        by_border = self._solve_weights(border)
-        corner = self.z_intercept @ self.z_intercept - border @ by_border
-        step = (r[-1] - border @ by_r) / max(corner, _tiny)
-        return np.append(by_r - step * by_border, step)
+    X = prob.X[:, active]
+    X = X.toarray() if sparse.issparse(X) else X
+    X = (X - prob.mean[active]) / prob.scale[active]
+    root = np.sqrt(h)
+    Z = root[:, None] * (u[active] - prob.y[:, None] * X)
+    return WideHessian(Z, prob.l2[active], -root * prob.y if prob.fit_intercept else None)
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8927aa8
 def _orthant_step(H, grad, m, free):
@@ -654,7 +633,7 @@ def _newton(prob, w, b, max_iter):
         side = np.append(s[active], np.ones(n_coords - len(active)))
         magnitudes = side * np.append(w[active], b)[:n_coords]
         free = ~np.append(kinked[active], False)[:n_coords]
-        if isinstance(H, _WideHessian):
+        if isinstance(H, WideHessian):
             step = H.solve(-grad)
         else:
             step = side * _orthant_step(side[:, None] * H * side, side * grad, magnitudes, free)
@@ -962,7 +941,7 @@ class Solution(NamedTuple):
     shortfall: float  # the gap; for separable rows that of the penalised problem over its optimum
     converged: bool  # is the shortfall within the tolerance, in the units of the targets?
 
-
+# %% ../nbs/one_layer/12_solver.ipynb #7bd88d0b
 def solve(
     prob: RobustProblem,  # the problem
     w: np.ndarray | None = None,  # `(d,)` weights to start from, in its coordinates; None: zero
@@ -1035,7 +1014,7 @@ def _minimise(run, prob, w, b, tol, max_iter):
                 break
     return w, b, A, n_iter, True, shortfall
 
-# %% ../nbs/one_layer/12_solver.ipynb #00213dee
+# %% ../nbs/one_layer/12_solver.ipynb #e64d116c
 class _Units(NamedTuple):
     "A problem in the solver's units, and what they are worth in those of the user."
 

@@ -42,7 +42,8 @@ ENVIRONMENT = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="A
 # Where a module is tested, if not in the file of its name; the quick files come first
 TESTS = {
     "map_adversary": ["evaluate"],
-    "solver": ["estimator"],
+    "optimisers": ["solver", "estimator"],
+    "solver": ["solver", "estimator"],
     "study": ["study_tables", "study"],
     "papers.common": ["papers_common"],
     "papers.scorecard": ["scorecard"],
