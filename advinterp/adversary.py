@@ -44,6 +44,7 @@ from advinterp.core import (
     unreduced,
 )
 from .duals import Ball, Dual, ElasticNet, GroupBall, L2Ball, LInfBall
+from .spec import Spec
 
 # %% ../nbs/maths/03_adversary.ipynb #80e21bf8
 @contextlib.contextmanager
@@ -405,7 +406,7 @@ def _accepts_dual(init):
     return call
 
 
-class Adversary:
+class Adversary(Spec):
     """Base class of adversaries: a callable `(model, x, y, loss_func=None) -> x_adv`.
 
     It leaves model, gradients and random streams as they were. A subclass defines `search`.
@@ -569,23 +570,6 @@ def with_eps(
     new.dual = self.dual.with_eps(eps)
     return new
 
-# %% ../nbs/maths/03_adversary.ipynb #b277cf06
-@patch
-def __repr__(self: Adversary):
-    shown = [] if self.dual is None else [_short(self.dual)]
-    for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-        if name in ("self", "dual"):
-            continue
-        value = getattr(self, name)
-        if repr(value) != repr(parameter.default):
-            shown.append(f"{name}={_short(value)}")
-    return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _short(value):
-    "Its `repr` without the other side of a dual."
-    return repr(value).split(" <-> ")[0]
-
 # %% ../nbs/maths/03_adversary.ipynb #d0df1dc6
 class DualAdversary(Adversary):
     "Base class of the adversaries that a dual limits: a ball, or a penalty as the price of a move."
@@ -641,7 +625,7 @@ def _check_ball(dual, method, remedy):
     "Refuse a ball of one's own that lacks a method."
     if isinstance(dual, Ball) and getattr(type(dual), method) is getattr(Ball, method):
         raise ValueError(
-            f"dual={_short(dual)}: this ball has no {method}, "
+            f"dual={dual!r}: this ball has no {method}, "
             f"define {type(dual).__name__}.{method}, {remedy}"
         )
 
@@ -770,7 +754,7 @@ def _check_runs(dual, random_start, restarts, early_stop, training):
             "otherwise every run is the same"
         )
     if early_stop and not ball:
-        raise ValueError(f"early_stop: needs a ball, got {_short(dual)}")
+        raise ValueError(f"early_stop: needs a ball, got {dual!r}")
     if early_stop and training is not False:
         raise ValueError(
             f"early_stop: is for evaluation, it needs training=False, got training={training}"
@@ -970,9 +954,6 @@ class Harmonise(Adversary):
         new.eps = check_strength("eps", eps)
         return new
 
-    def __repr__(self):
-        return f"Harmonise(eps={self.eps:.3g}, center={self.center}, normalise={self.normalise})"
-
 # %% ../nbs/maths/03_adversary.ipynb #e744365f
 def margin_loss(
     logits: Tensor,  # `(B, C)`, or `(B, 1)` / `(B,)` for a binary model
@@ -1098,7 +1079,7 @@ def paper_c_iterative(
     elif type(dual) is GroupBall:
         step_size = L2Ball(1.0)
     else:
-        raise ValueError(f"dual={_short(dual)}: expected LInfBall, ElasticNet or GroupBall")
+        raise ValueError(f"dual={dual!r}: expected LInfBall, ElasticNet or GroupBall")
     settings = dict(steps=7, step_size=step_size, random_start=False, training=True)
     return PGD(dual, **(settings | kwargs))
 

@@ -17,16 +17,17 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import check_count, check_float, check_same_shape, check_strength, flat
+from .spec import Spec
 
 # %% ../nbs/maths/01_duals.ipynb #e032a94b
-class Dual:
+class Dual(Spec):
     """A convex penalty pair. A subclass needs `h_star` alone.
 
     It may give `h` and a closed form of `delta_star`, and name its `strengths`.
     """
 
     strengths: tuple[str, ...] = ()  # names of the attributes that multiply the penalty
-    formula = "h* = h_star(g)"  # for `repr`
+    formula = "h* = h_star(g)"  # the other side, as notebooks show it
 
     def h_star(
         self,
@@ -70,14 +71,8 @@ class Dual:
         "Are all strengths 0, so that nothing is penalised and nothing worth a move?"
         return bool(self.strengths) and not any(getattr(self, name) for name in self.strengths)
 
-    def __repr__(self):
-        strengths = [f"{name}={getattr(self, name):.3g}" for name in self.strengths]
-        arguments = ", ".join(strengths + self._extra())
-        return f"{type(self).__name__}({arguments}) <-> {self.formula}"
-
-    def _extra(self):
-        "Further arguments, as `repr` shows them."
-        return []
+    def _repr_markdown_(self):
+        return f"`{self!r}` &harr; `{self.formula}`"
 
 
 def _batch(name, x):
@@ -278,9 +273,6 @@ LInf = L1Ball
 class _Whole:
     "One group: all features of an example."
 
-    def __repr__(self):
-        return "one group"
-
     def split(self, x):
         return flat(x)  # (B, d)
 
@@ -299,9 +291,6 @@ class _Patches(_Whole):
 
     def __init__(self, side, across):
         self.side, self.across = side, across
-
-    def __repr__(self):
-        return f"patch={self.side}{', across_channels=True' if self.across else ''}"
 
     def split(self, x):  # (B, kept channels, pooled channels, rows of patches, side, width)
         if x.ndim < 3:
@@ -380,9 +369,6 @@ class _Labels(_Whole):
         self.index = index.flatten()
         self.copies = _Copies()
 
-    def __repr__(self):
-        return f"{self.n_groups} groups of shape {tuple(self.shape)}"
-
     def split(self, x):
         if x.shape[1:] != self.shape:
             raise ValueError(
@@ -413,9 +399,6 @@ class _EuclideanBall(Ball):
     "A product of Euclidean balls of radius `eps`, one for each group of the partition `parts`."
 
     parts = _Whole()
-
-    def _extra(self):
-        return [] if type(self.parts) is _Whole else [repr(self.parts)]
 
     def _unit(self, v):
         """Per group its largest entry `m` and its norm over `m` (1 for a zero group), and `u`.
@@ -503,6 +486,7 @@ class GroupBall(_EuclideanBall):
                 "across_channels=True belongs to patches: "
                 "an index tensor says itself which channels go together"
             )
+        self.patch, self.groups, self.across_channels = patch, groups, across_channels
         if groups is None:
             self.parts = _Patches(check_count("patch", patch), across_channels)
         else:
@@ -574,11 +558,6 @@ class WeightedL2(Dual):
         self.weight = _check_weight(weight)
         self.copies = _Copies()
 
-    def _extra(self):
-        if self.weight.ndim:
-            return [f"weight=of shape {tuple(self.weight.shape)}"]
-        return [f"weight={self.weight:.3g}"]
-
     def _weight_for(self, x):
         "The weight in the dtype and on the device of `x`, to which it has to broadcast."
         weight = self.copies.on(self.weight, x.device, x.dtype)
@@ -633,9 +612,6 @@ class ScaledDual(Dual):
     def is_zero(self) -> bool:
         return self.factor == 0
 
-    def __repr__(self):
-        return f"{self.factor:.3g} * {self.dual!r}"
-
 # %% ../nbs/maths/01_duals.ipynb #e306a3a4
 def _has_closed_price(ball, other):
     "Is the best split of a move between these two the projection on `ball` and the rest?"
@@ -666,9 +642,6 @@ class SumDual(Dual):
             if _has_closed_price(ball, other):
                 return other.h(delta - ball.project(delta))  # (12)
         return super().h(delta)
-
-    def __repr__(self):
-        return f"({self.a!r}) + ({self.b!r})"
 
 # %% ../nbs/maths/01_duals.ipynb #2633c9c8
 @patch

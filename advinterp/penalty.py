@@ -38,10 +38,11 @@ from advinterp.core import (
     unreduced,
 )
 from .duals import Dual, LInfBall
+from .spec import Spec
 from .store import remember
 
 # %% ../nbs/maths/04_penalty.ipynb #54c097c7
-class Penalty:
+class Penalty(Spec):
     """Base class of penalties: a callable `(model, x, y, loss_func=None) -> (B,)`.
 
     It is differentiable in the parameters. A subclass defines `penalty`.
@@ -80,17 +81,6 @@ class Penalty:
     ) -> Tensor:  # `(B,)`
         "The penalty for checked inputs: what a subclass defines."
         raise NotImplementedError(f"{type(self).__name__}.penalty")
-
-    def __repr__(self):
-        arguments = [f"{name}={_short(value)}" for name, value in vars(self).items()]
-        return f"{type(self).__name__}({', '.join(arguments)})"
-
-
-def _short(value):
-    "The shape of a tensor; of a dual one side."
-    if isinstance(value, Tensor):
-        return f"tensor{tuple(value.shape)}"
-    return repr(value).split(" <-> ")[0]
 
 # %% ../nbs/maths/04_penalty.ipynb #2d3d1369
 class GradNorm(Penalty):

@@ -508,13 +508,14 @@ def test_zero_strength_of_a_dual_that_names_none():
 
 def test_names():
     assert (L1, L2, LInf, GroupL21) == (LInfBall, L2Ball, L1Ball, GroupBall)
-    assert repr(L1(8 / 255)) == "LInfBall(eps=0.0314) <-> L1: h* = eps*||g||_1"
+    assert repr(L1(8 / 255)) == f"LInfBall({8 / 255!r})"
     for k in KINDS:
         d = make(k, (3, 5), 0.4)
         g = batch((3, 5), 0)
         again = pickle.loads(pickle.dumps(d))
         assert torch.equal(again.delta_star(g), d.delta_star(g))
-        assert "<->" in repr(d)
+        assert again == d and hash(again) == hash(d)
+        assert d.formula in d._repr_markdown_() and repr(d) in d._repr_markdown_()
 
 
 # --- bad input

@@ -625,7 +625,7 @@ def test_autoattack_is_one_of_the_adversaries():
     adv = attack.with_eps(0.02)(net, x, y)
     assert (adv - x).abs().max() <= 0.02 + 1e-6
     assert torch.equal(adv, attack.with_eps(0.02)(net, x, y))
-    assert repr(attack) == "AutoAttack(LInfBall(eps=1), version='rand')"
+    assert repr(attack) == "AutoAttack(LInfBall(1.0), version='rand')"
     with pytest.raises(ValueError, match="at least four logits"):
         attack.with_eps(0.1)(conv(n_out=3).float(), x, y % 3)
     with pytest.raises(ValueError, match="outside the bounds"):
