@@ -24,6 +24,7 @@ _HOMES = {
     "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV "
     "adversarial_path",
     "data": "load get_data",
+    "parts": "bring_data",
     "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
