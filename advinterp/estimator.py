@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['AdversarialClassifier', 'AdversarialRegressor', 'Explanation', 'class_strengths', 'AdversarialPath',
-           'adversarial_path', 'AdversarialClassifierCV']
+           'adversarial_path', 'null_eps', 'AdversarialClassifierCV', 'AdversarialRegressorCV']
 
 # %% ../nbs/one_layer/13_estimator.ipynb #e7f2c979
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,13 @@ import torch
 from fastcore.basics import patch
 from joblib import Parallel, delayed
 from scipy import sparse
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from scipy.special import expit, log_expit, logsumexp
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -34,11 +37,26 @@ from sklearn.utils.validation import (
 from ._deprecated import moved_names, renamed_arguments
 from .core import check_choice, check_count, check_strength
 from .duals import Dual, GroupBall, L1Ball, L2Ball, LInfBall
-from .linear import feature_impact as _feature_impact
-from .linear import linear_ig
+from .linear import slope_between
 from .solver import LOSSES, EpsBall, EpsBall1, RobustProblem, solve
 
 # %% ../nbs/one_layer/13_estimator.ipynb #09bb2b18
+class _Data(NamedTuple):
+    "A checked table, and what all fits on it share."
+
+    X: Any  # `(n, d)` array, by columns where it is small, or CSR matrix
+    target: np.ndarray  # `(n,)` class indices, or targets
+    weight: np.ndarray  # `(n,)` weights of the rows
+    factor: np.ndarray | None  # `(n_classes,)` weights of the classes; None: regression
+    mean: np.ndarray  # `(d,)` weighted means of the columns
+    sd: np.ndarray  # `(d,)` standard deviations, 1 where a column is constant
+
+    @property
+    def q(self) -> np.ndarray:  # `(n,)`, the weights of the rows in the objective
+        weight = self.weight if self.factor is None else self.weight * self.factor[self.target]
+        return weight / weight.sum()
+
+
 class _AdversarialLinear(BaseEstimator):
     "What classifier and regressor share: checked arguments, and the problem in good coordinates."
 
@@ -50,22 +68,35 @@ class _AdversarialLinear(BaseEstimator):
     def _check(self):
         for name in ("alpha_l1", "alpha_l2", "tol"):
             check_strength(name, getattr(self, name))
+        for name in ("fit_intercept", "standardize", "warm_start"):
+            _check_flag(name, getattr(self, name))
         check_count("max_iter", self.max_iter)
         check_choice("loss", self.loss, self._allowed)
+        check_choice("refit", self.refit, ["none", "scale", "relaxed"])
 
-    def _prepare(self, X, moments):
+    def _eps_of(self, data):
+        "The strengths that `eps` stands for: a number or `(d,)`."
+        if isinstance(self.eps, str):
+            check_choice("eps", self.eps, ["null"])
+            if type(self.norm) in _norm_of_dual:
+                raise ValueError(f"eps='null' and norm={self.norm!r}: expected norm='inf', 2 or 1")
+            return _null_strength(self, data)
+        return _by_name(self.eps, _names(self))
+
+    def _prepare(self, data, eps):
         "Ball and penalties in the units of the columns, and the columns' centre and scale."
-        mean, sd = moments
-        centred = self.fit_intercept and not sparse.issparse(X)
-        size = np.sqrt(sd**2 + mean**2)
-        scale = sd if centred else np.where(sd**2 + mean**2 > 0, size, 1.0)
-        unit = sd if self.standardize else np.ones_like(sd)
-        ball = _make_ball(self.eps, self.norm, self.groups, X.shape[1])
+        d = data.X.shape[1]
+        centred = np.full(d, bool(self.fit_intercept))
+        if sparse.issparse(data.X):  # centred only far from 0, where no entry is zero anyway
+            centred &= np.abs(data.mean) > 10 * data.sd
+        scale = np.where(centred, data.sd, np.hypot(data.sd, data.mean))
+        unit = data.sd if self.standardize else np.ones(d)
+        ball = _make_ball(eps, self.norm, self.groups, d)
         return dict(
             ball=ball.with_strengths(ball.e * unit),
             l1=self.alpha_l1 * unit,
             l2=self.alpha_l2 * unit**2,
-            mean=np.where(centred, mean, 0.0),
+            mean=np.where(centred, data.mean, 0.0),
             scale=scale,
         )
 
@@ -81,25 +112,22 @@ class _AdversarialLinear(BaseEstimator):
             w, b = coef * scale, intercept + mean @ coef
         solution = solve(prob, w, b, self.tol, self.max_iter, self.solver)
         objective = prob.value(solution.w, solution.b)
+        warning = None
         if solution.separated:
             early = "" if solution.converged else f", to {solution.shortfall:.2g} of their optimum"
-            warnings.warn(
+            warning = (
                 "the rows are separable even against this adversary, so the optimum lies at "
                 f"infinity; the weights are those for alpha_l2={self.tol / 100:.2g} on "
-                f"standardised columns{early}: raise eps, or set alpha_l2 or alpha_l1 above 0",
-                ConvergenceWarning,
-                stacklevel=4,
+                f"standardised columns{early}: raise eps, or set alpha_l2 or alpha_l1 above 0"
             )
         elif not solution.converged:
-            warnings.warn(
+            warning = (
                 f"gap_={solution.gap:.2g} exceeds tol={self.tol:.2g} after {solution.n_iter} "
-                f"iterations (max_iter={self.max_iter}): raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=4,
+                f"iterations (max_iter={self.max_iter}): raise max_iter or tol"
             )
         coef = solution.w / scale
         n_iter = max(solution.n_iter, 1)
-        return _Fit(coef, solution.b - mean @ coef, solution.gap, n_iter, objective)
+        return _Fit(coef, solution.b - mean @ coef, solution.gap, n_iter, objective, warning)
 
 
 class _Fit(NamedTuple):
@@ -110,16 +138,29 @@ class _Fit(NamedTuple):
     gap: float
     n_iter: int
     objective: float
+    warning: str | None
 
 
-def _store(est, fits, ball):
-    "Set the fitted attributes from the solutions of the problems."
+def _check_flag(name, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r}: expected True or False")
+
+# %% ../nbs/one_layer/13_estimator.ipynb #f9990c1d
+def _store(est, data, fits, prepared, eps, warn):
+    "Set the fitted attributes from the solutions of the problems, and say what they warn of."
     est.coef_ = np.array([fit.coef for fit in fits])
     est.intercept_ = np.array([fit.intercept for fit in fits])
     est.n_iter_ = np.array([fit.n_iter for fit in fits])
     est.gap_ = float(sum(fit.gap for fit in fits))
     est.objective_ = float(sum(fit.objective for fit in fits))
-    est._ball = ball
+    est.eps_ = eps
+    est.feature_mean_ = data.mean
+    est._ball = prepared["ball"]
+    est._solved = est.coef_, est.intercept_
+    if not warn:
+        return
+    for message in dict.fromkeys(fit.warning for fit in fits if fit.warning):
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     if not est.coef_.any():
         warnings.warn(
             "all weights are zero and the model is constant: the adversary or a penalty outweighs "
@@ -127,6 +168,14 @@ def _store(est, fits, ball):
             UserWarning,
             stacklevel=4,
         )
+
+
+def _starts(est, n_problems, d):
+    "Where the problems start: the solutions of the last fit, or None."
+    old, intercepts = getattr(est, "_solved", (None, None))
+    if not est.warm_start or old is None or old.shape != (n_problems, d):
+        return [None] * n_problems
+    return list(zip(old, intercepts))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #0257909c
 def _is_logistic(est):
@@ -168,7 +217,8 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     @_ignores_multi_class
     def __init__(
         self,
-        eps: float | np.ndarray | None = None,  # strength, or `(d,)`; None: 0.1, or that of `norm`
+        eps: float | np.ndarray | pd.Series | dict | str | None = None,  # strength, one for each
+        # column, by name, or 'null'; None: 0.1, or that of `norm`
         norm: str | int | Dual = "inf",  # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
         loss: str = "logistic",  # 'logistic', 'hinge' or 'softplus_hinge'
         alpha_l1: float = 0.0,  # weight of the l1 norm
@@ -177,11 +227,13 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         groups: np.ndarray | None = None,  # `(d,)` labels: an l2 ball for each group of columns
         fit_intercept: bool = True,  # the intercept carries no penalty
         standardize: bool = False,  # eps and the penalties in standard deviations of the columns
-        class_weight: dict | str | None = None,  # dict or 'balanced'
+        class_weight: dict | str | None = None,  # dict or 'balanced', times the rows' weights
         solver: str = "auto",  # 'lbfgs' (logistic losses), 'conic', or 'auto'
         tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
         max_iter: int = 1000,  # iterations of the solver
         warm_start: bool = False,  # start from the last fit
+        refit: str = "none",  # 'none', 'scale' or 'relaxed': see "Refit"
+        n_jobs: int | None = None,  # joblib workers over the classes
     ):
         self.eps = eps
         self.norm = norm
@@ -196,6 +248,8 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         self.tol = tol
         self.max_iter = max_iter
         self.warm_start = warm_start
+        self.refit = refit
+        self.n_jobs = n_jobs
 
     def fit(
         self,
@@ -206,9 +260,10 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         """Solve (1).
 
         Sets `coef_`, `intercept_`, `classes_`, `objective_`, `gap_` and `n_iter_`: objective and
-        gap are sums over the classes where there are more than two.
+        gap are sums over the classes where there are more than two. `eps_` are the strengths in
+        use, `feature_mean_` the means of the columns, and `refit_scores_` says what a refit did.
         """
-        return self._fit(*self._data(X, y, sample_weight))
+        return self._fit(self._data(X, y, sample_weight))
 
     @available_if(_is_logistic)
     def predict_proba(
@@ -216,18 +271,23 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
     ) -> np.ndarray:  # `(n, n_classes)`
         "Probabilities; normalised over the classes where there are more than two."
-        p = expit(self.decision_function(X))
-        if p.ndim == 1:
-            return np.c_[1 - p, p]
-        return p / np.maximum(p.sum(1, keepdims=True), 1e-300)
+        return np.exp(self.predict_log_proba(X))
 
     @available_if(_is_logistic)
     def predict_log_proba(
         self,
         X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
     ) -> np.ndarray:  # `(n, n_classes)`
-        "Logarithms of the probabilities."
-        return np.log(self.predict_proba(X))
+        "Logarithms of the probabilities, exact for rows at any distance."
+        return _log_probabilities(self.decision_function(X))
+
+
+def _log_probabilities(scores):
+    "Of each class: normalised before the exponential, which is 0 in every class of a far row."
+    if scores.ndim == 1:
+        return log_expit(np.c_[-scores, scores])
+    logs = log_expit(scores)
+    return logs - logsumexp(logs, axis=1, keepdims=True)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #2087bc41
 @patch
@@ -245,26 +305,51 @@ def _data(self: AdversarialClassifier, X, y, sample_weight):
             f"y has one class, {only!r}, in the rows of positive weight: "
             "expected at least two classes"
         )
+    factor = _class_factor(self.class_weight, self.classes_, index, weight)
     X = _by_columns(X)
-    balanced = weight * compute_sample_weight(self.class_weight, y)
-    return X, index, balanced, _moments(X, weight / weight.sum())
+    weights = weight * factor[index]
+    return _Data(X, index, weight, factor, *_moments(X, weights / weights.sum()))
+
+
+def _class_factor(class_weight, classes, index, weight):
+    "The weight of each class; 'balanced' counts the rows by their weights, as scikit-learn does."
+    if not isinstance(class_weight, str) or class_weight != "balanced":
+        factor = compute_class_weight(class_weight, classes=classes, y=classes[index])
+    else:
+        mass = np.bincount(index, weight, len(classes))
+        present = mass > 0
+        factor = np.divide(mass.sum(), present.sum() * mass, out=0 * mass, where=present)
+    if not np.isfinite(factor).all() or (factor < 0).any() or np.count_nonzero(factor) < 2:
+        raise ValueError(
+            f"class_weight={class_weight!r}: expected finite weights >= 0, two of them above 0"
+        )
+    return factor
 
 
 @patch
-def _fit(self: AdversarialClassifier, X, index, weight, moments):
-    prepared = self._prepare(X, moments)
-    q = weight / weight.sum()
-    classes = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-    starts: list = [None] * len(classes)
-    old = getattr(self, "coef_", None) if self.warm_start else None
-    if old is not None and old.shape == (len(classes), X.shape[1]):
-        starts = list(zip(old, self.intercept_))
-    fits = []
-    for c, start in zip(classes, starts):
-        signs = np.where(index == c, 1.0, -1.0)
-        fits.append(self._solve(X, signs, q, prepared, start))
-    _store(self, fits, prepared["ball"])
+def _fit(self: AdversarialClassifier, data, warn=True):
+    eps = self._eps_of(data)
+    prepared = self._prepare(data, eps)
+    classes = _problems(self)
+    starts = _starts(self, len(classes), data.X.shape[1])
+    run = Parallel(self.n_jobs if len(classes) > 1 else 1)
+    pairs = run(
+        delayed(_fit_class)(self, data, prepared, c, start) for c, start in zip(classes, starts)
+    )
+    _store(self, data, [fit for fit, _ in pairs], prepared, eps, warn)
+    _store_refit(self, data, [fit for _, fit in pairs])
     return self
+
+
+def _problems(est):
+    "The class that each problem separates from the rest."
+    return [1] if len(est.classes_) == 2 else list(range(len(est.classes_)))
+
+
+def _fit_class(est, data, prepared, c, start):
+    signs = np.where(data.target == c, 1.0, -1.0)
+    fit = est._solve(data.X, signs, data.q, prepared, start)
+    return fit, _refitted(est, data, signs, fit)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #faae7c30
 @patch
@@ -289,8 +374,12 @@ def predict(
 
 
 def _scores(est, X):
-    scores = np.asarray(X @ est.coef_.T) + est.intercept_
-    return scores.ravel() if len(est.coef_) == 1 else scores
+    return _scores_by(X, est.coef_, est.intercept_)
+
+
+def _scores_by(X, coef, intercept):
+    scores = np.asarray(X @ coef.T) + intercept
+    return scores.ravel() if len(coef) == 1 else scores
 
 
 def _best_class(scores):
@@ -311,11 +400,14 @@ def robust_score(
     """
     check_strength("scale", scale)
     scores = self.decision_function(X)
-    y = _labels_of(y, len(scores))
-    index = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-    known = self.classes_[index] == y
-    hits = _robust_hits(self, scores, index, scale) & known
+    index = _class_index(self, y, len(scores))
+    hits = _robust_hits(self.coef_, self._ball, scores, index, scale)
     return float(np.average(hits, weights=sample_weight))
+
+
+def _class_index(est, y, n_rows):
+    "The index of each label among the classes, -1 for a label unknown to the model."
+    return pd.Index(est.classes_).get_indexer(pd.Index(_labels_of(y, n_rows)))
 
 
 def _labels_of(y, n_rows):
@@ -326,19 +418,18 @@ def _labels_of(y, n_rows):
     return y
 
 
-def _robust_hits(est, scores, index, scale=1.0):
-    "Which rows stay in their class under every perturbation, by (2)."
+def _robust_hits(coef, ball, scores, index, scale=1.0):
+    "Which rows stay in their class under every perturbation, by (2); -1 is in no class."
     if scores.ndim == 1:
         lead = np.where(index == 1, scores, -scores)
-        return lead > scale * est._ball.support(est.coef_[0])
-    n_classes = len(est.coef_)
-    R = np.zeros((n_classes, n_classes))
-    for c, coef in enumerate(est.coef_):
-        R[c] = [est._ball.support(coef - other) for other in est.coef_]
+        return (lead > scale * ball.support(coef[0])) & (index >= 0)
+    R = np.zeros((len(coef), len(coef)))
+    for c, weights in enumerate(coef):
+        R[c] = [ball.support(weights - other) for other in coef]
     rows = np.arange(len(scores))
     lead = scores[rows, index][:, None] - scores - scale * R[index]
     lead[rows, index] = np.inf
-    return (lead > 0).all(1)
+    return (lead > 0).all(1) & (index >= 0)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #44789085
 def _make_ball(eps, norm, groups, d):
@@ -346,7 +437,7 @@ def _make_ball(eps, norm, groups, d):
     if type(norm) in _norm_of_dual:
         eps, groups = _from_dual(norm, eps, groups)
         norm = _norm_of_dual[type(norm)]
-    if not isinstance(norm, (str, int, float)) or norm not in _ball_of_norm:
+    if type(norm) not in (str, int, float) or norm not in _ball_of_norm:
         raise ValueError(
             f"norm={norm!r}: expected 'inf', 2, 1, "
             "or LInfBall, L2Ball, L1Ball, GroupBall of advinterp.duals"
@@ -411,6 +502,30 @@ def _strengths(eps, d):
     return strengths
 
 
+def _by_name(eps, names):
+    "A Series or dictionary of strengths in the order of the columns; anything else as it is."
+    if not isinstance(eps, (pd.Series, dict)):
+        return eps
+    given = pd.Series(eps, dtype=float) if isinstance(eps, dict) else eps
+    unnamed = isinstance(given.index, pd.RangeIndex) and not set(given.index) & set(names)
+    if unnamed and len(given) == len(names):
+        return given.to_numpy(float)  # a column of numbers: by position
+    missing = [name for name in names if name not in given.index]
+    unknown = [name for name in given.index if name not in set(names)]
+    if missing or unknown or not given.index.is_unique:
+        raise ValueError(
+            f"eps: expected one strength for each column by its name; missing: {missing[:5]}, "
+            f"unknown: {unknown[:5]} (columns: {list(names[:5])} ...)"
+        )
+    return given.loc[list(names)].to_numpy(float)
+
+
+def _names(est):
+    "The names of the columns, as the table brought them or x0, x1 ..."
+    numbered = np.array([f"x{i}" for i in range(est.n_features_in_)], object)
+    return getattr(est, "feature_names_in_", numbered)
+
+
 def _group_index(groups, d):
     groups = np.asarray(groups)
     if groups.shape != (d,):
@@ -423,26 +538,81 @@ def _group_index(groups, d):
 def _moments(X, q, block_size=1 << 15):
     "Weighted means and standard deviations of the columns; 1 where a column is constant."
     mean = X.T @ q
-    var = 0
+    var = np.zeros(X.shape[1])
     for start in range(0, len(q), block_size):
         rows = slice(start, start + block_size)
         block = X[rows]
-        if sparse.issparse(block):  # not centred here, which would fill in the zeros
-            var = var + (block.multiply(block).T @ q[rows])
+        if sparse.issparse(block):
+            var += _sparse_moment(block, q[rows], mean)
         else:
-            var = var + q[rows] @ (block - mean) ** 2
-    if sparse.issparse(X):
-        var = np.maximum(var - mean**2, 0)
+            var += q[rows] @ (block - mean) ** 2
     sd = np.sqrt(var)
     return mean, np.where(sd > 1e-9 * np.abs(mean), sd, 1.0)
+
+
+def _sparse_moment(block, q, mean):
+    "Weighted squares about the mean by column: entries one by one, the zeros of a column at once."
+    centred = block.copy()
+    centred.data = (block.data - mean[block.indices]) ** 2
+    stored = block.copy()
+    stored.data = np.ones_like(block.data)
+    full = np.bincount(block.indices, minlength=len(mean)) == len(q)
+    zeros = np.where(full, 0.0, np.maximum(q.sum() - stored.T @ q, 0))
+    return centred.T @ q + zeros * mean**2
 
 
 def _by_columns(X, limit=1 << 28):
     """Tables up to 256 MiB stored by columns, which makes the active ones quick to pick.
 
-    Larger ones are never copied.
+    Larger ones are never copied. Sparse arrays become matrices, without a copy.
     """
-    return X if sparse.issparse(X) or X.nbytes > limit else np.asfortranarray(X)
+    if sparse.issparse(X):
+        return sparse.csr_matrix(X)
+    return X if X.nbytes > limit else np.asfortranarray(X)
+
+# %% ../nbs/one_layer/13_estimator.ipynb #38618e29
+def _refitted(est, data, target, fit):
+    "The solution refitted on its support without the adversary, by `refit`."
+    support = np.flatnonzero(fit.coef)
+    if est.refit == "none" or not len(support):
+        return fit
+    along = est.refit == "scale"
+    X = np.asarray(data.X @ fit.coef)[:, None] if along else data.X[:, support]
+    part = data._replace(X=X)._replace(**dict(zip(("mean", "sd"), _moments(X, data.q))))
+    penalty = 0.0 if along else est.alpha_l2
+    plain = clone(est).set_params(eps=0.0, norm="inf", groups=None, alpha_l1=0, alpha_l2=penalty)
+    refit = plain._solve(X, target, data.q, plain._prepare(part, 0.0), None)
+    coef = np.zeros_like(fit.coef)
+    coef[support] = fit.coef[support] * refit.coef[0] if along else refit.coef
+    return refit._replace(coef=coef)
+
+
+def _store_refit(est, data, fits):
+    "Replace the weights by the refitted ones, and say what that did to the training rows."
+    if est.refit == "none":
+        return
+    solved = _quality(est, data.X, data.target, data.weight)
+    est.coef_ = np.array([fit.coef for fit in fits])
+    est.intercept_ = np.array([fit.intercept for fit in fits])
+    refit = _quality(est, data.X, data.target, data.weight)
+    est.refit_scores_ = pd.DataFrame([solved, refit], index=["solved", "refit"])
+
+
+def _quality(est, X, target, weight):
+    "Accuracy of class indices, or R2 of targets, as they are and under the worst perturbation."
+    coef = np.atleast_2d(est.coef_)
+    scores = _scores_by(X, coef, est.intercept_)
+    if hasattr(est, "classes_"):
+        hits = _best_class(scores) == target
+        robust_hits = _robust_hits(coef, est._ball, scores, target)
+        accuracy = np.average(hits, weights=weight)
+        return dict(accuracy=accuracy, robust_accuracy=np.average(robust_hits, weights=weight))
+    spread = np.average((target - np.average(target, weights=weight)) ** 2, weights=weight)
+    shares = []
+    for move in (0.0, est._ball.support(coef[0])):
+        lost = np.average((np.abs(target - scores) + move) ** 2, weights=weight)
+        shares.append(1 - lost / spread if spread > 0 else float(lost == 0))
+    return dict(r2=shares[0], robust_r2=shares[1])
 
 # %% ../nbs/one_layer/13_estimator.ipynb #89152bea
 class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
@@ -456,7 +626,8 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
 
     def __init__(
         self,
-        eps: float | np.ndarray | None = None,  # strength, or `(d,)`; None: 0.1, or that of `norm`
+        eps: float | np.ndarray | pd.Series | dict | str | None = None,  # strength, one for each
+        # column, by name, or 'null'; None: 0.1, or that of `norm`
         norm: str | int | Dual = "inf",  # the ball: 'inf', 2, 1, or a ball of `advinterp.duals`
         loss: str = "squared",  # 'squared' or 'absolute'
         alpha_l1: float = 0.0,  # weight of the l1 norm
@@ -468,6 +639,8 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
         solver: str = "auto",  # 'conic' or 'auto'
         tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
         max_iter: int = 1000,  # iterations of the solver
+        warm_start: bool = False,  # start from the last fit
+        refit: str = "none",  # 'none', 'scale' or 'relaxed', as for the classifier
     ):
         self.eps = eps
         self.norm = norm
@@ -480,6 +653,8 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
+        self.warm_start = warm_start
+        self.refit = refit
 
     def fit(
         self,
@@ -487,15 +662,24 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
         y: np.ndarray,  # `(n,)` targets
         sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
     ) -> "AdversarialRegressor":
-        "Solve (3). Sets `coef_`, `intercept_`, `objective_`, `gap_`, `n_iter_`."
+        """Solve (3). Sets `coef_`, `intercept_`, `objective_`, `gap_`, `n_iter_`, `eps_`."""
+        return self._fit(self._data(X, y, sample_weight))
+
+    def _data(self, X, y, sample_weight):
+        "Checked rows, targets, weights, and the columns' moments."
         self._check()
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        return self._fit(_by_columns(X), y.astype(float), weight / weight.sum())
+        X = _by_columns(X)
+        return _Data(X, y.astype(float), weight, None, *_moments(X, weight / weight.sum()))
 
-    def _fit(self, X, y, q):
-        prepared = self._prepare(X, _moments(X, q))
-        _store(self, [self._solve(X, y, q, prepared, None)], None)
+    def _fit(self, data, warn=True):
+        eps = self._eps_of(data)
+        prepared = self._prepare(data, eps)
+        (start,) = _starts(self, 1, data.X.shape[1])
+        fit = self._solve(data.X, data.target, data.q, prepared, start)
+        _store(self, data, [fit], prepared, eps, warn)
+        _store_refit(self, data, [_refitted(self, data, data.target, fit)])
         self.coef_ = self.coef_[0]
         self.intercept_ = float(self.intercept_[0])
         self.n_iter_ = int(self.n_iter_[0])
@@ -510,37 +694,63 @@ class AdversarialRegressor(RegressorMixin, _AdversarialLinear):
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         return X @ self.coef_ + self.intercept_
 
+    def robust_score(
+        self,
+        X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
+        y: np.ndarray,  # `(n,)` targets
+        scale: float = 1.0,  # multiple of the strength that the model was trained for
+        sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
+    ) -> float:
+        """R2 under the worst perturbation within the ball: residuals grow by `scale * R(w)`."""
+        check_strength("scale", scale)
+        prediction = self.predict(X)
+        y = _labels_of(y, len(prediction)).astype(float)
+        worst = np.abs(y - prediction) + scale * self._ball.support(self.coef_)
+        spread = (y - np.average(y, weights=sample_weight)) ** 2
+        lost = np.average(worst**2, weights=sample_weight)
+        return float(1 - lost / np.average(spread, weights=sample_weight))
+
 # %% ../nbs/one_layer/13_estimator.ipynb #e9701c4b
 @patch
 def attribute(
     self: _AdversarialLinear,
     X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
-    baseline: float | np.ndarray = 0.0,  # a number or `(d,)`; 0 is "absent" for one-hot columns
+    baseline: float | np.ndarray | None = None,  # a number or `(d,)`; None: the training mean
     output: str | None = None,  # 'prob' or 'logit'; None: 'prob' for the logistic loss
-) -> np.ndarray:  # `(n, d)`
+) -> np.ndarray:  # `(n, d)`, sparse where `X` is
     """Integrated Gradients, exact (Lemma 4.1).
 
-    For standardised columns the baseline 0 is the mean. Raises ValueError for `output='prob'`
-    where the loss is not the logistic one.
+    Raises ValueError for `output='prob'` where the loss is not the logistic one.
     """
     check_is_fitted(self)
     X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-    X = X.toarray() if sparse.issparse(X) else X
+    coef, intercept = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
     output = _check_output(self, output)
-    coef = np.atleast_2d(self.coef_)
-    intercept = np.atleast_1d(self.intercept_)
-    explained = (X @ coef.T + intercept).argmax(1)
-    return linear_ig(
-        torch.sigmoid if output == "prob" else _identity,
-        torch.tensor(coef[explained]),
-        torch.tensor(X),
-        torch.as_tensor(np.asarray(baseline, float)),
-        torch.tensor(intercept[explained]),
-    ).numpy()
+    active = np.flatnonzero(coef.any(0))
+    rows = X[:, active].toarray() if sparse.issparse(X) else X[:, active]
+    start = _baseline(self, baseline)[active]
+    terms = _terms(rows, start, coef[:, active], intercept, output)
+    if sparse.issparse(X):
+        at = np.repeat(np.arange(len(rows)), len(active)), np.tile(active, len(rows))
+        return sparse.csr_matrix((terms.ravel(), at), X.shape)
+    maps = np.zeros(X.shape)
+    maps[:, active] = terms
+    return maps
 
 
-def _identity(z):
-    return z
+def _baseline(est, baseline):
+    "The row that attributions start from, `(d,)`."
+    d = est.n_features_in_
+    if baseline is None:
+        return est.feature_mean_
+    if isinstance(baseline, pd.Series):
+        baseline = baseline.reindex(_names(est)) if hasattr(est, "feature_names_in_") else baseline
+    row = np.asarray(baseline, float)
+    if row.shape not in ((), (1,), (d,), (1, d)) or not np.isfinite(row).all():
+        raise ValueError(
+            f"baseline={baseline!r}: expected a finite number, or one for each of {d} columns"
+        )
+    return np.broadcast_to(row.reshape(-1), d)
 
 
 def _check_output(est, output):
@@ -552,20 +762,54 @@ def _check_output(est, output):
         raise ValueError(f"output='prob': expected 'logit' for loss={est.loss!r}")
     return check_choice("output", output, ["logit", "prob"] if logistic else ["logit"])
 
+# %% ../nbs/one_layer/13_estimator.ipynb #6e577a10
+def _terms(X, start, coef, intercept, output):
+    "Attributions `(n, m)` on the active columns, of the second class or the predicted one."
+    steps = X - start
+    scores = X @ coef.T + intercept
+    explained = scores.argmax(1)
+    if output == "logit":
+        return steps * coef[explained]
+    first = start @ coef.T + intercept
+    if len(coef) == 1:
+        change = torch.from_numpy(scores[:, 0] - first[0])
+        slope = slope_between(torch.sigmoid, torch.full_like(change, first[0]), change)
+        return steps * (slope.numpy()[:, None] * coef)
+    return steps * (_mean_slopes(first, scores, explained) @ coef)
+
+
+def _mean_slopes(first, scores, explained, per_part=6.0, most_parts=300):
+    "The integrals of (3a), `(n, n_classes)`: 32 nodes for each part of the way."
+    change = scores - first
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    n_parts = int(np.clip(np.ceil(np.abs(change).max(initial=1) / per_part), 1, most_parts))
+    own = np.arange(scores.shape[1]) == explained[:, None]
+    slopes = np.zeros_like(change)
+    for part in range(n_parts):
+        for node, weight in zip(nodes, weights):
+            share = (part + (node + 1) / 2) / n_parts
+            at = first + share * change
+            p = np.exp(_log_probabilities(at))
+            inner = p * expit(-at) * (own - p[own][:, None])
+            slopes += weight / (2 * n_parts) * inner
+    return slopes
+
 # %% ../nbs/one_layer/13_estimator.ipynb #3b381f3b
 @patch
 def feature_impact(
     self: _AdversarialLinear,
     X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
     groups: np.ndarray | None = None,  # `(d,)` feature of each column; None: the estimator's
-    baseline: float | np.ndarray = 0.0,  # as for `attribute`
+    baseline: float | np.ndarray | None = None,  # as for `attribute`
     output: str | None = None,  # as for `attribute`
 ) -> pd.Series:  # impact per feature, largest first
     """Mean magnitude of the attributions over `X`, summed over the columns of each feature.
 
     As in supplement H. Where neither this nor the estimator has groups, each column is a feature.
     """
-    maps = torch.tensor(self.attribute(X, baseline, output))
+    maps = self.attribute(X, baseline, output)
+    if maps.shape[0] == 0:
+        raise ValueError("X has no rows: a mean needs at least one")
     groups = self.groups if groups is None else groups
     labels = np.asarray(_names(self) if groups is None else groups)
     names, index = np.unique(labels, return_inverse=True)
@@ -574,14 +818,9 @@ def feature_impact(
             f"groups has shape {labels.shape}: "
             f"expected one label for each of the {maps.shape[1]} columns"
         )
-    impact = _feature_impact(maps, torch.tensor(index)).numpy()
+    size = np.asarray(np.abs(maps).mean(0)).ravel()
+    impact = np.bincount(index, size)
     return pd.Series(impact, names, name="impact").sort_values(ascending=False, kind="stable")
-
-
-def _names(est):
-    "The names of the columns, as the table brought them or x0, x1 ..."
-    numbered = np.array([f"x{i}" for i in range(est.n_features_in_)], object)
-    return getattr(est, "feature_names_in_", numbered)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #aa1329f1
 class Explanation:
@@ -634,32 +873,51 @@ def explain(
     x: np.ndarray | pd.DataFrame | pd.Series,  # one row: `(d,)`, `(1, d)`, of a table
     n: int = 5,  # at most this many features
     groups: np.ndarray | None = None,  # as for `feature_impact`
-    baseline: float | np.ndarray = 0.0,  # as for `attribute`
+    baseline: float | np.ndarray | None = None,  # as for `attribute`
     output: str | None = None,  # as for `attribute`
 ) -> Explanation:
     """The features that matter for one row, largest first.
 
-    Attributions are towards the second class (two classes), the predicted class, or a larger
-    prediction. Raises ValueError for more than one row.
+    Attributions are towards the predicted class, or a larger prediction. For a pipeline there is
+    the function `explain`. Raises ValueError for more than one row.
     """
-    check_count("n", n, low=0)
-    if isinstance(x, pd.Series):
-        x = x.to_frame().T  # a row of a table
-    elif not hasattr(x, "iloc") and not sparse.issparse(x):
-        x = np.atleast_2d(x)
-    if x.shape[0] != 1:
-        raise ValueError(f"x has {x.shape[0]} rows: expected one row to explain")
-    attributions = self.attribute(x, baseline, output)[0]
+    x = _one_row(x)
+    attributions = _towards_outcome(self, x, baseline, output)
     values = np.ravel(x.toarray() if sparse.issparse(x) else x).astype(float)
     names = [f"{name} = {value:.3g}" for name, value in zip(_names(self), values)]
     groups = self.groups if groups is None else groups
     if groups is not None:
         names, attributions = _by_group(_names(self), attributions, groups)
+    return _explanation(self, x, names, attributions, n)
+
+
+def _one_row(x):
+    "A row as a table of one row; ValueError for more of them."
+    if isinstance(x, pd.Series):
+        x = x.to_frame().T.infer_objects()  # a row of a table
+    elif not hasattr(x, "iloc") and not sparse.issparse(x):
+        x = np.atleast_2d(x)
+    if x.shape[0] != 1:
+        raise ValueError(f"x has {x.shape[0]} rows: expected one row to explain")
+    return x
+
+
+def _towards_outcome(est, x, baseline, output):
+    "Attributions `(d,)` of one row towards the class that is predicted for it."
+    maps = est.attribute(x, baseline, output)
+    attributions = np.ravel(maps.toarray() if sparse.issparse(maps) else maps)
+    second = not hasattr(est, "classes_") or len(est.classes_) > 2
+    return attributions if second or est.decision_function(x)[0] > 0 else -attributions
+
+
+def _explanation(est, x, names, attributions, n):
+    "The `n` largest attributions with the prediction in words."
+    check_count("n", n, low=0)
     order = np.argsort(-np.abs(attributions), kind="stable")[:n]
     order = order[attributions[order] != 0]
     features = [names[i] for i in order]
     frame = pd.DataFrame(dict(feature=features, attribution=attributions[order]))
-    outcome, towards = _outcome(self, x)
+    outcome, towards = _outcome(est, x)
     return Explanation(outcome, towards, frame, np.abs(attributions).sum())
 
 
@@ -680,8 +938,7 @@ def _outcome(est, x):
     outcome = f"class {predicted}"
     if est.loss == "logistic":
         outcome += f", probability {est.predict_proba(x).max():.3f}"
-    explained = est.classes_[1] if len(est.classes_) == 2 else predicted
-    return outcome, f"class {explained}"
+    return outcome, f"class {predicted}"
 
 # %% ../nbs/one_layer/13_estimator.ipynb #6866fa79
 def class_strengths(
@@ -696,6 +953,49 @@ def class_strengths(
     in_negative = np.where(positive, 0, q) / q[~positive].sum()
     return np.asarray(X.T @ (in_positive - in_negative)) / 2
 
+# %% ../nbs/one_layer/13_estimator.ipynb #47cebf0d
+def _classes_at_rest(est, data, index):
+    "Signed masses `(n, n_problems)` of the constant models, which sum to 1 in size."
+    signs = np.where(index[:, None] == np.array(_problems(est)), 1.0, -1.0)
+    q = (data.weight * data.factor[index])[:, None]
+    if not est.fit_intercept:
+        return signs * q / q.sum()
+    of_class = np.where(signs > 0, (q * (signs > 0)).sum(0), (q * (signs < 0)).sum(0))
+    return signs * q / of_class / 2
+
+
+def _line_at_rest(est, data, target):
+    "Signed masses `(n, 1)` of the constant model for targets, summing to 1 in size."
+    q = data.q
+    if est.loss == "squared":
+        residual = target - est.fit_intercept * (q @ target)
+        masses = q * residual
+    else:
+        order = np.argsort(target)
+        middle = target[order[np.searchsorted(np.cumsum(q[order]), 0.5)]]
+        residual = target - est.fit_intercept * middle
+        masses = q * np.sign(residual)
+        level = residual == 0  # these rows balance the others
+        if est.fit_intercept and level.any():
+            masses[level] = -masses.sum() * q[level] / q[level].sum()
+    size = np.abs(masses).sum()
+    return (masses / (size if size > 0 else 1))[:, None]
+
+
+def _at_rest(est, data, target):
+    "Signed masses of the constant models for a target of every row: class indices or numbers."
+    of_classes = data.factor is not None
+    return (_classes_at_rest if of_classes else _line_at_rest)(est, data, target)
+
+
+def _entry_strengths(est, data, targets):
+    "The smallest `eps` that leaves no feature, by (5), for each of the `targets` `(m, n)`."
+    ball = est._prepare(data, 1.0)["ball"]
+    masses = np.hstack([_at_rest(est, data, target) for target in targets])
+    pulls = np.asarray(data.X.T @ masses)
+    gauges = np.array([ball.gauge(pull) for pull in pulls.T])
+    return gauges.reshape(len(targets), -1).max(1)
+
 # %% ../nbs/one_layer/13_estimator.ipynb #856e8cdd
 class AdversarialPath:
     "Models along a grid of strengths, their measures, and the directed strength of the features."
@@ -705,14 +1005,17 @@ class AdversarialPath:
         frame: pd.DataFrame,  # measures, a row for each model
         coef: np.ndarray,  # `(m, c, d)` weights
         intercept: np.ndarray,  # `(m, c)`
-        strength: np.ndarray | None,  # `(d,)` directed strengths; None: more than two classes
+        strength: np.ndarray
+        | None,  # `(d,)` directed, in units of eps; None: more than two classes
         names: np.ndarray,  # `(d,)` of the features
+        unit: np.ndarray | float = 1.0,  # `(d,)` of eps in those of the columns: deviations, or 1
     ):
         self.frame = frame
         self.coef = coef
         self.intercept = intercept
         self.strength = strength
         self.names = names
+        self.unit = unit
 
     def __repr__(self):
         table = self.frame.round(4).to_string(index=False)
@@ -721,7 +1024,7 @@ class AdversarialPath:
 # %% ../nbs/one_layer/13_estimator.ipynb #f291704d
 def adversarial_path(
     X: np.ndarray | pd.DataFrame,  # `(n, d)` training rows
-    y: np.ndarray,  # `(n,)` labels
+    y: np.ndarray,  # `(n,)` labels, or targets for the losses of the regressor
     eps_grid: np.ndarray,  # `(m,)` strengths
     alpha_grid: np.ndarray | None = None,  # l1 penalties, each with all of `eps_grid`; None: one
     *,
@@ -729,77 +1032,124 @@ def adversarial_path(
     y_test: np.ndarray | None = None,  # labels of `X_test`
     sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
     test_weight: np.ndarray | None = None,  # weights of the rows of `X_test`; None: equal
-    baseline: float | np.ndarray = 0.0,  # of the attributions
-    **params,  # of `AdversarialClassifier`
+    baseline: float | np.ndarray | None = None,  # of the attributions; None: the training mean
+    scoring: str | Callable | None = None,  # scikit-learn's, for a column `score`; None: no column
+    **params,  # of `AdversarialClassifier`, or with the loss of one of `AdversarialRegressor`
 ) -> AdversarialPath:  # one row of `frame` per model, by alpha and falling eps
-    """Solve (1) along a grid by warm starts and measure every model.
+    """Solve (1) or (3) along a grid by warm starts and measure every model.
 
     Constant and separable models are part of a path and do not warn: see `n_active` and `gap`.
     Raises ValueError for an empty grid and for what the estimator refuses.
     """
-    grid = np.unique(np.asarray(eps_grid, float))[::-1]
-    if not len(grid) or np.ndim(eps_grid) > 1:
-        raise ValueError(f"eps_grid={eps_grid!r}: expected a list of strengths")
+    grid = np.unique(_grid("eps_grid", eps_grid))[::-1]
     if (X_test is None) != (y_test is None):
         raise ValueError("X_test and y_test: expected both or neither")
-    est = AdversarialClassifier(**{**params, "warm_start": True})
+    est = _estimator({**params, "warm_start": True, "eps": 0.0})
     _check_no_dual(est.norm)
+    alphas = [est.alpha_l1] if alpha_grid is None else _grid("alpha_grid", alpha_grid)
     data = est._data(X, y, sample_weight)
-    rows, index, *_ = data
     if X_test is None:
-        X_test, y_test, test_weight = rows, column_or_1d(y), sample_weight
-    else:
-        X_test = validate_data(est, X_test, accept_sparse="csr", dtype=np.float64, reset=False)
-        y_test = _labels_of(y_test, X_test.shape[0])
+        X_test, y_test, test_weight = X, y, sample_weight
+    test = _test_data(est, X_test, y_test, test_weight)
+    scorer = None if scoring is None else check_scoring(est, scoring)
     measures, coefs, intercepts = [], [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for alpha in [est.alpha_l1] if alpha_grid is None else alpha_grid:
-            for eps in grid:
-                est.set_params(eps=float(eps), alpha_l1=float(alpha))._check()
-                est._fit(*data)
-                measured = _measure(est, X_test, y_test, test_weight, baseline)
-                measures.append(dict(eps=eps, alpha_l1=alpha, **measured))
-                coefs.append(est.coef_)
-                intercepts.append(est.intercept_)
-    strength = class_strengths(rows, index, sample_weight) if len(est.classes_) == 2 else None
-    frame = pd.DataFrame(measures)
-    return AdversarialPath(frame, np.array(coefs), np.array(intercepts), strength, _names(est))
+    for alpha in alphas:
+        for eps in grid:
+            est.set_params(eps=float(eps), alpha_l1=float(alpha))._fit(data, warn=False)
+            measured = _measure(est, test, baseline)
+            if scorer is not None:
+                measured["score"] = _score(scorer, est, X_test, y_test, test_weight)
+            measures.append(dict(eps=eps, alpha_l1=alpha, **measured))
+            coefs.append(np.atleast_2d(est.coef_))
+            intercepts.append(np.atleast_1d(est.intercept_))
+    unit = data.sd if est.standardize else 1.0
+    return AdversarialPath(
+        pd.DataFrame(measures),
+        np.array(coefs),
+        np.array(intercepts),
+        _strengths_of(est, data, unit),
+        _names(est),
+        unit,
+    )
+
+
+def _estimator(params):
+    "A regressor for the losses of one, else a classifier."
+    of_regressor = params.get("loss") in AdversarialRegressor._allowed
+    return (AdversarialRegressor if of_regressor else AdversarialClassifier)(**params)
+
+
+def _grid(name, values):
+    "A list of strengths as an array; ValueError naming the argument."
+    grid = np.asarray(values)
+    numbers = grid.dtype.kind in "iuf" and grid.ndim == 1 and len(grid) > 0
+    if not numbers or not np.isfinite(grid).all() or (grid < 0).any():
+        raise ValueError(f"{name}={values!r}: expected a list of finite numbers >= 0")
+    return grid.astype(float)
 
 
 def _check_no_dual(norm):
     if isinstance(norm, Dual):
         raise ValueError(f"norm={norm!r}: expected 'inf', 2 or 1, a ball brings one eps of its own")
 
+
+def _strengths_of(est, data, unit):
+    "Directed strengths of the columns in units of eps; None for more than two classes."
+    masses = _at_rest(est, data, data.target)
+    return data.X.T @ masses[:, 0] / unit if masses.shape[1] == 1 else None
+
 # %% ../nbs/one_layer/13_estimator.ipynb #b8c10c84
-def _measure(est, X, y, weight, baseline):
-    "Accuracy, robust accuracy, mean Gini index and number of features of a fitted estimator."
-    scores = _scores(est, X)
-    index = np.searchsorted(est.classes_, y)
-    best = _best_class(scores)
-    explained = best if scores.ndim > 1 else 0 * best
+def _test_data(est, X, y, weight):
+    "Rows to measure on as `_Data` without moments, with -1 for labels that training has not seen."
+    X = validate_data(est, X, accept_sparse="csr", dtype=np.float64, reset=False)
+    weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+    if hasattr(est, "classes_"):
+        target = _class_index(est, y, X.shape[0])
+    else:
+        target = _labels_of(y, X.shape[0]).astype(float)
+    if weight.sum() == 0:
+        raise ValueError("the weights of the rows to measure on are all 0: expected one above 0")
+    return _Data(X, target, weight, None, None, None)
+
+
+def _measure(est, test, baseline):
+    "Quality, mean Gini index and number of features of a fitted estimator."
+    coef = np.atleast_2d(est.coef_)
+    explained = _scores_by(test.X, coef, est.intercept_)
+    explained = explained.argmax(1) if explained.ndim > 1 else np.zeros(len(explained), int)
+    gini = _gini_by_row(coef, explained, test.X, _baseline(est, baseline))
+    measures = _quality(est, test.X, test.target, test.weight)
+    if est.refit != "none":
+        before = clone(est).set_params(refit="none")
+        before.__dict__.update({**vars(est), "refit": "none"})
+        before.coef_, before.intercept_ = est._solved
+        solved = _quality(before, test.X, test.target, test.weight)
+        measures |= {f"solved_{name}": value for name, value in solved.items()}
     return dict(
-        accuracy=np.average(best == index, weights=weight),
-        robust_accuracy=np.average(_robust_hits(est, scores, index), weights=weight),
-        gini=_mean_gini(est.coef_, explained, X, baseline),
-        n_active=int(est.coef_.any(0).sum()),
+        **measures,
+        gini=np.average(gini, weights=test.weight),
+        n_active=int(coef.any(0).sum()),
         objective=est.objective_,
         gap=est.gap_,
     )
 
 
-def _mean_gini(coef, explained, X, baseline):
-    "Mean Gini index (6) of the attributions; `coef` `(c, d)`, the class that each row explains."
+def _score(scorer, est, X, y, weight):
+    given = {} if weight is None else dict(sample_weight=weight)
+    return scorer(est, X, y, **given)
+
+
+def _gini_by_row(coef, explained, X, start):
+    "Gini index (6) of each row's attributions; `coef` `(c, d)`, the class that each row explains."
     d = X.shape[1]
     active = np.flatnonzero(coef.any(0))
     values = X[:, active]
     values = values.toarray() if sparse.issparse(values) else values
-    steps = values - np.broadcast_to(baseline, d)[active]
-    v = np.sort(np.abs(steps * coef[explained][:, active]), 1)
+    v = np.sort(np.abs((values - start[active]) * coef[explained][:, active]), 1)
     total = v.sum(1)
     m = len(active)
     factors = 2 * (np.arange(1, m + 1) + d - m) - d - 1
-    return float((v @ factors / (d * np.where(total > 0, total, 1))).mean())
+    return v @ factors / (d * np.where(total > 0, total, 1))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #bb7bbbc5
 @patch
@@ -811,7 +1161,8 @@ def plot(
 ):  # the axes
     """Weights against `eps` (models of the first alpha), with the strength of the named features.
 
-    Raises ValueError for more than two classes.
+    In units of eps: with `standardize` per standard deviation. Raises ValueError for more than
+    two classes.
     """
     import matplotlib.pyplot as plt
 
@@ -823,7 +1174,7 @@ def plot(
         ax = plt.subplots(figsize=(6, 3))[1]
     first = (self.frame.alpha_l1 == self.frame.alpha_l1.iloc[0]).to_numpy()
     eps = self.frame.eps[first]
-    weights = self.coef[first, 0]
+    weights = self.coef[first, 0] * self.unit
     named = np.argsort(-np.abs(weights).max(0))[:n]
     ax.plot(eps, np.delete(weights, named, 1), color=".8", lw=0.6)
     for j in named:
@@ -836,34 +1187,188 @@ def plot(
     ax.legend(fontsize="x-small", frameon=False)
     return ax
 
+# %% ../nbs/one_layer/13_estimator.ipynb #88838103
+def null_eps(
+    X: np.ndarray | pd.DataFrame,  # `(n, d)` rows: array, sparse matrix or data frame
+    y: np.ndarray,  # `(n,)` labels, or targets for the losses of the regressor
+    level: float = 0.05,  # chance of a feature where labels and rows are independent
+    *,
+    n_permutations: int = 199,  # of the labels
+    sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
+    random_state: int | np.random.RandomState | None = 0,  # of the permutations
+    **params,  # of `AdversarialClassifier`, or with the loss of one of `AdversarialRegressor`
+) -> float:  # strength, for `eps`
+    """The strength at which permuted labels bring a feature into the model at most at rate `level`.
+
+    By (7), exact for any number of rows. Raises ValueError for a level that so few permutations
+    cannot reach.
+    """
+    est = _estimator({**params, "eps": 1.0})
+    _check_no_dual(est.norm)
+    data = est._data(X, y, sample_weight)
+    return _null_strength(est, data, level, n_permutations, random_state)
+
+
+def _null_strength(est, data, level=0.05, n_permutations=199, random_state=0, block=1 << 23):
+    check_count("n_permutations", n_permutations)
+    rank = int(check_strength("level", level) * (n_permutations + 1) * (1 + 1e-12))
+    if not 1 <= rank <= n_permutations:
+        raise ValueError(
+            f"level={level!r}: expected from {1 / (n_permutations + 1):.2g} to below 1 with "
+            f"n_permutations={n_permutations}"
+        )
+    counted = data.weight > 0
+    if not counted.all():  # rows that do not count lend no labels
+        parts = data.X[counted], data.target[counted], data.weight[counted]
+        data = data._replace(**dict(zip(("X", "target", "weight"), parts)))
+    random = check_random_state(random_state)
+    columns = len(data.target) * _at_rest(est, data, data.target).shape[1]
+    at_once = int(np.clip(block // columns, 1, n_permutations))  # bounds the memory
+    found: list = []
+    while len(found) < n_permutations:
+        n_now = min(at_once, n_permutations - len(found))
+        targets = [random.permutation(data.target) for _ in range(n_now)]
+        found.extend(_entry_strengths(est, data, targets))
+    return float(np.sort(found)[-rank])
+
 # %% ../nbs/one_layer/13_estimator.ipynb #69a82d18
-class AdversarialClassifierCV(AdversarialClassifier):
+class _ChosenEps:
+    "What both estimators with cross-validation share: fit a grid on each fold, choose, refit."
+
+    def fit(
+        self,
+        X: np.ndarray | pd.DataFrame,  # `(n, d)` rows: array, sparse matrix or data frame
+        y: np.ndarray,  # `(n,)` labels or targets
+        sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
+        groups: np.ndarray | None = None,  # `(n,)` groups of the rows, for the splitter `cv`
+    ):
+        """Choose `eps_` and refit on all rows.
+
+        Sets `cv_results_` (means and standard deviations over the folds, which count by the weight
+        of their rows), `null_eps_` (None for level=1), and what the plain estimator sets.
+        """
+        check_strength("tolerance", self.tolerance)
+        check_choice("rule", self.rule, ["tolerance", "one-se", "null"])
+        _check_no_dual(self.norm)
+        given = self.get_params(deep=False)
+        allowed = self._plain().get_params(deep=False)
+        params = {name: value for name, value in given.items() if name in allowed}
+        est = self._plain(**{**params, "eps": 1.0})
+        data = est._data(X, y, sample_weight)
+        largest = float(_entry_strengths(est, data, [data.target])[0])
+        self.null_eps_ = self._null(est, data)
+        grid = self._strengths(largest)
+        labels = est.classes_[data.target] if hasattr(est, "classes_") else data.target
+        weight = None if sample_weight is None else data.weight
+        splitter = check_cv(self.cv, labels, classifier=hasattr(est, "classes_"))
+        path = dict(params, eps_grid=grid, scoring=self.scoring)
+        path.pop("n_jobs", None)
+        frames = Parallel(self.n_jobs)(
+            delayed(_fold)(path, data.X, labels, weight, train, test)
+            for train, test in splitter.split(data.X, labels, groups)
+        )
+        results = _over_folds(*zip(*frames))
+        self.cv_results_ = {name: column.to_numpy() for name, column in results.items()}
+        self.eps_ = self._choose(results, len(frames))
+        if self.null_eps_ is not None and largest <= self.null_eps_:
+            self.eps_ = largest * (1 + 1e-9)
+            warnings.warn(
+                f"no feature is stronger than chance at level={self.level}: the model is constant",
+                UserWarning,
+                stacklevel=2,
+            )
+        est.set_params(eps=self.eps_)._fit(data, warn=largest > self.eps_)
+        settings = est.get_params(deep=False)
+        fitted = {name: value for name, value in vars(est).items() if name not in settings}
+        self.__dict__.update(fitted)
+        return self
+
+    def _null(self, est, data):
+        if self.level == 1 and self.rule != "null":
+            return None
+        return _null_strength(est, data, self.level)
+
+    def _strengths(self, largest):
+        "The grid, with the strength of (7) where that is the rule."
+        grid: Any = self.eps_grid  # a number of any kind, or an array
+        if np.ndim(grid) == 0:
+            grid = np.linspace(0, largest, check_count("eps_grid", grid) + 1)[:-1]
+        grid = _grid("eps_grid", grid)
+        return np.unique(np.append(grid, self.null_eps_)) if self.rule == "null" else grid
+
+    def _choose(self, results, n_folds):
+        "The strength by the rule."
+        if self.rule == "null":
+            return self.null_eps_
+        name = self._measured if self.scoring is None else "score"
+        mean = results[f"mean_{name}"]
+        if not np.isfinite(mean).any():
+            raise ValueError(f"scoring={self.scoring!r}: expected a score that is a number")
+        allowance = self.tolerance
+        if self.rule == "one-se":
+            allowance = results[f"std_{name}"][mean.idxmax()] / np.sqrt(max(n_folds - 1, 1))
+        return float(results.eps[mean >= mean.max() - allowance].iloc[-1])
+
+
+def _fold(params, X, y, weight, train, test):
+    "The path on one training fold, measured on the other rows, by rising eps; their weight."
+    path = adversarial_path(
+        X[train],
+        y[train],
+        X_test=X[test],
+        y_test=y[test],
+        sample_weight=None if weight is None else weight[train],
+        test_weight=None if weight is None else weight[test],
+        **params,
+    )
+    mass = len(test) if weight is None else weight[test].sum()
+    return path.frame[::-1].reset_index(drop=True), mass
+
+
+def _over_folds(frames, masses):
+    "Means and standard deviations of the measures over the folds, a row for each eps."
+    measured = [c for c in frames[0] if c not in ("eps", "alpha_l1", "objective", "gap")]
+    values = np.array([frame[measured] for frame in frames], float)
+    average = np.average(values, axis=0, weights=masses)
+    spread = np.sqrt(np.average((values - average) ** 2, axis=0, weights=masses))
+    mean = pd.DataFrame(average, columns=measured).add_prefix("mean_")
+    std = pd.DataFrame(spread, columns=measured).add_prefix("std_")
+    return pd.concat([frames[0].eps, mean, std], axis=1)
+
+# %% ../nbs/one_layer/13_estimator.ipynb #0f68fd65
+class AdversarialClassifierCV(_ChosenEps, AdversarialClassifier):
     """`AdversarialClassifier` with `eps` chosen by cross-validation.
 
-    It takes the largest `eps` whose accuracy is within `tolerance` of the best. `norm` is 'inf', 2
-    or 1: fitting raises ValueError for a ball, which has one eps.
+    `norm` is 'inf', 2 or 1: fitting raises ValueError for a ball, which has one eps.
     """
+
+    _measured = "accuracy"
+    _plain = AdversarialClassifier
 
     @_ignores_multi_class
     def __init__(
         self,
         eps_grid: int
         | np.ndarray = 20,  # strengths, or how many from 0 to where no feature is left
-        tolerance: float = 0.01,  # accuracy to give up for a concise model
+        tolerance: float = 0.01,  # score to give up for a concise model, for rule='tolerance'
         norm: str | int = "inf",  # as for `AdversarialClassifier`, like what follows
         loss: str = "logistic",  # 'logistic', 'hinge' or 'softplus_hinge'
         alpha_l1: float = 0.0,  # weight of the l1 norm
         alpha_l2: float = 0.0,  # weight of half the squared l2 norm
         *,
+        rule: str = "tolerance",  # 'tolerance', 'one-se' or 'null'
+        level: float = 0.05,  # chance of a feature on pure noise; 1: no such check
+        scoring: str | Callable | None = None,  # scikit-learn's scorer; None: accuracy
         cv=5,  # folds, or a splitter of scikit-learn
         n_jobs: int | None = None,  # joblib workers over the folds
         groups: np.ndarray | None = None,  # `(d,)` labels: an l2 ball for each group of columns
         fit_intercept: bool = True,  # the intercept carries no penalty
         standardize: bool = False,  # eps and the penalties in standard deviations of the columns
-        class_weight: dict | str | None = None,  # dict or 'balanced'
+        class_weight: dict | str | None = None,  # dict or 'balanced', times the rows' weights
         solver: str = "auto",  # 'lbfgs' (logistic losses), 'conic', or 'auto'
         tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
         max_iter: int = 1000,  # iterations of the solver
+        refit: str = "none",  # 'none', 'scale' or 'relaxed': see "Refit"
     ):
         self.eps_grid = eps_grid
         self.tolerance = tolerance
@@ -871,6 +1376,9 @@ class AdversarialClassifierCV(AdversarialClassifier):
         self.loss = loss
         self.alpha_l1 = alpha_l1
         self.alpha_l2 = alpha_l2
+        self.rule = rule
+        self.level = level
+        self.scoring = scoring
         self.cv = cv
         self.n_jobs = n_jobs
         self.groups = groups
@@ -880,77 +1388,59 @@ class AdversarialClassifierCV(AdversarialClassifier):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
+        self.refit = refit
 
-    def fit(
+# %% ../nbs/one_layer/13_estimator.ipynb #fc4ae75c
+class AdversarialRegressorCV(_ChosenEps, AdversarialRegressor):
+    """`AdversarialRegressor` with `eps` chosen by cross-validation.
+
+    `norm` is 'inf', 2 or 1: fitting raises ValueError for a ball, which has one eps.
+    """
+
+    _measured = "r2"
+    _plain = AdversarialRegressor
+
+    def __init__(
         self,
-        X: np.ndarray | pd.DataFrame,  # `(n, d)` rows: array, sparse matrix or data frame
-        y: np.ndarray,  # `(n,)` labels
-        sample_weight: np.ndarray | None = None,  # `(n,)` weights of the rows; None: equal
-    ) -> "AdversarialClassifierCV":
-        """Choose `eps_` and refit on all rows.
-
-        Sets `cv_results_` (means and standard deviations over the folds), `eps_`, and what
-        `AdversarialClassifier.fit` sets.
-        """
-        check_strength("tolerance", self.tolerance)
-        params = self.get_params(deep=False)
-        for name in ("eps_grid", "tolerance", "cv", "n_jobs"):
-            del params[name]
-        est = AdversarialClassifier(eps=1.0, **params)
-        _check_no_dual(self.norm)
-        data = est._data(X, y, sample_weight)
-        rows, index, *_ = data
-        validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)  # names of the features
-        self.classes_ = est.classes_
-        labels = est.classes_[index]
-        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
-        grid: Any = self.eps_grid  # a number of any kind, or an array
-        if np.ndim(grid) == 0:
-            n_strengths = check_count("eps_grid", grid)
-            grid = np.linspace(0, _largest_eps(est, data, weight), n_strengths + 1)[:-1]
-        folds = check_cv(self.cv, labels, classifier=True).split(rows, labels)
-        frames = Parallel(self.n_jobs)(
-            delayed(_fold)(params, grid, rows, labels, weight, train, test) for train, test in folds
-        )
-        results = _over_folds(frames)
-        self.cv_results_ = {name: column.to_numpy() for name, column in results.items()}
-        enough = results.mean_accuracy.max() - self.tolerance
-        self.eps_ = float(results.eps[results.mean_accuracy >= enough].iloc[-1])
-        est.set_params(eps=self.eps_)._fit(*data)
-        for name in ("coef_", "intercept_", "n_iter_", "gap_", "objective_", "_ball"):
-            setattr(self, name, getattr(est, name))
-        return self
-
-
-def _largest_eps(est, data, weight):
-    "The strength from which on all one-against-the-rest models are constant, by (5)."
-    X, index, _, moments = data
-    ball = est._prepare(X, moments)["ball"]
-    return max(ball.gauge(class_strengths(X, index == c, weight)) for c in range(len(est.classes_)))
-
-
-def _fold(params, grid, X, y, weight, train, test):
-    "The path on one training fold, measured on the other rows, by rising eps."
-    path = adversarial_path(
-        X[train],
-        y[train],
-        grid,
-        X_test=X[test],
-        y_test=y[test],
-        sample_weight=weight[train],
-        test_weight=weight[test],
-        **params,
-    )
-    return path.frame[::-1].reset_index(drop=True)
-
-
-def _over_folds(frames):
-    "Means and standard deviations of the measures over the folds, a row for each eps."
-    measured = ["accuracy", "robust_accuracy", "gini", "n_active"]
-    values = np.array([frame[measured] for frame in frames])
-    mean = pd.DataFrame(values.mean(0), columns=measured).add_prefix("mean_")
-    std = pd.DataFrame(values.std(0), columns=measured).add_prefix("std_")
-    return pd.concat([frames[0].eps, mean, std], axis=1)
+        eps_grid: int
+        | np.ndarray = 20,  # strengths, or how many from 0 to where no feature is left
+        tolerance: float = 0.01,  # score to give up for a concise model, for rule='tolerance'
+        norm: str | int = "inf",  # as for `AdversarialRegressor`, like what follows
+        loss: str = "squared",  # 'squared' or 'absolute'
+        alpha_l1: float = 0.0,  # weight of the l1 norm
+        alpha_l2: float = 0.0,  # weight of half the squared l2 norm
+        *,
+        rule: str = "tolerance",  # 'tolerance', 'one-se' or 'null'
+        level: float = 0.05,  # chance of a feature on pure noise; 1: no such check
+        scoring: str | Callable | None = None,  # scikit-learn's scorer; None: R2
+        cv=5,  # folds, or a splitter of scikit-learn
+        n_jobs: int | None = None,  # joblib workers over the folds
+        groups: np.ndarray | None = None,  # `(d,)` labels: an l2 ball for each group of columns
+        fit_intercept: bool = True,  # the intercept carries no penalty
+        standardize: bool = False,  # eps and the penalties in standard deviations of the columns
+        solver: str = "auto",  # 'conic' or 'auto'
+        tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
+        max_iter: int = 1000,  # iterations of the solver
+        refit: str = "none",  # 'none', 'scale' or 'relaxed', as for the classifier
+    ):
+        self.eps_grid = eps_grid
+        self.tolerance = tolerance
+        self.norm = norm
+        self.loss = loss
+        self.alpha_l1 = alpha_l1
+        self.alpha_l2 = alpha_l2
+        self.rule = rule
+        self.level = level
+        self.scoring = scoring
+        self.cv = cv
+        self.n_jobs = n_jobs
+        self.groups = groups
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.refit = refit
 
 # %% ../nbs/one_layer/13_estimator.ipynb #2e21a258
 __getattr__ = moved_names(__name__, make_ball="advinterp.estimator._make_ball")

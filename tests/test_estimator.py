@@ -19,7 +19,8 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_iris, make_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
-from sklearn.model_selection import cross_validate
+from sklearn.metrics import log_loss, r2_score
+from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -33,20 +34,32 @@ from advinterp.estimator import (
     AdversarialClassifier,
     AdversarialClassifierCV,
     AdversarialRegressor,
+    AdversarialRegressorCV,
     adversarial_path,
     class_strengths,
+    null_eps,
 )
 from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, duality_gap, solve
 
 
 # --- scikit-learn's conventions ---
+def not_expected(estimator):
+    """Permutations of weighted rows are not those of repeated rows: the rows of (7) are drawn."""
+    drawn = getattr(estimator, "eps", None) == "null" or getattr(estimator, "level", 1) < 1
+    names = [f"check_sample_weight_equivalence_on_{kind}_data" for kind in ("dense", "sparse")]
+    return dict.fromkeys(names if drawn else [], "weights of the rows are no repetitions")
+
+
 @parametrize_with_checks(
     [
         AdversarialClassifier(),
         AdversarialClassifier(loss="hinge", alpha_l2=0.01),
         AdversarialRegressor(),
         AdversarialClassifierCV(eps_grid=2, cv=3),
-    ]
+        AdversarialClassifier(eps="null", refit="relaxed", norm=2),
+        AdversarialRegressorCV(eps_grid=2, cv=3),
+    ],
+    expected_failed_checks=not_expected,
 )
 def test_sklearn(estimator, check):
     with warnings.catch_warnings():
@@ -349,7 +362,7 @@ def test_bad_arguments(noisy, arguments, message):
 def test_two_strengths_are_refused(noisy, cls):
     "A ball has an eps of its own: neither silently wins, not even where they are equal."
     for eps in (0.1, 0.3):
-        with pytest.raises(ValueError, match=rf"eps={eps} and norm=L2Ball\(eps=0\.3\)"):
+        with pytest.raises(ValueError, match=rf"eps={eps} and norm=L2Ball\(0\.3\)"):
             cls(eps=eps, norm=L2Ball(0.3)).fit(*noisy)
     ball = GroupBall(0.1, groups=torch.arange(12) // 2)
     with pytest.raises(ValueError, match=r"groups=.* and norm=GroupBall"):
@@ -375,7 +388,7 @@ def test_bad_data(noisy):
         AdversarialClassifier().fit(X, y * 0)
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         AdversarialClassifier().fit(X, y, np.where(y, -1, 1))
-    with pytest.raises(TypeError, match="eps"):
+    with pytest.raises(ValueError, match="eps='a': expected one of 'null'"):
         AdversarialClassifier(eps="a").fit(X, y)
     with pytest.raises(ValueError, match="eps_grid"):
         adversarial_path(X, y, [])
@@ -593,7 +606,7 @@ def test_explain(noisy, noisy_frame):
     clf = AdversarialClassifier(eps=0.1).fit(noisy_frame, y)
     row = noisy_frame.iloc[[3]]
     because = clf.explain(row, n=2)
-    attributions = clf.attribute(row)[0]
+    attributions = clf.attribute(row)[0] * (1 if clf.predict(row)[0] == 1 else -1)
     largest = np.abs(attributions).argmax()
     assert len(because.frame) == 2
     assert because.frame.attribution[0] == attributions[largest]
@@ -691,3 +704,365 @@ def test_a_row_of_a_table_is_explained():
     model = AdversarialClassifier(eps=0.1).fit(X, y)
     row = model.explain(X.iloc[3])
     assert str(row) == str(model.explain(X.iloc[[3]]))
+
+
+# --- weights and labels ---
+@pytest.fixture(scope="module")
+def line():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 6)) * [1, 1, 2, 0.5, 1, 1]
+    return X, X @ [1.0, -1, 0.3, 0, 0, 0] + rng.normal(size=120)
+
+
+def test_balanced_counts_the_rows_by_their_weights(noisy):
+    X, y = noisy
+    times = np.where(y == 0, np.arange(300) % 3, 1)
+    weighted = AdversarialClassifier(class_weight="balanced", standardize=True).fit(X, y, times)
+    rows = np.repeat(np.arange(300), times)
+    repeated = clone(weighted).fit(X[rows], y[rows])
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-8)
+    settings = dict(class_weight="balanced", tol=1e-10, max_iter=5000)
+    theirs = LogisticRegression(C=1.0, **settings).fit(X, y, times)
+    factor = 1 / times.sum()  # the penalty of scikit-learn's C is per sum of weights
+    ours = AdversarialClassifier(eps=0, alpha_l2=factor, class_weight="balanced")
+    np.testing.assert_allclose(ours.fit(X, y, times).coef_, theirs.coef_, atol=1e-5)
+
+
+def test_class_weights_are_weights_of_the_rows_where_columns_are_standardized(noisy):
+    X, y = noisy
+    X = X * np.geomspace(0.1, 10, 12) + y[:, None]
+    by_class = AdversarialClassifier(class_weight={0: 5.0, 1: 1.0}, standardize=True).fit(X, y)
+    by_row = AdversarialClassifier(standardize=True).fit(X, y, np.where(y == 0, 5.0, 1.0))
+    np.testing.assert_allclose(by_class.coef_, by_row.coef_, atol=1e-9)
+    for bad in ({0: 0.0, 1: 1.0}, {0: -1.0, 1: 1.0}, {0: np.nan, 1: 1.0}):
+        with pytest.raises(ValueError, match="class_weight="):
+            AdversarialClassifier(class_weight=bad).fit(X, y)
+
+
+def test_rows_of_weight_zero_are_no_rows(noisy):
+    X, y = noisy
+    weight = np.r_[np.ones(200), np.zeros(100)]
+    test = dict(X_test=X, y_test=y, test_weight=weight)
+    weighted = adversarial_path(X, y, [0.05, 0.2], sample_weight=weight, **test)
+    removed = adversarial_path(X[:200], y[:200], [0.05, 0.2])
+    measured = ["accuracy", "robust_accuracy", "gini", "n_active", "objective"]
+    pd.testing.assert_frame_equal(weighted.frame[measured], removed.frame[measured], atol=1e-8)
+    assert null_eps(X, y, sample_weight=weight) == pytest.approx(null_eps(X[:200], y[:200]))
+
+
+def test_strengths_by_name(noisy, noisy_frame):
+    _, y = noisy
+    strengths = np.linspace(0.01, 0.3, 12)
+    expected = AdversarialClassifier(eps=strengths).fit(noisy_frame, y)
+    by_name = pd.Series(strengths, noisy_frame.columns)
+    for eps in (by_name, by_name[::-1], by_name[::-1].to_dict()):
+        found = AdversarialClassifier(eps=eps).fit(noisy_frame, y)
+        np.testing.assert_array_equal(found.coef_, expected.coef_)
+    without_names = AdversarialClassifier(eps=pd.Series(strengths)).fit(*noisy)
+    np.testing.assert_array_equal(without_names.coef_, expected.coef_)
+    for bad in (by_name[1:], by_name.rename({"f0": "g"}), {"f0": 0.1}, pd.Series([0.1, 0.2])):
+        with pytest.raises(ValueError, match="eps: expected one strength for each column"):
+            AdversarialClassifier(eps=bad).fit(noisy_frame, y)
+
+
+def test_probabilities_of_far_rows():
+    X, y = load_iris(return_X_y=True)
+    model = AdversarialClassifier(eps=0.1).fit(X, y)
+    far = np.r_[1e4 * np.eye(4), -1e4 * np.eye(4)]
+    p = model.predict_proba(far)
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert (p[np.arange(8), model.predict(far)] == p.max(1)).all()
+    assert np.isfinite(model.predict_log_proba(far)).all()
+    two = AdversarialClassifier(eps=0.1).fit(X[50:], y[50:])
+    assert np.isfinite(two.predict_log_proba(far)).all()
+
+
+def test_labels_that_training_has_not_seen_are_errors(noisy):
+    X, y = noisy
+    model = AdversarialClassifier(eps=0.05).fit(X, y)
+    strange = np.where(np.arange(300) < 150, y, 7)
+    assert model.robust_score(X, strange) == model.robust_score(X[:150], y[:150]) / 2
+    path = adversarial_path(X, y, [0.05], X_test=X, y_test=strange)
+    assert path.frame.accuracy[0] == model.score(X[:150], y[:150]) / 2
+    assert model.robust_score(X, strange.astype(str)) == 0
+
+
+def test_a_class_that_a_fold_lacks():
+    X, y = load_iris(return_X_y=True)
+    rows = np.r_[0:100, 100:102]
+    folds = [(np.arange(0, 100), np.arange(100, 102)), (np.arange(20, 102), np.arange(0, 20))]
+    model = AdversarialClassifierCV(eps_grid=2, cv=folds, alpha_l2=0.01).fit(X[rows], y[rows])
+    assert model.cv_results_["mean_accuracy"].max() <= 20 / 22
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (dict(fit_intercept="no"), TypeError),
+        (dict(standardize=1), TypeError),
+        (dict(warm_start=None), TypeError),
+        (dict(norm=True), ValueError),
+        (dict(norm=[2]), ValueError),
+        (dict(refit="both"), ValueError),
+        (dict(eps="nul"), ValueError),
+    ],
+)
+def test_settings_of_another_kind_are_refused(noisy, arguments, error):
+    with pytest.raises(error, match=f"{next(iter(arguments))}="):
+        AdversarialClassifier(**arguments).fit(*noisy)
+
+
+@pytest.mark.parametrize("grid", [[-0.1], [np.nan], [[0.1]], 0.1, ["a"], None, [True]])
+def test_grids_that_are_no_strengths_are_refused(noisy, grid):
+    with pytest.raises(ValueError, match="eps_grid="):
+        adversarial_path(*noisy, grid)
+    if grid is not None:
+        with pytest.raises(ValueError, match="alpha_grid="):
+            adversarial_path(*noisy, [0.1], alpha_grid=grid)
+
+
+def test_workers_over_the_classes_change_nothing():
+    X, y = load_iris(return_X_y=True)
+    with parallel_config("threading"):
+        two = AdversarialClassifier(eps=0.1, n_jobs=2).fit(X, y)
+    np.testing.assert_array_equal(two.coef_, AdversarialClassifier(eps=0.1).fit(X, y).coef_)
+
+
+# --- refit ---
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "softplus_hinge"])
+@pytest.mark.parametrize("refit", ["scale", "relaxed"])
+def test_a_refit_lowers_the_plain_loss_on_the_same_features(noisy, loss, refit):
+    X, y = noisy
+
+    def plain_loss(model):
+        z = -(2 * y - 1) * model.decision_function(X)
+        return LOSSES[loss].g(z).mean()
+
+    solved = AdversarialClassifier(eps=0.1, loss=loss).fit(X, y)
+    model = clone(solved).set_params(refit=refit).fit(X, y)
+    assert plain_loss(model) < plain_loss(solved) - 1e-3
+    assert ((model.coef_ != 0) == (solved.coef_ != 0)).all()
+    if refit == "scale":
+        ratio = model.coef_[solved.coef_ != 0] / solved.coef_[solved.coef_ != 0]
+        np.testing.assert_allclose(ratio, ratio[0])
+        for factor in (0.99, 1.01):  # no other length is better
+            longer = clone(model).fit(X, y)
+            longer.coef_ = model.coef_ * factor
+            assert plain_loss(longer) > plain_loss(model)
+    assert model.objective_ == solved.objective_
+    assert list(model.refit_scores_.index) == ["solved", "refit"]
+
+
+def test_a_path_shows_both_sides_of_a_refit(cancer):
+    X, y = cancer
+    train, test = (X[::2], y[::2]), dict(X_test=X[1::2], y_test=y[1::2])
+    refit = adversarial_path(*train, [0.3], refit="relaxed", **test).frame.iloc[0]
+    solved = adversarial_path(*train, [0.3], **test).frame.iloc[0]
+    assert refit.solved_accuracy == solved.accuracy
+    assert refit.solved_robust_accuracy == solved.robust_accuracy
+    model = AdversarialClassifier(eps=0.3, refit="relaxed").fit(*train)
+    assert refit.robust_accuracy == model.robust_score(X[1::2], y[1::2])
+    assert refit.n_active == solved.n_active
+
+
+def test_warm_starts_are_those_of_the_solved_problem(noisy):
+    model = AdversarialClassifier(eps=0.1, warm_start=True, refit="relaxed").fit(*noisy)
+    first = model.n_iter_[0]
+    assert model.fit(*noisy).n_iter_[0] < first
+    reg = AdversarialRegressor(eps=0.1, warm_start=True).fit(noisy[0], noisy[0][:, 0])
+    np.testing.assert_allclose(reg.fit(noisy[0], noisy[0][:, 0]).coef_, reg.coef_)
+
+
+# --- eps without cross-validation ---
+@pytest.mark.parametrize(
+    "params",
+    [
+        dict(),
+        dict(norm=2),
+        dict(norm=1),
+        dict(fit_intercept=False),
+        dict(standardize=True),
+        dict(loss="hinge"),
+        dict(class_weight={0: 3.0, 1: 1.0}, fit_intercept=False),
+        dict(loss="squared"),
+        dict(loss="absolute"),
+        dict(loss="squared", fit_intercept=False),
+    ],
+    ids=str,
+)
+def test_features_enter_below_the_strength_of_the_theory(noisy, params):
+    """The gauge at rest, which permutations are compared by, is where the first feature enters."""
+    X, y = noisy
+    X = X * np.geomspace(0.5, 2, 12) + 0.3
+    if params.get("loss") in ("squared", "absolute"):
+        y = y + X[:, 0]
+    est = estimator_module._estimator({**params, "eps": 1.0})
+    data = est._data(X, y, None)
+    (entry,) = estimator_module._entry_strengths(est, data, [data.target])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        above = est.set_params(eps=entry * 1.001).fit(X, y).coef_
+        below = est.set_params(eps=entry * 0.98).fit(X, y).coef_
+    assert np.abs(above).max() < 1e-6
+    assert np.abs(below).max() > 1e-6 or params.get("loss") == "hinge"  # (5) is one-sided there
+
+
+def test_null_strength_is_the_quantile_of_permutations():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 8)), np.arange(50) % 2
+    strict, loose = null_eps(X, y, level=0.01), null_eps(X, y, level=0.5)
+    assert strict > null_eps(X, y) > loose > 0
+    many = null_eps(X, y, n_permutations=1999, random_state=1)
+    draws = [np.abs(class_strengths(X, rng.permutation(y))).max() for _ in range(2000)]
+    assert many == pytest.approx(np.quantile(draws, 0.95), rel=0.05)
+    assert null_eps(10 * X, y) == pytest.approx(10 * null_eps(X, y))
+    assert null_eps(sparse.csr_matrix(X), y) == pytest.approx(null_eps(X, y))
+    model = AdversarialClassifier(eps="null")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert model.fit(X, y).eps_ == null_eps(X, y)
+    names = ["a", "b", "c"]
+    assert null_eps(X, np.resize(names, 50)) > null_eps(X, y) * 0.5
+
+
+def test_null_strength_of_a_regression(line):
+    X, y = line
+    model = AdversarialRegressor(eps="null").fit(X, y)
+    assert model.eps_ == null_eps(X, y, loss="squared")
+    assert set(np.flatnonzero(model.coef_)) >= {0, 1}
+
+
+# --- choosing eps ---
+@pytest.mark.parametrize("rule", ["tolerance", "one-se", "null"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_no_feature_on_pure_noise(rule, n_classes):
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(90, 30)), np.arange(90) % n_classes
+    with pytest.warns(UserWarning, match="no feature is stronger than chance"):
+        model = AdversarialClassifierCV(eps_grid=4, cv=3, rule=rule).fit(X, y)
+    assert not model.coef_.any()
+    picks = AdversarialClassifierCV(eps_grid=4, cv=3, level=1).fit(X, y)
+    assert picks.null_eps_ is None
+    assert picks.coef_.any()  # what the check of the level is for
+
+
+def test_rules_scorers_and_groups_of_rows(noisy):
+    X, y = noisy
+    by_loss = AdversarialClassifierCV(eps_grid=5, cv=3, scoring="neg_log_loss", tolerance=0)
+    results = pd.DataFrame(by_loss.fit(X, y).cv_results_)
+    assert by_loss.eps_ == results.eps[results.mean_score.idxmax()]
+    fold = [(np.arange(0, 200), np.arange(200, 300))]
+    one = clone(by_loss).set_params(cv=fold).fit(X, y)
+    model = AdversarialClassifier(eps=one.cv_results_["eps"][2]).fit(X[:200], y[:200])
+    expected = -log_loss(y[200:], model.predict_proba(X[200:]))
+    assert one.cv_results_["mean_score"][2] == pytest.approx(expected, abs=1e-5)
+    cautious = AdversarialClassifierCV(eps_grid=8, rule="one-se").fit(X, y)
+    results = pd.DataFrame(cautious.cv_results_)
+    best = results.mean_accuracy.idxmax()
+    near = results.mean_accuracy >= results.mean_accuracy[best] - results.std_accuracy[best] / 2
+    assert cautious.eps_ == results.eps[near].max()
+    null = AdversarialClassifierCV(eps_grid=3, rule="null").fit(X, y)
+    assert null.eps_ == null_eps(X, y) == null.null_eps_
+    assert null.eps_ in null.cv_results_["eps"]
+
+    class Recorded(GroupKFold):
+        seen = None
+
+        def split(self, X, y=None, groups=None):
+            Recorded.seen = groups
+            return super().split(X, y, groups)
+
+    AdversarialClassifierCV(eps_grid=2, cv=Recorded(3)).fit(X, y, groups=np.arange(300) // 10)
+    assert len(Recorded.seen) == 300
+    with pytest.raises(ValueError, match="rule='best'"):
+        AdversarialClassifierCV(rule="best").fit(X, y)
+
+
+def test_regression_has_a_path_and_a_cross_validation(line):
+    X, y = line
+    path = adversarial_path(X, y, [0.05, 0.3], loss="squared")
+    for row, coef in zip(path.frame.itertuples(), path.coef):
+        reg = AdversarialRegressor(eps=row.eps).fit(X, y)
+        np.testing.assert_allclose(coef[0], reg.coef_, atol=1e-5)
+        assert row.r2 == pytest.approx(reg.score(X, y), abs=1e-6)
+        assert row.robust_r2 == pytest.approx(reg.robust_score(X, y), abs=1e-6)
+    attacked = X - 0.05 * np.sign(y - reg.predict(X))[:, None] * np.sign(reg.coef_)
+    assert reg.robust_score(X, y) == pytest.approx(r2_score(y, reg.predict(attacked)))
+    assert len(path.plot().lines) > 6
+    model = AdversarialRegressorCV(eps_grid=5, cv=3).fit(X, y)
+    results = pd.DataFrame(model.cv_results_)
+    assert model.eps_ == results.eps[results.mean_r2 >= results.mean_r2.max() - 0.01].max()
+    refit = AdversarialRegressor(eps=0.3, refit="relaxed").fit(X, y)
+    on = refit.coef_ != 0
+    theirs = LinearRegression().fit(X[:, on], y)
+    np.testing.assert_allclose(refit.coef_[on], theirs.coef_, atol=1e-5)
+
+
+def test_a_path_is_in_units_of_eps(noisy):
+    X, y = noisy
+    units = np.geomspace(0.01, 100, 12)
+    standard = (X - X.mean(0)) / X.std(0)
+    by_hand = adversarial_path(standard, y, [0.05, 0.2])
+    path = adversarial_path(X * units + 3, y, [0.05, 0.2], standardize=True)
+    np.testing.assert_allclose(path.strength, by_hand.strength, atol=1e-9)
+    shown = [np.sort(p.plot().lines[-1].get_ydata()) for p in (path, by_hand)]
+    np.testing.assert_allclose(*shown, atol=1e-7)
+    weights = [[line.get_ydata() for line in p.plot().lines] for p in (path, by_hand)]
+    assert max(np.max(np.abs(w)) for w in weights[0]) == pytest.approx(
+        max(np.max(np.abs(w)) for w in weights[1])
+    )
+
+
+# --- explanations ---
+def test_attributions_of_a_sparse_table_stay_sparse(noisy):
+    X, y = noisy
+    X = np.where(np.abs(X) > 0.7, X, 0)
+    model = AdversarialClassifier(eps=0.2).fit(X, y)
+    maps = model.attribute(sparse.csr_matrix(X), baseline=0.0)
+    assert sparse.issparse(maps)
+    np.testing.assert_allclose(maps.toarray(), model.attribute(X, baseline=0.0), atol=1e-12)
+    dense, from_sparse = model.feature_impact(X), model.feature_impact(sparse.csr_matrix(X))
+    pd.testing.assert_series_equal(dense, from_sparse)
+    assert str(model.explain(sparse.csr_matrix(X[:1]))) == str(model.explain(X[:1]))
+
+
+def test_the_baseline_is_the_training_mean(line):
+    X, y = line
+    labels = (y > 0).astype(int)
+    model = AdversarialClassifier(eps=0.1).fit(X + 100, labels)
+    mean = model.attribute((X + 100).mean(0)[None])
+    np.testing.assert_allclose(mean, 0, atol=1e-12)
+    np.testing.assert_allclose(model.feature_mean_, (X + 100).mean(0))
+    for bad in (np.zeros(3), np.nan, pd.Series(np.zeros(2))):
+        with pytest.raises(ValueError, match="baseline="):
+            model.attribute(X, baseline=bad)
+
+
+@pytest.mark.parametrize("far", [1.0, 50.0])
+def test_attributions_of_many_classes_add_up_to_the_probability_shown(far):
+    X, y = load_iris(return_X_y=True)
+    model = AdversarialClassifier(eps=0.05, alpha_l2=0.001).fit(X, y)
+    rows = X.mean(0) + far * (X - X.mean(0))
+    start = X[3]
+    predicted = model.predict(rows)
+    change = model.predict_proba(rows) - model.predict_proba(start[None])
+    total = model.attribute(rows, start).sum(1)
+    np.testing.assert_allclose(total, change[np.arange(150), predicted], atol=1e-9)
+    one = model.explain(X[70], n=4)
+    shown = model.predict_proba(X[70:71]).max()
+    at_mean = model.predict_proba(X.mean(0)[None])[0, model.predict(X[70:71])[0]]
+    assert one.frame.attribution.sum() == pytest.approx(shown - at_mean)
+    assert one.towards in one.outcome
+
+
+def test_explanations_are_towards_the_class_shown(noisy):
+    X, y = noisy
+    model = AdversarialClassifier(eps=0.1).fit(X, y)
+    at_mean = model.predict_proba(X.mean(0)[None])[0]
+    for label in (0, 1):
+        row = X[np.flatnonzero(model.predict(X) == label)[0]]
+        why = model.explain(row, n=12)
+        assert why.outcome.startswith(f"class {label}")
+        assert why.towards == f"class {label}"
+        gained = model.predict_proba(row[None]).max() - at_mean[label]
+        assert why.frame.attribution.sum() == pytest.approx(gained)
