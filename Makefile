@@ -19,6 +19,8 @@ DOCS    ?= _docs
 WORKERS ?= 2
 NBTEST  ?=
 PYTEST  ?=
+# the tests of a file share what they make, so a file stays with one worker
+IN_PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 
 BIN := $(abspath $(VENV))/bin
 NEWEST := $(abspath $(VENV))-newest
@@ -35,12 +37,12 @@ test: lint
 	$(BIN)/python tools/pins.py
 	$(BIN)/python tools/fresh.py
 	$(BIN)/nbdev_test --n_workers $(WORKERS) $(NBTEST)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST)
 
 check: export OMP_NUM_THREADS = 1
 check: lint
 	$(BIN)/python tools/changed.py | xargs -r -n 1 $(BIN)/nbdev_test --n_workers 1 --path
-	$(BIN)/python -m pytest -q -m "not slow and not whole" $(PYTEST)
+	$(BIN)/python -m pytest -q $(IN_PARALLEL) -m "not slow and not whole" $(PYTEST)
 
 PYTHON_FILES = tests tools benchmarks setup.py
 
@@ -77,7 +79,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
 newest: export OMP_NUM_THREADS = 1
 newest: export PYTHONPATH = $(CURDIR)
 newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/python -m pytest -p no:cacheprovider --ignore=tests/test_repo.py \
+	$(NEWEST)/bin/python -m pytest $(IN_PARALLEL) -p no:cacheprovider --ignore=tests/test_repo.py \
 		--ignore=tests/test_docs.py --ignore=tests/test_tools.py --ignore=tests/test_packaging.py \
 		$(PYTEST)
 	$(NEWEST)/bin/nbdev-test --n-workers $(WORKERS) nbs/tutorials
