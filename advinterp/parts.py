@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parts', 'Split', 'split_three', 'PhotoReader', 'bring_data', 'store_data']
 
-# %% ../nbs/train/19_parts.ipynb #fbe5fef3
+# %% ../nbs/train/19_parts.ipynb #5c71e324
 import hashlib
 import importlib
 import io
@@ -49,6 +49,7 @@ from advinterp.data import (
 from .gaze import height_width
 from advinterp.tables import (
     RawTable,
+    _classes_of,
     check_classes,
     columns_of,
     encode,
@@ -59,7 +60,7 @@ from advinterp.tables import (
 )
 from .units import find_units
 
-# %% ../nbs/train/19_parts.ipynb #e89e10bb
+# %% ../nbs/train/19_parts.ipynb #f4ba8795
 @dataclass
 class Parts:
     "Data in three parts, as `bring_data` makes them."
@@ -132,7 +133,7 @@ def _shares(names, counts):
     shares = [f"{n / sum(counts):.0%}" for n in counts]
     if len(names) > 5:
         return f"from {min(counts):,} to {max(counts):,} examples each"
-    return ", ".join(f"{name} {share}" for name, share in zip(names, shares))
+    return ", ".join(f"{name!r} {share}" for name, share in zip(names, shares))
 
 
 def _first_of(loader, n):
@@ -164,7 +165,7 @@ def _in_order(loader):
         data, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
     )
 
-# %% ../nbs/train/19_parts.ipynb #970e5032
+# %% ../nbs/train/19_parts.ipynb #24612f5e
 class Split(NamedTuple):
     "Rows of three parts."
 
@@ -172,7 +173,7 @@ class Split(NamedTuple):
     valid: np.ndarray
     test: np.ndarray
 
-# %% ../nbs/train/19_parts.ipynb #6acf2a5d
+# %% ../nbs/train/19_parts.ipynb #40f6f15c
 def split_three(
     y: np.ndarray,  # `(N,)` class indices
     seed: int = 0,  # of the draw
@@ -240,7 +241,7 @@ def _unevenness(y, cut, shares):
         for rows, share in zip(cut, shares)
     )
 
-# %% ../nbs/train/19_parts.ipynb #7ab69cef
+# %% ../nbs/train/19_parts.ipynb #203c2fe5
 class _Options(NamedTuple):
     "What `bring_data` was told."
 
@@ -288,23 +289,37 @@ def _of_tensors(kind, pairs, class_names, options, scaler=None, **about):
 def _of_raw(raw, options):
     "Parts of a table, or of images in memory."
     if raw.images is not None:
-        _refuse(options, "images in memory", "target", "size", "missing", "drop")
-    else:
-        _refuse(options, "a table", "size")
+        return _of_images(raw, options)
+    _refuse(options, "a table", "size")
     target = options.target or raw.target
     groups = options.groups if raw.groups is None else raw.groups
     table = make_table(raw.columns, target, groups, options.missing, options.drop)
     rows = split_three(table.y, options.seed, options.valid, options.test, table.groups)
-    if raw.images is not None:
-        x = _as_images(raw.images)
-        about = dict(notes=[f"{_shape_said(x.shape[1:])} pixels in [0, 1]"])
-        kind = "image"
-    else:
-        x, *about = encode(table, rows.train)
-        about = dict(zip(("feature_names", "feature_of_column", "notes"), about))
-        kind = "table"
-    pairs = [(x[part], table.y[part]) for part in rows]
-    return _of_tensors(kind, pairs, table.class_names, options, **about)
+    encoded = encode(table, rows.train)
+    return _of_tensors(
+        "table",
+        [(encoded.x[part], table.y[part]) for part in rows],
+        table.class_names,
+        options,
+        feature_names=encoded.feature_names,
+        feature_of_column=encoded.feature_of_column,
+        notes=encoded.notes,
+    )
+
+
+def _of_images(raw, options):
+    "Parts of images in memory."
+    _refuse(options, "images in memory", "target", "size", "missing", "drop")
+    y, class_names = _classes_of(raw.columns[0])
+    rows = split_three(y, options.seed, options.valid, options.test, raw.groups)
+    x = _as_images(raw.images)
+    return _of_tensors(
+        "image",
+        [(x[part], y[part]) for part in rows],
+        class_names,
+        options,
+        notes=[f"{_shape_said(x.shape[1:])} pixels in [0, 1]"],
+    )
 
 
 def _shape_said(shape):
@@ -318,7 +333,7 @@ def _refuse(options, what, *names):
         if value is not None and not (name == "drop" and not value):
             raise ValueError(f"{name}={value!r}: does not apply to {what}")
 
-# %% ../nbs/train/19_parts.ipynb #0392fdcc
+# %% ../nbs/train/19_parts.ipynb #b0485a57
 def _raw_of_frame(frame, groups):
     return RawTable(columns_of(frame), groups=_row_groups(groups, len(frame)))
 
@@ -335,17 +350,20 @@ def _row_groups(groups, n):
 
 
 def _raw_of_pair(x, y, groups):
-    "The table of `(x, y)`: rows `(N, d)` as columns, images beside a column of numbers."
-    images = None
-    if not isinstance(x, pd.DataFrame):
-        x = _numbers(x)
-        if x.ndim > 2:
-            images, x = x, np.arange(len(x))[:, None]
-        x = pd.DataFrame(x).add_prefix("x")
-    columns = columns_of(x)
-    target = "class" if "class" not in x.columns else "class of y"
+    "The table of `(x, y)`: rows `(N, d)` beside their class, or the classes of images."
+    x = x if isinstance(x, pd.DataFrame) else _numbers(x)
+    images = x if x.ndim > 2 else None
+    columns = columns_of(pd.DataFrame(x).rename(columns=_column_name)) if images is None else []
+    target = "class"
+    while target in [column.name for column in columns]:
+        target += " of y"
     label = columns_of(pd.DataFrame({target: _labels(y, len(x))}))
     return RawTable(columns + label, target, _row_groups(groups, len(x)), images)
+
+
+def _column_name(name):
+    "Columns of an array have numbers: x0, x1, ..."
+    return f"x{name}" if isinstance(name, int) else name
 
 
 def _numbers(x):
@@ -391,7 +409,7 @@ def _as_images(x):
         raise ValueError(f"x: images from {low:.3g} to {high:.3g}, expected [0, 1]; {remedy}")
     return x
 
-# %% ../nbs/train/19_parts.ipynb #c02503fa
+# %% ../nbs/train/19_parts.ipynb #0a7e41be
 def _of_registered(name, options):
     "Parts of a set of the registry, and the checksum of its content."
     entry = _entry(name)
@@ -442,7 +460,7 @@ def _cut_off(y, options, share):
     stays, _, off = split_rows(len(y), float(share), options.seed, y)
     return np.sort(stays), np.sort(off)
 
-# %% ../nbs/train/19_parts.ipynb #a368c4b9
+# %% ../nbs/train/19_parts.ipynb #77ab0fb3
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _PARTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
@@ -513,7 +531,7 @@ def _images_in(folder, root):
         found += images
     return sorted(found)
 
-# %% ../nbs/train/19_parts.ipynb #a8afa895
+# %% ../nbs/train/19_parts.ipynb #2edc0215
 class _Seen(NamedTuple):
     "What a look at a photo says."
 
@@ -568,7 +586,7 @@ def _look_at_all(files, decode):
         warnings.simplefilter("ignore")  # of PIL, about what is refused here
         return list(pool.map(partial(_look_at, decode=decode), files))
 
-# %% ../nbs/train/19_parts.ipynb #11ebea4e
+# %% ../nbs/train/19_parts.ipynb #44bdfbf9
 class PhotoReader:
     "Reads a photo as fastai's `PILImage`: upright, RGB, transparent pixels on white, of one size."
 
@@ -605,7 +623,7 @@ def _as_rgb(image):
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
 
-# %% ../nbs/train/19_parts.ipynb #cdc3a0ec
+# %% ../nbs/train/19_parts.ipynb #c0ab530a
 _IN_MEMORY = 2**28  # bytes: what is read once and kept
 
 
@@ -792,7 +810,7 @@ def _of_registered_photos(entry, options):
     sha256 = _sha([f"{file.name} {one.sha256}\n" for file, one in zip(files, seen)])
     return _of_photos(photos, seen, [], options), sha256
 
-# %% ../nbs/train/19_parts.ipynb #25c2559d
+# %% ../nbs/train/19_parts.ipynb #6cfe38c2
 def _is_loader(value):
     return hasattr(value, "__iter__") and hasattr(value, "dataset")
 
@@ -842,7 +860,7 @@ def _class_names(loader):
     highest = max(int(torch.as_tensor(batch[1]).max()) for batch in _in_order(loader))
     return [str(i) for i in range(highest + 1)]
 
-# %% ../nbs/train/19_parts.ipynb #3f56966b
+# %% ../nbs/train/19_parts.ipynb #1c9bc2d4
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -984,7 +1002,7 @@ def _called(function):
         raise TypeError(f"data={function!r}: is a {type(found).__name__}, expected a function")
     return found()
 
-# %% ../nbs/train/19_parts.ipynb #d27cdc12
+# %% ../nbs/train/19_parts.ipynb #2f95b35d
 def store_data(
     data: Any,  # as for `bring_data`
     folder: Path | str,  # where what is in memory is written

@@ -6,7 +6,7 @@
 __all__ = ['Column', 'columns_of', 'RawTable', 'pack', 'unpack', 'is_table_file', 'read_table', 'Table', 'make_table',
            'check_classes', 'Encoded', 'encode']
 
-# %% ../nbs/train/14_tables.ipynb #46862eb6
+# %% ../nbs/train/14_tables.ipynb #b77f8dcb
 import gzip
 import json
 import re
@@ -22,7 +22,7 @@ from pandas.api import types as kinds
 
 from .core import check_choice, nearest
 
-# %% ../nbs/train/14_tables.ipynb #a0a7d1d3
+# %% ../nbs/train/14_tables.ipynb #dcde7715
 @dataclass(frozen=True)
 class Column:
     """A column of a table: its kind, and its values as numbers.
@@ -56,7 +56,7 @@ class Column:
         new_index[used] = np.arange(len(used))
         return replace(self, values=new_index[values], levels=tuple(self.levels[i] for i in used))
 
-# %% ../nbs/train/14_tables.ipynb #c3dc07eb
+# %% ../nbs/train/14_tables.ipynb #f9245c01
 _DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})\b")
 
 
@@ -133,7 +133,7 @@ def _listed(names, most=5):
     shown = ", ".join(map(repr, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
-# %% ../nbs/train/14_tables.ipynb #2e97e6dd
+# %% ../nbs/train/14_tables.ipynb #fe8765f4
 class RawTable(NamedTuple):
     "A table before anything is chosen, refused or fitted."
 
@@ -180,7 +180,7 @@ def unpack(
     except (SafetensorError, KeyError, TypeError, ValueError):
         raise ValueError(f"{where}: is no table that store_data wrote") from None
 
-# %% ../nbs/train/14_tables.ipynb #9f39ae31
+# %% ../nbs/train/14_tables.ipynb #77934d02
 _TEXT = (".csv", ".tsv")
 _PACKED = ".safetensors"
 _LARGEST = 8 * 2**30  # bytes of text: larger ones are no table for this package
@@ -193,7 +193,7 @@ def is_table_file(
     name = str(path).lower().removesuffix(".gz")
     return name.endswith((*_TEXT, ".parquet", _PACKED))
 
-# %% ../nbs/train/14_tables.ipynb #1bfcb16a
+# %% ../nbs/train/14_tables.ipynb #9ed2c5f3
 def read_table(
     path: Path | str,  # .csv, .tsv, either with .gz, .parquet, or a file of `pack`
 ) -> RawTable:
@@ -263,7 +263,7 @@ def _check_unpacked(path):
             if size > _LARGEST:
                 raise ValueError(f"unpacked it has more than {_LARGEST / 2**30:g} GiB")
 
-# %% ../nbs/train/14_tables.ipynb #b92081e3
+# %% ../nbs/train/14_tables.ipynb #5aa5454e
 class Table(NamedTuple):
     "A table with its target, ready to be encoded."
 
@@ -274,7 +274,7 @@ class Table(NamedTuple):
     rows: np.ndarray  # `(N,)` which rows of the whole table these are
     notes: list[str]  # what was done, in words
 
-# %% ../nbs/train/14_tables.ipynb #a64ec640
+# %% ../nbs/train/14_tables.ipynb #d342fa58
 def make_table(
     columns: Sequence[Column],  # of the whole table
     target: str | None,  # the name of the column of classes
@@ -302,6 +302,9 @@ def make_table(
     used = [c for c in columns if c.name not in {target, *left_out, *named["groups"]}]
     if not used:
         raise ValueError(f"the table has no column besides {target!r}: nothing to learn from")
+    counting = [c.name for c in used if _counts_rows(c)]
+    if counting:
+        raise ValueError(f"columns {_listed(counting)} number the rows: {_without(counting)}")
     group_of = _as_groups(groups, by_name)
     rows, notes = _kept_rows(used, by_name[target], missing)
     used = [column.take(rows) for column in used]
@@ -355,7 +358,7 @@ def _kept_rows(columns, target, missing):
         raise ValueError(f"missing={missing!r}: no row is left")
     return np.flatnonzero(keep), notes
 
-# %% ../nbs/train/14_tables.ipynb #47db7981
+# %% ../nbs/train/14_tables.ipynb #8ececd0e
 _MOST_LEVELS = 100  # of a category
 
 
@@ -364,21 +367,34 @@ def _check_columns(columns, missing):
     whole = [c for c in columns if not c.is_missing.all()]
     gone = [c.name for c in columns if c.is_missing.all()]
     if gone:
-        raise ValueError(f"columns {_listed(gone)} are empty; {_without(gone)}")
+        raise ValueError(f"columns {_listed(gone)} are empty: {_without(gone)}")
     dates = [c.name for c in columns if c.kind == "date"]
     if dates:
         raise ValueError(
             f"columns {_listed(dates)} hold dates: make numbers of them (year, weekday, days since "
-            f"...), or leave them out with drop={dates!r}"
+            f"...), or {_without(dates)}"
         )
     constant = [c.name for c in whole if _n_values(c, missing) == 1]
     if constant:
-        raise ValueError(f"columns {_listed(constant)} have one value; {_without(constant)}")
-    infinite = [c.name for c in columns if c.kind == "number" and np.isinf(c.values).any()]
-    if infinite:
-        raise ValueError(f"columns {_listed(infinite)} hold infinite numbers: replace them")
-    for column in columns:
-        _check_levels(column)
+        raise ValueError(f"columns {_listed(constant)} have one value: {_without(constant)}")
+    huge = [c.name for c in columns if c.kind == "number" and (abs(c.values) > 1e30).any()]
+    if huge:
+        raise ValueError(
+            f"columns {_listed(huge)} hold infinite or huge numbers, beyond 1e30: replace them"
+        )
+    almost = {c.name: words for c in columns if (words := _no_numbers(c))}
+    if almost:
+        name, words = next(iter(almost.items()))
+        raise ValueError(
+            f"column {name!r} has numbers and {_listed(words)} in it: leave these cells empty, or "
+            f"say drop=[{name!r}] to leave it out"
+        )
+    names = [c.name for c in columns if _names_rows(c)]
+    if names:
+        raise ValueError(
+            f"columns {_listed(names)} have too many different words, nearly one a row or more "
+            f"than {_MOST_LEVELS}: make fewer, broader categories, or {_without(names)}"
+        )
     gaps = {c.name: int(c.is_missing.sum()) for c in columns if c.is_missing.any()}
     if gaps and missing is None:
         said = ", ".join(f"{name!r} {n:,}" for name, n in list(gaps.items())[:5])
@@ -391,7 +407,7 @@ def _check_columns(columns, missing):
 
 
 def _without(names):
-    return f"leave them out with drop={list(names)!r}"
+    return f"say drop={list(names)!r} to leave them out"
 
 
 def _n_values(column, missing):
@@ -401,22 +417,31 @@ def _n_values(column, missing):
     return len(np.unique(values)) + own_category
 
 
-def _check_levels(column):
-    "Refuse words that name rows, and numbers that a few words turned into words."
+def _names_rows(column):
+    "Has it too many different words to be a category?"
     n_levels, n_rows = len(column.levels), len(column.values)
-    if n_levels <= 10 or (n_levels <= _MOST_LEVELS and n_levels <= n_rows / 2):
-        return
+    return n_levels > _MOST_LEVELS or (n_levels > 10 and n_levels > n_rows / 2)
+
+
+def _no_numbers(column):
+    "The few words that make words of a column of numbers."
+    if len(column.levels) <= 10:
+        return []
     numbers = pd.to_numeric(pd.Series(column.levels), errors="coerce")
     words = [level for level, number in zip(column.levels, numbers) if np.isnan(number)]
-    if len(words) < n_levels / 2:
-        remedy = f"convert it to numbers, and leave its cells {_listed(words)} empty"
-    else:
-        remedy = f"leave it out with drop=[{column.name!r}], or make fewer, broader categories"
-    raise ValueError(
-        f"column {column.name!r} has {n_levels:,} different words in {n_rows:,} rows; {remedy}"
+    return words if len(words) <= 5 else []
+
+
+def _counts_rows(column):
+    "Are its numbers consecutive, each of them once, as those of an index are?"
+    values = np.sort(column.values)
+    return (
+        column.kind == "number"
+        and len(values) >= 10
+        and np.array_equal(np.diff(values), np.ones(len(values) - 1))
     )
 
-# %% ../nbs/train/14_tables.ipynb #e09559f4
+# %% ../nbs/train/14_tables.ipynb #7f2f38c8
 _MOST_CLASSES = 100
 
 
@@ -467,7 +492,7 @@ def check_classes(
             "for training, validation and test; remove these rows, or merge the classes"
         )
 
-# %% ../nbs/train/14_tables.ipynb #b1d317aa
+# %% ../nbs/train/14_tables.ipynb #74c32d86
 class Encoded(NamedTuple):
     "A table as a matrix."
 
@@ -476,7 +501,7 @@ class Encoded(NamedTuple):
     feature_of_column: list[str]  # `d` names of the features that they come from
     notes: list[str]  # what was done, in words
 
-# %% ../nbs/train/14_tables.ipynb #a4f2d094
+# %% ../nbs/train/14_tables.ipynb #7732048e
 def encode(
     table: Table,  # see `make_table`
     train: np.ndarray,  # the training rows: what is fitted is fitted on them
@@ -485,14 +510,12 @@ def encode(
     blocks = []
     names = []
     owners = []
-    n_filled = 0
     for column in table.columns:
-        n_filled += int(column.is_missing.sum()) if column.kind == "number" else 0
         block, block_names = _block(column, train)
         blocks.append(block.astype(np.float32))
         names += block_names
         owners += [column.name] * len(block_names)
-    return Encoded(np.concatenate(blocks, axis=1), names, owners, _said(table, n_filled))
+    return Encoded(np.concatenate(blocks, axis=1), names, owners, _said(table))
 
 
 def _block(column, train):
@@ -503,9 +526,10 @@ def _block(column, train):
     if column.kind == "boolean" and not missing.any():
         return column.values[:, None], [column.name]
     levels = column.levels or ("False", "True")
-    index = np.where(missing, len(levels), np.nan_to_num(column.values)).astype(int)
-    if missing.any():
+    if missing.any() and "missing" not in levels:
         levels = (*levels, "missing")
+    own_level = levels.index("missing") if missing.any() else 0
+    index = np.where(missing, own_level, np.nan_to_num(column.values)).astype(int)
     one_hot = np.eye(len(levels), dtype=np.float32)[index]  # (1)
     return one_hot, [f"{column.name}={level}" for level in levels]
 
@@ -521,16 +545,22 @@ def _filled(values, train):
 
 def _scaled(values, train):
     deviation = values[train].std()
-    return (values - values[train].mean()) / (deviation if deviation > 0 else 1.0)  # (1)
+    if deviation <= 1e-12 * abs(values).max():  # constant in training, up to rounding
+        deviation = 1.0
+    return (values - values[train].mean()) / deviation  # (1)
 
 
-def _said(table, n_filled):
+def _said(table):
     "What was done to the columns, in words."
     found = [column.kind for column in table.columns]
+    numbers = [column for column in table.columns if column.kind == "number"]
+    with_gaps = [column for column in table.columns if column.is_missing.any()]
+    n_filled = sum(int(column.is_missing.sum()) for column in numbers)
     said = {
         "numbers scaled to mean 0 and deviation 1 in training": found.count("number"),
         "categories one-hot": found.count("category"),
         "yes/no features as 0 and 1": found.count("boolean"),
-        "empty cells filled with the training median": n_filled,
+        "empty numbers filled with the training median": n_filled,
+        "with a category for their empty cells": sum(c.kind != "number" for c in with_gaps),
     }
     return [*table.notes, *[f"{n:,} {what}" for what, n in said.items() if n]]

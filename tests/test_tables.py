@@ -106,6 +106,30 @@ def test_pack_keeps_everything(data, chosen):
             assert words == [None if pd.isna(cell) else str(cell) for cell in frame[name]]
 
 
+ANY = st.one_of(*CELLS.values(), st.just(np.nan), st.just(float("inf")), st.dates(), st.just([1]))
+
+
+@given(st.data(), st.integers(1, 12), st.sampled_from([None, "drop", "median"]))
+def test_any_table_is_taken_or_refused_in_a_sentence(data, n, missing):
+    """Whatever the cells are: finite numbers of the right shape, or one line that says why not."""
+    cells = data.draw(st.sampled_from([*CELLS.values(), ANY, st.integers(0, 2)]))
+    frame = pd.DataFrame(
+        {
+            "a": pd.Series(data.draw(st.lists(cells, min_size=n, max_size=n)), dtype=object),
+            "b": pd.Series(data.draw(st.lists(cells, min_size=n, max_size=n)), dtype=object),
+            "y": [i % 2 for i in range(n)],
+        }
+    )
+    try:
+        table = make_table(columns_of(frame), "y", missing=missing)
+    except (ValueError, TypeError) as error:
+        assert "\n" not in str(error).strip()
+        return
+    encoded = encode(table, np.arange(len(table.y) // 2, len(table.y)))
+    assert encoded.x.shape == (len(table.y), len(encoded.feature_names))
+    assert np.isfinite(encoded.x).all()
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -176,6 +200,7 @@ def changed(**columns):
     return SOUND.assign(**columns)
 
 
+ROWS = [f"row {i}" for i in range(N)]
 REFUSED = {
     "no target": (SOUND, dict(target=None), "target=None: expected one of the columns 'age'"),
     "another target": (SOUND, dict(target="incone"), "did you mean 'income'"),
@@ -192,16 +217,17 @@ REFUSED = {
     "constant": (
         changed(one=1, two="x"),
         {},
-        r"'one', 'two' have one value.*drop=\['one', 'two'\]",
+        r"'one', 'two' have one value: say drop=\['one', 'two'\]",
     ),
     "empty": (changed(none=None), {}, "'none' are empty"),
-    "infinite": (changed(age=[np.inf, *range(N - 1)]), {}, "'age' hold infinite"),
-    "row names": (changed(who=[f"row {i}" for i in range(N)]), {}, "'who' has 40 different words"),
+    "infinite": (changed(age=[np.inf, *[1, 2, 3] * 13]), {}, "'age' hold infinite"),
+    "row names": (changed(who=ROWS, why=ROWS), {}, "'who', 'why' have too many"),
     "almost numbers": (
         changed(x=["?", *map(str, range(N - 1))]),
         {},
-        r"leave its cells '\?' empty",
+        r"'x' has numbers and '\?' in it",
     ),
+    "index": (SOUND.reset_index(names="row"), {}, "columns 'row' number the rows"),
     "gaps": (changed(age=[None, *range(N - 1)]), {}, "'age' 1; say missing='drop'"),
     "rule": (SOUND, dict(missing="mean"), "'drop' or 'median'"),
 }
@@ -261,9 +287,13 @@ def test_missing_median():
     assert encoded.x[:, column].tolist() == kept.job.isna().astype(float).tolist()
     members = [name for name in encoded.feature_names if name.startswith("member")]
     assert members == ["member=False", "member=True", "member=missing"]
+    words = encode(made(frame.assign(job=kept.job.fillna("missing")), missing="median"), [0])
+    same = words.x[:, words.feature_names.index("job=missing")]
+    assert np.array_equal(same, encoded.x[:, column])
     one_hot = encoded.x[:, [name != "age" for name in encoded.feature_names]]
     assert (one_hot.sum(1) == 2).all()
-    assert any("empty cells filled" in note for note in encoded.notes)
+    assert any("2 with a category for their empty" in note for note in encoded.notes)
+    assert any("empty numbers filled" in note for note in encoded.notes)
 
 
 def test_the_test_rows_decide_nothing():
