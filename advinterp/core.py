@@ -6,7 +6,7 @@
 __all__ = ['check_strength', 'check_count', 'nearest', 'check_choice', 'check_float', 'check_same_shape', 'flat', 'bcast',
            'is_binary', 'task_loss', 'class_output', 'predicted', 'top_count', 'top_mask', 'plain', 'as_labels',
            'Classifier', 'bring', 'entrance', 'differentiable_attention', 'unreduced', 'input_grad', 'frozen',
-           'set_seed', 'atomic_path']
+           'set_seed', 'to_disk', 'atomic_path']
 
 # %% ../nbs/maths/00_core.ipynb #265eccc8
 import contextlib
@@ -708,16 +708,37 @@ def set_seed(
     torch.manual_seed(seed)
 
 # %% ../nbs/maths/00_core.ipynb #373e1c32
+def to_disk(
+    path: Path | str,  # a file, or a folder with all that is in it
+):
+    """Wait until what was written is on the disk, and not in memory alone."""
+    path = Path(path)
+    inside = path.rglob("*") if path.is_dir() else ()
+    for each in (*inside, path):
+        if not each.is_file() and (os.name == "nt" or not each.is_dir()):
+            continue  # Windows opens no folder, and there is nothing to wait for in a pipe
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
 def atomic_path(
     path: Path | str,  # the file (or folder) to make; its parent is created
 ) -> Iterator[Path]:  # a context that gives the temporary path
-    "A temporary path to write to, renamed to `path` on success and removed after an error."
+    """A temporary path to write to, renamed to `path` on success and removed after an error.
+
+    What was written is on the disk before it has its name: a machine that stops leaves no empty
+    file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        to_disk(temporary)
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():

@@ -8,6 +8,7 @@ __all__ = ['reached_modules', 'first_name', 'Key', 'make_key', 'Draft', 'new_ent
 # %% ../nbs/studies/42_store.ipynb #0f7ec784
 import ast
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 import advinterp
 from ._deprecated import MODULES
-from .core import atomic_path
+from .core import to_disk
 
 # %% ../nbs/studies/42_store.ipynb #136f223a
 def _sha(*parts):
@@ -334,16 +335,12 @@ def _seal(folder, result):
     (folder / "seal").write_text(_file_sha(folder / "result.json"))
 
 
-def _to_disk(folder):
-    "Wait until the files are on the disk and not in memory alone."
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows opens no folder
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _readable_like(folder):
+    "Let those read the files who may read the folder: some libraries write for their user alone."
+    allowed = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(allowed)
 
 # %% ../nbs/studies/42_store.ipynb #588fb9b6
 @dataclass
@@ -362,47 +359,83 @@ def new_entry(
 ) -> Iterator[Draft]:
     """Context in which an entry is filled; it appears under its name when the block ends.
 
-    After an error nothing is left of it, and what was there before stays.
+    After an error nothing is left of it, and what was there before stays. An entry that another
+    process completes at the same moment stays as well.
     """
     folder = Path(folder)
     code = key.code  # of the code that is about to run
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old.tmp")
+    tmp = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    tmp.mkdir(parents=True)
     try:
-        with atomic_path(folder) as tmp:
-            tmp.mkdir()
-            draft = Draft(tmp)
-            yield draft
-            call = dict(settings=key.settings, func=key.func, version=key.version)
-            _seal(tmp, dict(row=draft.row, **call, **draft.about, code=code))
-            _to_disk(tmp)
-            if folder.exists():
-                os.replace(folder, old)
-    except BaseException:
-        if old.exists():
+        draft = Draft(tmp)
+        yield draft
+        call = dict(settings=key.settings, func=key.func, version=key.version)
+        _seal(tmp, dict(row=draft.row, **call, **draft.about, code=code))
+        _readable_like(tmp)
+        to_disk(tmp)
+        _put(tmp, folder, key)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _put(new, folder, key):
+    "Rename a complete entry into its place; where one was completed meanwhile, that one stays."
+    old = new.with_suffix(".old.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError as error:
+        if not folder.exists() and old.exists():
             os.replace(old, folder)
-        raise
-    if old.exists():
-        shutil.rmtree(old)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        read_entry(folder, key)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/studies/42_store.ipynb #a523dd82
 def _check_files(folder):
-    "Raise ValueError where a file of an entry is missing or is not what was stored."
+    "What `result.json` holds; ValueError where a file is missing or is not what was stored."
     result, seal = folder / "result.json", folder / "seal"
-    sums = {seal: None}
-    if seal.is_file():
-        sums[result] = seal.read_text()
-    for path, expected in sums.items():
-        _check_file(folder, path, expected)
-    for name, expected in json.loads(result.read_text()).get("files", {}).items():
+    _check_file(folder, seal)
+    _check_file(folder, result, seal.read_bytes().decode(errors="replace"))
+    stored = json.loads(result.read_text())
+    for name, expected in stored.get("files", {}).items():
         _check_file(folder, folder / name, expected)
+    return stored
 
 
-def _check_file(folder, path, expected):
-    remedy = f"remove the folder {folder.name} to have it made again"
+def _remedy(folder):
+    return f"remove the folder {folder.name} to have it made again"
+
+
+def _check_file(folder, path, expected=None):
     if not path.is_file():
-        raise ValueError(f"{path}: is missing; {remedy}")
+        raise ValueError(f"{path}: is missing; {_remedy(folder)}")
     if expected is not None and _file_sha(path) != expected:
-        raise ValueError(f"{path}: was changed since it was stored; {remedy}")
+        raise ValueError(f"{path}: was changed since it was stored; {_remedy(folder)}")
+
+
+_NO_RESULT = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
+
+
+def _stored(folder):
+    "What `result.json` holds, and whose result it says it is. ValueError where it cannot be."
+    try:
+        stored = _check_files(folder)
+        key = Key(stored["func"], stored["settings"], stored["version"])
+        return dict(stored, row=dict(stored["row"])), key.identity, key
+    except _NO_RESULT:
+        remedy = _remedy(folder)
+        raise ValueError(f"{folder / 'result.json'}: is no result of a job; {remedy}") from None
 
 
 def read_entry(
@@ -411,17 +444,17 @@ def read_entry(
 ) -> dict:  # row, settings, func, version, code, files, what else was stored, and `same_code`
     """What an entry holds, verified: its files, and that it is the result that is asked for.
 
-    Raises ValueError where a file is missing or was changed, and where the entry is that of another
-    call. `same_code` says whether the code that made it is the code of today.
+    Raises ValueError where nothing is stored, where a file is missing or was changed, and where the
+    entry is that of another call. `same_code` says whether the code that made it is that of today.
     """
     folder = Path(folder)
-    _check_files(folder)
-    result = json.loads((folder / "result.json").read_text())
-    stored = Key(result["func"], result["settings"], result["version"])
-    if stored.identity != key.identity:
+    if not folder.exists():
+        raise ValueError(f"{folder}: nothing is stored here; it was not made yet, or failed")
+    result, identity, stored = _stored(folder)
+    if identity != key.identity:
         raise ValueError(
             f"{folder}: holds the result of another call ({stored.func}, advinterp "
-            f"{stored.version}, {stored.settings}); remove the folder to have it made again"
+            f"{stored.version}, {stored.settings}); {_remedy(folder)}"
         )
     same_code = key.code is not None and result.get("code") == key.code
     return dict(result, same_code=same_code)
