@@ -281,7 +281,24 @@ class Falling(Logistic):
         return 1 - super().dg(z)
 
 
-@pytest.mark.parametrize("loss", [Lopsided(), Shifted(), Falling()], ids=repr)
+class Stairs(Logistic):
+    "Even and rising, but in two steps: not concave above the centre."
+
+    def dg(self, z):
+        return (2 + (4 * z - 8).tanh() + (4 * z + 8).tanh()) / 4
+
+
+class Plunge(Logistic):
+    "Even, and concave above the centre, but it falls on a line."
+
+    def dg(self, z):
+        return 0.5 - z
+
+
+no_sigmoids = Lopsided(), Shifted(), Falling(), Stairs(), Plunge()
+
+
+@pytest.mark.parametrize("loss", no_sigmoids, ids=repr)
 @pytest.mark.parametrize("function", [adv_loss, adv_slope, adv_grad, stable_ig_risk])
 def test_slopes_that_are_no_sigmoid_are_refused(function, loss):
     w, x, y = problem(8, 5, (2,), zeros=False)
