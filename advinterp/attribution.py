@@ -383,7 +383,7 @@ def _one_gradient_ig(model, explained, x, u, y, output):
     mean = _head_multipliers(explained, at_x.detach(), at_u, y, _gauss_legendre(100, x))
     return (x - u) * torch.autograd.grad(at_x, leaf, mean)[0]
 
-# %% ../nbs/maths/02_attribution.ipynb #369b12ba
+# %% ../nbs/maths/02_attribution.ipynb #679e6cb9
 _weighted = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _bent_at_zero = {nn.ReLU, nn.LeakyReLU, nn.PReLU}
 _pools = {
@@ -684,7 +684,7 @@ def moreau_grad(
         _warn_of_moreau(maps, torch.cat(settled), torch.cat(levels), lr, lam, eta)
     return maps
 
-# %% ../nbs/maths/02_attribution.ipynb #d0919ef6
+# %% ../nbs/maths/02_attribution.ipynb #3493411b
 def _check_moreau_steps(lam, lr):
     """`lam`, where it is a positive number and the fixed step, if there is one, fits it."""
     if not check_strength("lam", lam):

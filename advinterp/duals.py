@@ -253,7 +253,8 @@ class L1Ball(Ball):
             sign = w.sign()
             count = sign.abs().sum(1, keepdim=True).clamp(min=1)
             moved = v * sign.abs() - sign * (sign * v).sum(1, keepdim=True) / count
-            dv = torch.where(w == v, v, moved)
+            inside = (w == v).all(1, keepdim=True)  # such a row is its own nearest point
+            dv = torch.where(inside, v, moved)
             w = w + (dv - dv.detach())  # the value of w, the derivative of dv
         return w.to(delta.dtype).reshape(delta.shape)
 
@@ -525,16 +526,16 @@ class ElasticNet(Dual):
 
 # %% ../nbs/maths/01_duals.ipynb #b28f5468
 def _check_weight(weight):
-    "A positive weight as a tensor."
+    "A weight as a tensor, none of it negative."
     if isinstance(weight, (int, float)):
         weight = torch.tensor(check_strength("weight", weight), dtype=torch.double)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = getattr(weight, "dtype", type(weight).__name__)
         raise TypeError(f"weight: expected a number or a tensor of a floating dtype, got {kind}")
-    if not ((weight > 0) & weight.isfinite()).all():
+    if not ((weight >= 0) & weight.isfinite()).all():
         raise ValueError(
             f"weight has values from {weight.min():.3g} to {weight.max():.3g}: "
-            "expected finite numbers > 0, else h is infinite; "
+            "expected finite numbers >= 0, else h is infinite; "
             "for weights that change sign use the harmonisation adversary"
         )
     return weight
@@ -544,6 +545,7 @@ class WeightedL2(Dual):
     """`eps` times the weighted squared l2 norm of the map (11).
 
     The weight is shared by the examples (shape `x.shape[1:]`) or one for each (shape `x.shape`).
+    Where it is 0 the map is free, and the perturbation has to be 0.
     """
 
     strengths = ("eps",)
@@ -552,7 +554,7 @@ class WeightedL2(Dual):
     def __init__(
         self,
         eps: float,  # strength
-        weight: float | Tensor,  # > 0: a number, or a tensor that broadcasts to `x`
+        weight: float | Tensor,  # >= 0: a number, or a tensor that broadcasts to `x`
     ):
         self.eps = check_strength("eps", eps)
         self.weight = _check_weight(weight)
@@ -576,8 +578,9 @@ class WeightedL2(Dual):
         if self.eps == 0:
             return LInfBall(0.0).h(delta)
         wide = _batch("delta", delta)
-        squares = flat(wide.square() / self._weight_for(wide))
-        return (squares.sum(1) / (4 * self.eps)).to(delta.dtype)  # (11)
+        squares = wide.square() / self._weight_for(wide)
+        squares = squares.masked_fill(wide == 0, 0.0)  # also where the weight is 0
+        return (flat(squares).sum(1) / (4 * self.eps)).to(delta.dtype)  # (11)
 
     def h_star(self, g: Tensor) -> Tensor:
         wide = _batch("g", g)

@@ -603,11 +603,9 @@ def test_groups_of_another_shape():
 @pytest.mark.parametrize(
     "weight,exc",
     [
-        (torch.tensor([1.0, 0.0]), ValueError),
         (torch.tensor([1.0, -1.0]), ValueError),
         (torch.tensor([1.0, math.nan]), ValueError),
         (torch.tensor([1.0, math.inf]), ValueError),
-        (0.0, ValueError),
         (-1.0, ValueError),
         (torch.tensor([1, 2]), TypeError),
         ("1", TypeError),
@@ -616,6 +614,28 @@ def test_groups_of_another_shape():
 def test_bad_weights(weight, exc):
     with pytest.raises(exc, match="weight"):
         WeightedL2(0.1, weight)
+
+
+def test_a_weight_of_zero_leaves_the_map_free():
+    dual = WeightedL2(0.5, torch.tensor([1.0, 0.0]))
+    g, inside, outside = torch.tensor([[[2.0, 3.0]], [[2.0, 0.0]], [[2.0, 1e-3]]])
+    assert torch.equal(dual.h_star(g), torch.tensor([2.0]))
+    assert torch.equal(dual.delta_star(g), inside)
+    assert torch.equal(dual.h(inside), torch.tensor([2.0])) and dual.h(outside).isinf().all()
+    assert dual.gap(g, inside).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("v", [(3.0, -1.0, 0.0, 0.5), (0.0, 0.0, 5.0, 0.0), (0.3, 0.0, -0.2, 0.1)])
+def test_slope_of_the_l1_projection_at_zeros(v):
+    v = torch.tensor(v, dtype=torch.double)
+
+    def project(v):
+        return L1Ball(2.5).project(v[None])[0]
+
+    shifts = 1e-6 * torch.eye(4, dtype=torch.double)
+    numeric = torch.stack([(project(v + s) - project(v - s)) / 2e-6 for s in shifts], 1)
+    slopes = torch.autograd.functional.jacobian(project, v)
+    assert (slopes - numeric).abs().max() < 1e-8
 
 
 def test_weights_of_another_shape():
