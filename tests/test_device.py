@@ -33,7 +33,12 @@ from advinterp.adversary import (
     paper_b_mnist,
     paper_c_iterative,
 )
-from advinterp.callbacks import AdversarialTraining, GradientPenalty
+from advinterp.callbacks import (
+    AdversarialTraining,
+    FreeAdversarialTraining,
+    GradientPenalty,
+    RobustMetrics,
+)
 from advinterp.data import tensor_dls
 from advinterp.duals import Ball, ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall, WeightedL2
 from advinterp.evaluate import (
@@ -92,6 +97,8 @@ ALLOWED = {
     "attribution._warn_of_moreau": LOOK,
     "attribution.integrated_gradients": MOVE,  # nodes and weights
     "attribution.slope_between": MOVE,
+    "callbacks._can_measure": LOOK,
+    "callbacks.gini": LOOK,
     "core._check_classes": LOOK,
     "core._look": LOOK,
     "data.create_batches": "the order of an epoch is drawn on the host",
@@ -138,6 +145,8 @@ OF_STRENGTHS = "robustness_curve, strengths"
 GROWS = {
     ("PGD, early stop", "adversary._until_fooled"): "one transfer a step, as it says",
     ("map_attack, pieces", "map_adversary._check_curved"): "a hopeless piece is refused at once",
+    ("FreeAdversarialTraining", "adversary._inspect"): "each replay is a batch of its own",
+    ("FreeAdversarialTraining", "outside"): "fastai reads the loss of each replay",
     ("is_correct", "adversary._inspect"): ATTACKS_OF_PIECES,
     ("is_correct", "adversary._warn_of_lost_gradients"): ATTACKS_OF_PIECES,
     (OF_STRENGTHS, "adversary._inspect"): ATTACKS_OF_PIECES,
@@ -603,6 +612,8 @@ def trained(callback, net, x, y, n):
 
 TRAINING = {
     "AdversarialTraining": lambda n: AdversarialTraining(PGD(LInfBall(0.1), n), alpha=0.5),
+    "FreeAdversarialTraining": lambda n: FreeAdversarialTraining(LInfBall(0.1), 2 * n),
+    "RobustMetrics": lambda n: RobustMetrics(PGD(LInfBall(0.1), n)),
     "GradientPenalty": lambda n: GradientPenalty(JacobianNorm(n)),
     "GradientPenalty of groups": lambda n: GradientPenalty(GradNorm(GroupBall(0.1, groups=GROUPS))),
 }
