@@ -6,6 +6,7 @@
 __all__ = ['Parts', 'Split', 'split_three', 'PhotoReader', 'bring_data', 'store_data']
 
 # %% ../nbs/train/19_parts.ipynb #5c71e324
+import contextlib
 import hashlib
 import importlib
 import io
@@ -43,7 +44,6 @@ from advinterp.data import (
     checksum,
     data_table,
     load,
-    split_rows,
     tensor_dls,
 )
 from .gaze import height_width
@@ -142,9 +142,9 @@ def _first_of(loader, n):
     xs = []
     ys = []
     n_found = 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _as_validation(loader.dataset):
         for batch in loader:
-            x, y = batch[0], batch[1]
+            x, y = _pair(batch)
             units = find_units(loader, x, warn=False)
             xs.append(units.decode(x.as_subclass(Tensor)))
             ys.append(y.as_subclass(Tensor).reshape(len(x)).long())
@@ -152,6 +152,18 @@ def _first_of(loader, n):
             if n_found >= n:
                 break
     return torch.cat(xs)[:n], torch.cat(ys)[:n]
+
+
+def _pair(batch):
+    "Inputs and classes of a batch."
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise TypeError(f"data: a batch is a {type(batch).__name__}, expected (inputs, classes)")
+    return batch[0], batch[1]
+
+
+def _as_validation(data):
+    "Context in which fastai's random transforms leave the examples alone."
+    return data.set_split_idx(1) if hasattr(data, "set_split_idx") else contextlib.nullcontext()
 
 
 def _in_order(loader):
@@ -190,22 +202,24 @@ def split_three(
     _check_shares(valid, test)
     rng = np.random.default_rng(seed)
     if groups is None:
-        return _joined([_cut_class(np.flatnonzero(y == c), valid, test, rng) for c in np.unique(y)])
-    cuts = [_cut_groups(y, groups, valid, test, rng) for _ in range(20)]
-    best = min(cuts, key=lambda cut: _unevenness(y, cut, (1 - valid - test, valid, test)))
+        return Split(*_cut(y, (valid, test), rng))
+    group_of = np.unique(groups, return_inverse=True)[1]
+    shares = (1 - valid - test, valid, test)
+    cuts = [_cut_groups(group_of, shares, rng) for _ in range(20)]
+    best = min(cuts, key=partial(_unevenness, y, shares=shares))
     lacking = [len(np.unique(y[rows])) < len(np.unique(y)) for rows in best]
     if any(lacking):
         part = Split._fields[lacking.index(True)]
         raise ValueError(
-            f"groups: with {len(np.unique(groups))} groups the {part} part lacks a class; use "
-            "finer groups or a larger share"
+            f"groups: with {group_of.max() + 1} groups the {part} part lacks a class; use finer "
+            "groups or a larger share"
         )
     return best
 
 
 def _check_shares(valid, test):
     for name, share in dict(valid=valid, test=test).items():
-        if isinstance(share, bool) or not isinstance(share, (int, float)):
+        if isinstance(share, bool) or not isinstance(share, (int, float, np.floating)):
             raise TypeError(f"{name}={share!r}: expected a share of the rows, such as 0.2")
         if not 0 < share < 1:
             raise ValueError(f"{name}={share!r}: expected a share of the rows between 0 and 1")
@@ -213,33 +227,40 @@ def _check_shares(valid, test):
         raise ValueError(f"valid={valid!r}, test={test!r}: no rows are left for training")
 
 
-def _cut_class(rows, valid, test, rng):
-    "The rows of one class in three parts."
+def _cut(y, shares, rng):
+    "What is left of the rows, then a share of them for each of the shares; of every class some."
+    cuts = [_cut_class(np.flatnonzero(y == c), shares, rng) for c in np.unique(y)]
+    return [np.sort(np.concatenate(rows)) for rows in zip(*cuts)]
+
+
+def _cut_class(rows, shares, rng):
+    "The rows of one class: at least one for each part, the first before the others."
+    n_all = len(rows)
     rows = rng.permutation(rows)
-    n_test = min(max(1, round(len(rows) * test)), len(rows) - 2)
-    n_valid = min(max(1, round(len(rows) * valid)), len(rows) - n_test - 1)
-    return Split(rows[n_test + n_valid :], rows[n_test : n_test + n_valid], rows[:n_test])
+    parts = []
+    for n_later, share in enumerate(shares):  # each leaves one row for each that comes later
+        n_wanted = max(1, round(n_all * share))
+        n = max(0, min(n_wanted, len(rows) - len(shares) + n_later))
+        parts.append(rows[:n])
+        rows = rows[n:]
+    return [rows, *parts]
 
 
-def _joined(cuts):
-    return Split(*[np.sort(np.concatenate(rows)) for rows in zip(*cuts)])
-
-
-def _cut_groups(y, groups, valid, test, rng):
+def _cut_groups(group_of, shares, rng):
     "The rows of three parts of the groups."
-    names = rng.permutation(np.unique(groups))
-    share_of_rows = np.cumsum([np.mean(groups == name) for name in names])
-    part = np.digitize(share_of_rows - 1e-9, [test, test + valid])  # 0: test, 1: valid, 2: train
-    return Split(*[np.flatnonzero(np.isin(groups, names[part == i])) for i in (2, 1, 0)])
+    sizes = np.bincount(group_of)
+    order = rng.permutation(len(sizes))
+    done = np.cumsum(sizes[order]) / len(group_of)
+    part_of = np.empty(len(sizes), int)
+    part_of[order] = np.digitize(done - 1e-9, np.cumsum(shares[:2]))
+    return Split(*[np.flatnonzero(part_of[group_of] == part) for part in range(3)])
 
 
 def _unevenness(y, cut, shares):
     "The largest difference between the share of a class that a part has and that asked for."
-    return max(
-        abs(np.mean(np.isin(np.flatnonzero(y == c), rows)) - share)
-        for c in np.unique(y)
-        for rows, share in zip(cut, shares)
-    )
+    counts = np.bincount(y)
+    found = [np.bincount(y[rows], minlength=len(counts)) / counts for rows in cut]
+    return max(abs(has - share).max() for has, share in zip(found, shares))
 
 # %% ../nbs/train/19_parts.ipynb #203c2fe5
 class _Options(NamedTuple):
@@ -456,9 +477,7 @@ def _own_pairs(data, options, groups):
 
 def _cut_off(y, options, share):
     "The rows that stay, and a share of each class; both sorted."
-    _check_shares(options.valid, options.test)
-    stays, _, off = split_rows(len(y), float(share), options.seed, y)
-    return np.sort(stays), np.sort(off)
+    return _cut(y, (share,), np.random.default_rng(options.seed))
 
 # %% ../nbs/train/19_parts.ipynb #77ab0fb3
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -643,7 +662,8 @@ def _of_folder(folder, options, known_sha256=None):
 
 
 def _sha(texts):
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
+    text = "".join(texts).encode("utf-8", "surrogateescape")  # as file names may be
+    return hashlib.sha256(text).hexdigest()
 
 
 def _check_same(where, sha256, known):
@@ -830,11 +850,11 @@ def _of_loaders(data, options):
     notes = ["loaders as they were given"]
     if len(loaders) == 2:
         notes.append("validation serves as the test, so what is chosen on it looks too good")
-    batch = next(iter(_in_order(loaders[1])))
-    shape = tuple(batch[0].shape)
+    x, y = _pair(next(iter(_in_order(loaders[1]))))
+    shape = tuple(x.shape)
     if len(shape) not in (2, 4):
         raise ValueError(f"data: inputs of shape {shape}, expected (B, d) or (B, C, H, W)")
-    as_labels(batch[1], shape[0])
+    as_labels(y, shape[0])
     kind = "table" if len(shape) == 2 else "image"
     return Parts(
         dls=dls,
@@ -843,7 +863,7 @@ def _of_loaders(data, options):
         name=options.name,
         class_names=_class_names(loaders[0]),
         sizes={part: len(one.dataset) for part, one in zip(Split._fields, [*loaders, loaders[-1]])},
-        bounds=find_units(loaders[1], batch[0], warn=False).bounds if kind == "image" else None,
+        bounds=find_units(loaders[1], x, warn=False).bounds if kind == "image" else None,
         notes=notes,
     )
 
@@ -857,7 +877,7 @@ def _class_names(loader):
         names = getattr(holder, name, None)
         if names is not None and len(names):
             return [str(each) for each in names]
-    highest = max(int(torch.as_tensor(batch[1]).max()) for batch in _in_order(loader))
+    highest = max(int(torch.as_tensor(_pair(batch)[1]).max()) for batch in _in_order(loader))
     return [str(i) for i in range(highest + 1)]
 
 # %% ../nbs/train/19_parts.ipynb #1c9bc2d4
@@ -934,7 +954,7 @@ def _registered_names():
 
 
 def _is_path(data):
-    return not _is_registered(data) and os.path.lexists(Path(data).expanduser())
+    return bool(data) and not _is_registered(data) and os.path.lexists(Path(data).expanduser())
 
 
 def _brought(data, options, known_sha256):
@@ -1026,7 +1046,8 @@ def store_data(
         raise TypeError("data: arrays of load() are named, as in data='digits'")
     content = pack(_raw_in_memory(data, groups))
     digest = hashlib.sha256(content).hexdigest()
-    path = Path(folder).resolve() / f"{name}-{digest[:10]}.safetensors"
+    start = re.sub(r"[^\w.-]+", "_", name)
+    path = Path(folder).resolve() / f"{start}-{digest[:10]}.safetensors"
     if not path.is_file() or path.read_bytes() != content:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)

@@ -234,20 +234,37 @@ def _read_text(path):
         encoding="utf-8-sig",
         skipinitialspace=True,
         compression="gzip" if is_gzip else None,
+        float_precision="round_trip",
     )
     try:
         if is_gzip:
             _check_unpacked(path)
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, **form)
+        _check_header(header.iloc[0].dropna().tolist(), path, form["sep"])
         frame = pd.read_csv(path, low_memory=False, **form)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not in UTF-8; save it again in this encoding") from None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{path}: is no table ({_brief(error)})") from None
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: its rows have more cells than its first line has names")
-    _check_twice(header.iloc[0].dropna().tolist(), f"{path}: ")
     return frame
+
+
+def _check_header(names, path, separator):
+    "Refuse names that occur twice, and a line that was not parted."
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        raise ValueError(
+            f"{path}: its cells are not separated by {separator!r}; save it as CSV with commas "
+            "and decimal points"
+        )
+    _check_twice(names, f"{path}: ")
 
 
 def _brief(error):
@@ -261,7 +278,7 @@ def _check_unpacked(path):
         while part := unpacked.read(2**24):
             size += len(part)
             if size > _LARGEST:
-                raise ValueError(f"unpacked it has more than {_LARGEST / 2**30:g} GiB")
+                raise ValueError(f"{path}: unpacked it has more than {_LARGEST / 2**30:g} GiB")
 
 # %% ../nbs/train/14_tables.ipynb #5aa5454e
 class Table(NamedTuple):

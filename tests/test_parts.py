@@ -11,6 +11,8 @@ import pytest
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
+from fastai.vision.augment import Brightness, Rotate
+from fastai.vision.data import ImageDataLoaders
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -94,6 +96,12 @@ def test_table_from_every_side(tmp_path):
     assert parts.class_names == ["0", "1", "2"]
     assert parts.shape == (14,) and parts.bounds is None and parts.kind == "table"
     assert store_data(WINE, tmp_path) == stored
+
+
+def test_names_of_stored_tables(tmp_path):
+    stored = store_data(WINE, tmp_path / "in", name="../out of/here")
+    assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == ["in"]
+    assert same(brought(stored, "target"), brought(WINE, "target"))
 
 
 def test_what_is_in_memory_cannot_be_made_again():
@@ -379,6 +387,38 @@ def test_loaders():
         store_data(dls, ".")
 
 
+def test_photo_loaders_of_fastai(tmp_path):
+    """The examples are the photos as they are, whatever training does to them."""
+    folder = photo_folder(tmp_path, size=(16, 16))
+    dls = ImageDataLoaders.from_folder(
+        folder,
+        valid_pct=0.3,
+        seed=0,
+        bs=4,
+        num_workers=0,
+        device="cpu",
+        batch_tfms=[
+            Rotate(180, p=1.0),
+            Brightness(0.9, p=1.0),
+            Normalize.from_stats([0.5] * 3, [0.2] * 3, cuda=False),
+        ],
+    )
+    parts = brought(dls)
+    assert parts.class_names == ["dark", "light"] and parts.bounds == (0.0, 1.0)
+    for part, data in (("train", dls.train_ds), ("valid", dls.valid_ds)):
+        x, y = parts.examples(part, None)
+        expected = [torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255 for image, _ in data]
+        assert torch.allclose(x, torch.stack(expected), atol=1e-5)
+        assert y.tolist() == [int(label) for _, label in data]
+
+
+def test_batches_that_are_no_pairs():
+    rows = [dict(x=torch.zeros(3), y=0)] * 4
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
+    with pytest.raises(TypeError, match="a batch is a dict, expected"):
+        brought((loader, loader))
+
+
 def test_torch_loaders():
     x = torch.rand(20, 5)
     y = torch.arange(20) % 3
@@ -462,6 +502,7 @@ def test_another_process(tmp_path):
     [
         ("digitz", {}, "no file, folder or registered name.*did you mean 'digits'"),
         ("nowhere/my.csv", {}, "no file, folder"),
+        ("", {}, "data='': no file"),
         (3, {}, "data: got int"),
         (WINE, dict(target="targte"), "did you mean 'target'"),
         (WINE, dict(target="target", size=3), "size=3: does not apply to a table"),

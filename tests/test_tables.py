@@ -135,10 +135,11 @@ def test_any_table_is_taken_or_refused_in_a_sentence(data, n, missing):
 
 def test_csv_gives_what_the_frame_gives(tmp_path):
     file = tmp_path / "t.csv"
-    SOUND.to_csv(file, index=False)
+    frame = SOUND.assign(much=RNG.random(N) * 10.0 ** RNG.integers(-30, 30, N))
+    frame.to_csv(file, index=False)
     tsv = tmp_path / "t.tsv.gz"
-    SOUND.to_csv(tsv, index=False, sep="\t")
-    expected = pack(RawTable(columns_of(SOUND)))
+    frame.to_csv(tsv, index=False, sep="\t")
+    expected = pack(RawTable(columns_of(frame)))
     assert pack(read_table(file)) == expected
     assert pack(read_table(tsv)) == expected
 
@@ -149,6 +150,8 @@ def test_csv_gives_what_the_frame_gives(tmp_path):
         ("a.csv", b"", "is no table"),
         ("a.csv", b"a,b\n", "0 rows"),
         ("a.csv", b"a,b,a\n1,2,3\n", "columns 'a' occur twice"),
+        ("a.csv", b"a;b\n1,5;2\n1,5;3\n", "not separated by"),
+        ("a.csv", b"a;b\n1;2\n", "not separated by ','"),
         ("a.csv", b"a,b\n1,2,3\n", "more cells"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "is no table"),
         ("a.csv", "gr\u00f6\u00dfe\n1\n".encode("latin-1"), "not in UTF-8"),
