@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 from .core import check_choice
-from .optimisers import WideHessian
+from .optimisers import Columns, WideHessian, coordinate_descent
 
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
@@ -406,13 +406,12 @@ def _correct(prob, w, A, margin=1e-12):
     return A
 
 
-def _fits(prob, n_unknowns):
+def _fits(prob, n_unknowns, max_products=2e10):
     "Is a dense system of so many unknowns worth forming?"
-    return n_unknowns <= _max_active and len(prob.y) * n_unknowns**2 <= _max_products
+    return n_unknowns <= _max_active and len(prob.y) * n_unknowns**2 <= max_products
 
 
 _max_active = 3000  # active weights up to which a dense Gram matrix is formed
-_max_products = 2e10  # of a Gram matrix: seconds
 
 
 def _spread(prob, active, step):
@@ -566,7 +565,7 @@ def _newton_system(prob, w, b):
     if prob.fit_intercept:
         grad = np.append(grad, -(prob.y @ A))
     n = len(prob.y)
-    if ball.singles and len(active) > n and prob.l2[active].all() and _fits(prob, n):
+    if ball.singles and len(active) > n and _fits(prob, n):
         return s, active, grad, _wide_hessian(prob, active, u, prob.q * prob.loss.d2g(z))
     if not _fits(prob, len(active)):
         return s, active, grad, None
@@ -588,7 +587,9 @@ def _wide_hessian(prob, active, u, h):
     X = (X - prob.mean[active]) / prob.scale[active]
     root = np.sqrt(h)
     Z = root[:, None] * (u[active] - prob.y[:, None] * X)
-    return WideHessian(Z, prob.l2[active], -root * prob.y if prob.fit_intercept else None)
+    l2 = prob.l2[active]
+    damped = np.where(l2 > 0, l2, 1e-6 * h.sum())  # without a penalty it is singular
+    return WideHessian(Z, damped, -root * prob.y if prob.fit_intercept else None)
 
 # %% ../nbs/one_layer/12_solver.ipynb #b8927aa8
 def _orthant_step(H, grad, m, free):
@@ -694,6 +695,102 @@ def _halved_step(prob, w, b, dw):
             return w + share * dw
     return w
 
+# %% ../nbs/one_layer/12_solver.ipynb #c5541b47
+def _is_wide(prob):
+    "Are there so many columns that looking for the active ones comes first?"
+    return len(prob.scale) > 200
+
+
+def _working_sets(prob, w, b, tol, max_iter):
+    """Minimise (2) for the `inf` ball until no condition is violated by more than `tol`.
+
+    That is in shares of the masses. Returns weights, intercept, number of quadratic models.
+    """
+    X = prob.X.tocsc() if sparse.issparse(prob.X) else prob.X
+    kinked = _kinked(prob)
+    n_iter = 0
+    while n_iter < max_iter:
+        z = prob.args(w, b)
+        A, v = _masses(prob, z)
+        limit = A.sum() * prob.ball.e + prob.l1
+        off = np.abs(np.sign(w) * limit - v + prob.l2 * w)
+        off = np.where((w != 0) | ~kinked, off, np.maximum(np.abs(v) - limit, 0))
+        imbalance = abs(prob.y @ A) if prob.fit_intercept else 0
+        worst = max(off.max(), imbalance)
+        if worst <= tol * A.sum() or _is_separated(prob, w, b):
+            break
+        active = np.flatnonzero(w)
+        fresh = np.flatnonzero((w == 0) & (off > 0))
+        n_fresh = max(_min_fresh, len(active))
+        fresh = fresh[np.argsort(-off[fresh], kind="stable")[:n_fresh]]
+        chosen = np.sort(np.concatenate([active, fresh]))
+        enough = max(tol, 0.1 * worst / A.sum())
+        w, b, n_more = _models_of(prob, X, chosen, w, b, enough, min(20, max_iter - n_iter))
+        n_iter += n_more
+    return w, b, n_iter
+
+
+_min_fresh = 30  # columns that join a working set, at least
+
+
+def _models_of(prob, X, chosen, w, b, tol, max_iter):
+    "Quadratic models on the chosen columns, with halved steps: weights, intercept, their number."
+    table = X[:, chosen]
+    scale = prob.scale[chosen]
+    if sparse.issparse(table):  # not centred: the intercept takes that up
+        table = table @ sparse.diags(1 / scale)
+        centre = prob.mean[chosen] / scale
+    else:
+        table = (table - prob.mean[chosen]) / scale
+        centre = np.zeros(len(chosen))
+    columns = Columns.of(table, prob.y)
+    e, l1, l2 = prob.ball.e[chosen], prob.l1[chosen], prob.l2[chosen]
+    part = w[chosen]
+    kinked = _kinked(prob)[chosen]
+    b = b - centre @ part  # that of the columns as they are
+    signed = columns.table @ part + prob.y * b
+    g, dg, d2g = prob.loss.g, prob.loss.dg, prob.loss.d2g
+
+    def value(part, signed):
+        penalty = l1 @ np.abs(part) + l2 @ part**2 / 2
+        return prob.q @ g(e @ np.abs(part) - signed) + penalty
+
+    accuracy = 1e-4 if tol > 1e-5 else 1e-8
+    P = value(part, signed)
+    n_iter = 0
+    while n_iter < max_iter:
+        n_iter += 1
+        z = e @ np.abs(part) - signed
+        a = prob.q * dg(z)
+        v = columns.table.T @ a
+        limit = a.sum() * e + l1
+        off = np.abs(np.sign(part) * limit - v + l2 * part)
+        off = np.where((part != 0) | ~kinked, off, np.maximum(np.abs(v) - limit, 0)).max()
+        if prob.fit_intercept:
+            off = max(off, abs(prob.y @ a))
+        if off <= tol * a.sum():
+            break
+        h = prob.q * d2g(z)
+        goal, _, db, _ = coordinate_descent(
+            columns, prob.y, a, h, part, e, l1, l2, prob.fit_intercept, accuracy
+        )
+        step = goal - part
+        change = columns.table @ step + prob.y * db
+        for share in 0.5 ** np.arange(30):
+            reached = goal if share == 1 else part + share * step
+            P_new = value(reached, signed + share * change)
+            if P_new <= P * (1 + 1e-15):
+                break
+        else:
+            break
+        stalled = not step.any() and abs(db) < 1e-15
+        part, signed, b, P = reached, signed + share * change, b + share * db, P_new
+        if stalled or _runaway(prob, P):
+            break
+    w = w.copy()
+    w[chosen] = part
+    return w, b + centre @ part, n_iter
+
 # %% ../nbs/one_layer/12_solver.ipynb #3fa9f1cd
 def _continuation(prob, w, b, tol, max_iter):
     """With groups: follow the minimiser of the rounded problem as the rounding goes to zero.
@@ -728,7 +825,15 @@ def _solve_smooth(prob, w, b, tol, max_iter):
     warm = w.any() and prob.value(w, b) < prob.value(zero, b_zero)
     if not warm:
         w, b = zero, b_zero
-    if not warm or not _fits(prob, min(np.count_nonzero(w), len(prob.y))):
+    if prob.ball.singles and _is_wide(prob):
+        w, b, n_iter = _working_sets(prob, w, b, 1e-4, max_iter)
+        if not _fits(prob, min(np.count_nonzero(w), len(prob.y)), 1e9):
+            inside = copy(prob)  # so that the masses, met to rounding, lie in the ball itself
+            inside.ball = prob.ball.with_strengths(prob.ball.e * (1 - 1e-9))
+            w, b, n_more = _working_sets(inside, w, b, 2e-10, max_iter - n_iter)
+            A, _ = _masses(inside, inside.args(w, b))
+            return w, b, A, n_iter + n_more
+    elif not warm or not _fits(prob, min(np.count_nonzero(w), len(prob.y))):
         if prob.ball.singles and _fits(prob, min(len(w), len(prob.y))):  # Newton does the rest
             w, b, n_iter = _lbfgs(prob, w, b, max(tol / 10, 1e-4), min(200, max_iter))
         elif prob.ball.singles:

@@ -222,3 +222,42 @@ def test_separable_rows_that_do_not_converge_say_so():
     y = np.sign(X[:, 0])
     with pytest.warns(ConvergenceWarning, match="to .* of their optimum"):
         AdversarialClassifier(eps=0, max_iter=20, tol=1e-12).fit(X, y)
+
+
+# --- wide tables ---
+@pytest.mark.parametrize("arguments", [dict(), dict(loss="softplus_hinge"), dict(alpha_l1=0.01)])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_wide_tables_sparse_or_dense(arguments, fit_intercept, quiet):
+    """Certified, so right; and a sparse table is solved as the dense one, far from zero or not."""
+    rng = np.random.default_rng(1)
+    X = np.where(rng.random((400, 900)) < 0.1, rng.normal(size=(400, 900)), 0)
+    X[:, 30] += 100 * fit_intercept
+    y = X[:, :20].sum(1) + rng.normal(size=400) > 0
+    settings = dict(eps=0.03, fit_intercept=fit_intercept, **arguments)
+    dense = AdversarialClassifier(**settings).fit(X, y)
+    by_sparse = AdversarialClassifier(**settings).fit(sparse.csr_matrix(X), y)
+    assert max(dense.gap_, by_sparse.gap_) < 1e-8
+    assert by_sparse.objective_ == pytest.approx(dense.objective_, abs=1e-8)
+    assert 5 < np.count_nonzero(dense.coef_) < 200
+
+
+def test_wide_tables_without_a_gram_matrix(monkeypatch, quiet):
+    """Where too many weights are active for one the bound comes from a ball a little smaller."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(500, 400))
+    y = X[:, :20].sum(1) + 3 * rng.normal(size=500) > 0
+    by_newton = AdversarialClassifier(eps=0.1).fit(X, y)
+    monkeypatch.setattr("advinterp.solver._max_active", 3)
+    without = AdversarialClassifier(eps=0.1).fit(X, y)
+    assert without.gap_ < 1e-8
+    assert without.objective_ == pytest.approx(by_newton.objective_, abs=1e-8)
+    np.testing.assert_array_equal(without.coef_ == 0, by_newton.coef_ == 0)
+
+
+def test_a_wide_warm_start_is_shorter():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(300, 500))
+    y = X[:, :10].sum(1) + 3 * rng.normal(size=300) > 0
+    clf = AdversarialClassifier(eps=0.15, warm_start=True).fit(X, y)
+    first = clf.n_iter_[0]
+    assert clf.fit(X, y).n_iter_[0] < first
