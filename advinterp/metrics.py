@@ -174,7 +174,7 @@ def share_above(
     return (v >= threshold).to(v.dtype).mean(1)
 
 # %% ../nbs/maths/06_metrics.ipynb #e3a2f67d
-@metric("higher", "Ghorbani, Abid and Zou 2019; Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.4")
+@metric("higher", "Ghorbani, Abid and Zou 2019; Gong, Dou and Farnia 2024 (arXiv:2404.04647), B.6")
 def topk_overlap(
     a: Tensor | np.ndarray,  # `(B, ...)` the map of reference
     b: Tensor | np.ndarray,  # `(B, ...)` the map compared with it

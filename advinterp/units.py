@@ -240,7 +240,7 @@ def _has_image_shape(x):
 
 
 def _is_as_given(loader):
-    "A `TensorSet` holds what its caller gave: where that has a valid range, he says which."
+    "A `TensorSet` holds what its caller gave: where that has a valid range, the caller says which."
     return "TensorSet" in _names_of(getattr(loader, "dataset", None))
 
 
