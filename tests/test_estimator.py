@@ -16,13 +16,23 @@ from scipy import sparse
 from scipy.special import expit
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_iris, make_classification
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_selection import SelectKBest
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import ElasticNet, LinearRegression, LogisticRegression
 from sklearn.metrics import log_loss, r2_score
-from sklearn.model_selection import GroupKFold, cross_validate
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MinMaxScaler,
+    OneHotEncoder,
+    StandardScaler,
+)
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from advinterp import estimator as estimator_module
@@ -37,6 +47,7 @@ from advinterp.estimator import (
     AdversarialRegressorCV,
     adversarial_path,
     class_strengths,
+    explain,
     null_eps,
 )
 from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, duality_gap, solve
@@ -1066,3 +1077,102 @@ def test_explanations_are_towards_the_class_shown(noisy):
         assert why.towards == f"class {label}"
         gained = model.predict_proba(row[None]).max() - at_mean[label]
         assert why.frame.attribution.sum() == pytest.approx(gained)
+
+
+# --- pipelines ---
+@pytest.fixture(scope="module")
+def people():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        dict(
+            age=rng.integers(20, 70, 200).astype(float),
+            work=rng.choice(["private", "state", "self"], 200),
+            hours=rng.normal(40, 8, 200),
+            sex=rng.choice(["f", "m"], 200),
+            noise=rng.normal(size=200),
+        )
+    )
+    y = (table.age / 20 + 2 * (table.work == "state") + rng.normal(size=200) > 2.6).astype(int)
+    return table, y
+
+
+WORDS, NUMBERS = ["work", "sex"], ["age", "hours", "noise"]
+BY_TYPE = make_column_selector(dtype_include=float)
+SCALED = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler())
+PIPES = {
+    "columns": make_column_transformer((OneHotEncoder(drop="if_binary"), WORDS), (SCALED, NUMBERS)),
+    "sparse": make_column_transformer(
+        (StandardScaler(), BY_TYPE), (OneHotEncoder(), [1, 3]), sparse_threshold=1.0
+    ),
+    "remainder": ColumnTransformer(
+        [("words", OneHotEncoder(sparse_output=False), WORDS)], remainder="passthrough"
+    ),
+    "slices": ColumnTransformer(
+        [
+            ("words", OneHotEncoder(), slice(1, 2)),
+            ("dropped", "drop", ["hours"]),
+            ("bins", KBinsDiscretizer(3, strategy="uniform"), ["age"]),
+        ]
+    ),
+    "union": make_pipeline(
+        make_column_transformer((OneHotEncoder(), WORDS), ("passthrough", NUMBERS)),
+        FeatureUnion([("best", SelectKBest(k=4)), ("scaled", StandardScaler(with_mean=False))]),
+    ),
+}
+
+
+@pytest.mark.parametrize("output", ["prob", "logit"])
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipeline_is_explained_in_raw_columns(people, name, output):
+    """The columns made of a raw column are those that change with it."""
+    table, y = people
+    pipe = make_pipeline(clone(PIPES[name]), AdversarialClassifier(eps=0.03)).fit(table, y)
+    row = table.iloc[[7]]
+    why = explain(pipe, row, n=99, output=output)
+    by_column = {text.split(" = ")[0]: a for text, a in why.frame.values}
+    assert set(by_column) <= set(table)
+    assert explain(pipe, table.iloc[7], n=99, output=output).frame.equals(why.frame)
+    est, made = pipe[-1], pipe[:-1].transform(row)
+    made = made.toarray() if sparse.issparse(made) else np.asarray(made)
+    sign = 1 if pipe.predict(row)[0] == 1 else -1
+    parts = sign * est.attribute(made, output=output)[0]
+    assert sum(by_column.values()) == pytest.approx(parts.sum())
+    for column in table if output == "logit" else ():
+        made_of_it = np.zeros(made.shape[1], bool)
+        for value in table[column].unique():
+            moved = pipe[:-1].transform(row.assign(**{column: value}))
+            made_of_it |= (moved.toarray()[0] if sparse.issparse(moved) else moved[0]) != made[0]
+        assert by_column.get(column, 0) == pytest.approx(parts[made_of_it].sum())
+
+
+def test_values_are_shown_as_they_came(people):
+    table, y = people
+    pipe = make_pipeline(clone(PIPES["columns"]), AdversarialClassifier(eps=0.03)).fit(table, y)
+    text = str(explain(pipe, table.iloc[7]))
+    assert f"work = {table.work[7]}" in text or f"age = {table.age[7]:.3g}" in text
+    search = GridSearchCV(pipe, {"adversarialclassifier__eps": [0.03]}, cv=2).fit(table, y)
+    assert str(explain(search, table.iloc[7])) == text
+    from_row = explain(pipe, table.iloc[7], baseline=table.iloc[7])
+    assert len(from_row.frame) == 0
+    with pytest.raises(ValueError, match="2 rows"):
+        explain(pipe, table[:2])
+
+
+def test_arrays_and_regression_go_through_a_pipeline(line):
+    X, y = line
+    pipe = make_pipeline(StandardScaler(), AdversarialRegressor(eps=0.1)).fit(X, y)
+    why = explain(pipe, X[0])
+    assert why.frame.feature[0].startswith(("x0 = ", "x1 = ", "x2 = "))
+    moved = pipe.predict(X[:1])[0] - pipe[-1].predict(np.zeros((1, 6)))[0]
+    assert why.frame.attribution.sum() == pytest.approx(moved)
+    assert str(explain(pipe[-1], X[0])) == str(pipe[-1].explain(X[0]))
+
+
+@pytest.mark.parametrize("step", [PCA(2), FunctionTransformer(np.abs)], ids=["pca", "function"])
+def test_what_cannot_be_followed_is_refused(line, step):
+    X, y = line
+    pipe = make_pipeline(step, AdversarialRegressor()).fit(X, y)
+    with pytest.raises(ValueError, match="cannot be followed"):
+        explain(pipe, X[0])
+    with pytest.raises(TypeError, match="ends in LinearRegression"):
+        explain(LinearRegression().fit(X, y), X[0])
