@@ -4,6 +4,8 @@ python benchmarks/estimator.py speed    # beside SGD on the same objective, scik
 python benchmarks/estimator.py growth   # with rows and columns (--full: to 1e6 x 50, 2000 x 20000)
 python benchmarks/estimator.py tables   # Chalasani et al. 2020, Table 1 and Fig. 3, 20 splits: the
                                         # exact optimum beside SGD (needs ADVINTERP_DATA)
+python benchmarks/estimator.py refits   # accuracy and robust accuracy that a refit changes
+python benchmarks/estimator.py null     # features taken on noise, with and without folds
 """
 
 import argparse
@@ -16,12 +18,12 @@ import torch
 from joblib import Parallel, delayed
 from scipy import special
 from scipy.stats import t as student
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_breast_cancer, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from advinterp.data import load
-from advinterp.estimator import AdversarialClassifier, adversarial_path
+from advinterp.estimator import AdversarialClassifier, AdversarialClassifierCV, adversarial_path
 from advinterp.metrics import gini
 
 
@@ -205,7 +207,8 @@ def path_of_split(X, y, seed, grid):
     "The exact path of one 80/20 split: its frame and its CPU time."
     X_train, X_test, y_train, y_test = train_and_test(X, y, seed)
     start = time.process_time()
-    path = adversarial_path(X_train, y_train, grid, X_test=X_test, y_test=y_test)
+    test = dict(X_test=X_test, y_test=y_test, baseline=0.0)  # the paper's baseline
+    path = adversarial_path(X_train, y_train, grid, **test)
     return path.frame, time.process_time() - start
 
 
@@ -283,19 +286,72 @@ def tables(n_splits=20, names=("mushroom", "spambase"), eps=0.1, lam=0.02):
         print(measures.iloc[::3].round(4).to_string())
 
 
+# --- more than l1: refits, and strengths without cross-validation ---
+
+
+def refits(n_splits=20, grid=(0.05, 0.1, 0.2)):
+    "What a refit changes on test rows: accuracy and robust accuracy, over halves of three tables."
+    tables = {name: load(name)[:2] for name in ("mushroom", "spambase")}
+    tables["breast cancer"] = load_breast_cancer(return_X_y=True)
+    for name, (X, y) in tables.items():
+        X = np.asarray(X, float)
+        if name != "mushroom":
+            X = (X - X.mean(0)) / X.std(0)
+        for refit in ("scale", "relaxed"):
+            changes = []
+            for seed in range(n_splits):
+                parts = train_test_split(X, y, test_size=0.5, random_state=seed, stratify=y)
+                test = dict(X_test=parts[1], y_test=parts[3])
+                frame = adversarial_path(parts[0], parts[2], grid, refit=refit, **test).frame
+                for measure in ("accuracy", "robust_accuracy"):
+                    frame[measure] -= frame[f"solved_{measure}"]
+                changes.append(frame)
+            for eps, rows in pd.concat(changes).groupby("eps"):
+                print(
+                    f"{name:14} {refit:8} eps {eps:4}: accuracy {interval(rows.accuracy)}, "
+                    f"robust {interval(rows.robust_accuracy)}",
+                    flush=True,
+                )
+
+
+def null(n_tables=20, n=200, d=100):
+    "Features taken on pure noise and beside five true ones: by `eps='null'` and cross-validation."
+    models = {
+        "eps='null'": AdversarialClassifier(eps="null"),
+        "CV": AdversarialClassifierCV(),
+        "CV, level=1": AdversarialClassifierCV(level=1),
+    }
+    for strength in (0.0, 1.0):
+        for name, model in models.items():
+            found = np.zeros((n_tables, 2))
+            start = time.process_time()
+            for seed in range(n_tables):
+                rng = np.random.default_rng(seed)
+                X, y = rng.normal(size=(n, d)), np.arange(n) % 2
+                X[:, :5] += strength * y[:, None]
+                on = model.fit(X, y).coef_[0] != 0
+                found[seed] = on[:5].sum(), on[5:].sum()
+            seconds = (time.process_time() - start) / n_tables
+            print(
+                f"strength {strength}: {name:12} first five {interval(found[:, 0])}, "
+                f"others {interval(found[:, 1])}, {1000 * seconds:.0f} ms",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", default="speed", choices=["speed", "growth", "tables"])
+    parser.add_argument("what", nargs="?", default="speed", choices=list(RUNS))
     parser.add_argument("--full", action="store_true", help="growth: the largest tables too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # separable rows are named in the paths
-    if options.what == "speed":
-        speed()
-    elif options.what == "growth":
+    if options.what == "growth":
         growth(options.full)
     else:
-        tables()
+        RUNS[options.what]()
 
+
+RUNS = dict(speed=speed, growth=growth, tables=tables, refits=refits, null=null)
 
 if __name__ == "__main__":
     main()
