@@ -952,7 +952,7 @@ def _outcome(est, x):
     return outcome, f"class {predicted}"
 
 # %% ../nbs/one_layer/13_estimator.ipynb #8d4271f8
-def explain(  # noqa: F811 (the one before is a method)
+def explain(  # type: ignore[no-redef]  # noqa: F811 (the one before is a method)
     pipeline: BaseEstimator,  # fitted `Pipeline` that ends in one of this page, or a search of such
     X: np.ndarray | pd.DataFrame | pd.Series,  # one row, as the pipeline takes it
     n: int = 5,  # at most this many raw columns
