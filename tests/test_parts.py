@@ -255,6 +255,19 @@ def test_photos_of_all_modes_and_sizes(tmp_path):
     assert "4 grey photos" in parts.describe() and "2 transparent" in parts.describe()
 
 
+def test_a_turned_camera(tmp_path):
+    """A photo that is stored lying has the size that it has upright."""
+    photo_folder(tmp_path, size=(20, 16))
+    lying = Image.new("RGB", (20, 16))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "dark" / "lying.jpg", exif=exif)
+    assert brought(tmp_path).shape == (3, 20, 16)
+    lying.save(tmp_path / "dark" / "lying.jpg")
+    with pytest.raises(ValueError, match="photos of 2 sizes"):
+        brought(tmp_path)
+
+
 def spoil_torn(folder):
     path = folder / "dark" / "torn.jpg"
     Image.new("RGB", (64, 64), "red").save(path)
@@ -366,6 +379,8 @@ def test_registered_sets():
     assert toy.sizes == dict(train=8000, valid=2000, test=1000)
     assert np.array_equal(toy.examples("test", None)[0].numpy(), load("block_toy").x_test)
     assert same(brought(load("digits")), digits)
+    again, other = brought("block_toy"), brought("block_toy", seed=1)
+    assert same(toy, again) and not same(toy, other)
     for name in ("osie_gaze", "cub_gha"):
         with pytest.raises(ValueError, match=r"gaze|classes|not found"):
             brought(name)

@@ -133,6 +133,13 @@ def test_any_table_is_taken_or_refused_in_a_sentence(data, n, missing):
 # ---------------------------------------------------------------- files
 
 
+def test_numbers_of_a_csv_are_exact(tmp_path):
+    numbers = RNG.random(3000) * 10.0 ** RNG.integers(-30, 30, 3000)
+    pd.DataFrame({"a": numbers}).to_csv(tmp_path / "t.csv", index=False)
+    (column,) = read_table(tmp_path / "t.csv").columns
+    assert np.array_equal(column.values, numbers)
+
+
 def test_csv_gives_what_the_frame_gives(tmp_path):
     file = tmp_path / "t.csv"
     frame = SOUND.assign(much=RNG.random(N) * 10.0 ** RNG.integers(-30, 30, N))
