@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 from .core import check_choice
-from .optimisers import Columns, WideHessian, coordinate_descent
+from .optimisers import Columns, WideHessian, coordinate_descent, hinge_interior_point
 
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
@@ -974,6 +974,9 @@ def _solve_conic(prob, w, b, tol, max_iter):
     n, d = prob.X.shape
     loss = prob.loss
     ball = prob.ball
+    by_blas = _hinge_by_blas(prob, tol, max_iter)
+    if by_blas:
+        return by_blas
     kinked = np.flatnonzero(_kinked(prob))
     n_exp = n if loss.smooth else 0
     n_groups = 0 if ball.singles else ball.groups.max() + 1
@@ -1002,6 +1005,29 @@ def _solve_conic(prob, w, b, tol, max_iter):
         return w, b, np.minimum(masses[0], prob.q), n_iter
     above, below = masses
     return w, b, (above + below, above - below), n_iter
+
+
+def _hinge_by_blas(prob, tol, max_iter):
+    "As `_solve_conic`, for the hinge and the `inf` ball; None where that fails or is not for it."
+    n, d = prob.X.shape
+    dense = isinstance(prob.X, np.ndarray) and n >= 4 * d and d <= 500
+    fits = dense and isinstance(prob.loss, HingeLoss) and _kinked(prob).all()
+    if not fits or not prob.ball.singles or isinstance(prob.ball, EpsBall1):
+        return None
+    X = (prob.X - prob.mean) / prob.scale
+    inside = prob.ball.e * (1 - 1e-8)
+    with np.errstate(all="ignore"):
+        w, b, A, n_iter = hinge_interior_point(
+            X, prob.y, prob.q, inside, prob.l1, prob.l2, prob.fit_intercept, max_iter=max_iter
+        )
+    if not np.isfinite(np.append(w, b)).all():
+        return None
+    w = _snap(prob, w, b, tol)
+    b = b if w.any() else _constant(prob)
+    A = np.clip(A, 0, prob.q)
+    if duality_gap(prob, w, b, A) > 0.1 * tol:
+        return None
+    return w, b, A, n_iter
 
 
 def _conic_table(prob):

@@ -1,6 +1,8 @@
 """Speed and results of the exact estimators, as ratios measured in one run.
 
 python benchmarks/estimator.py speed    # beside SGD on the same objective, scikit-learn's l1, CVXPY
+python benchmarks/estimator.py peers    # CPU time over that of skglm, celer, liblinear (those that
+                                        # are installed), each with as many weights
 python benchmarks/estimator.py growth   # with rows and columns (--full: to 1e6 x 50, 2000 x 20000)
 python benchmarks/estimator.py tables   # Chalasani et al. 2020, Table 1 and Fig. 3, 20 splits: the
                                         # exact optimum beside SGD (needs ADVINTERP_DATA)
@@ -16,14 +18,20 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from scipy import special
+from scipy import sparse, special
 from scipy.stats import t as student
 from sklearn.datasets import load_breast_cancer, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import normalize
 
 from advinterp.data import load
-from advinterp.estimator import AdversarialClassifier, AdversarialClassifierCV, adversarial_path
+from advinterp.estimator import (
+    AdversarialClassifier,
+    AdversarialClassifierCV,
+    adversarial_path,
+    class_strengths,
+)
 from advinterp.metrics import gini
 
 
@@ -164,6 +172,106 @@ def speed():
         tables.append(table)
     table = pd.concat(tables).round({"ms": 1, "ratio": 1, "objective": 6})
     print(table.to_string(index=False))
+
+
+# --- peers ---
+
+
+def peer_models():
+    "Constructors of l1 logistic models by their inverse strength C per row: those installed."
+    models = dict(
+        liblinear=lambda C, n: LogisticRegression(
+            C=C, l1_ratio=1.0, solver="liblinear", tol=1e-6, max_iter=1000, random_state=0
+        )
+    )
+    try:
+        from skglm import SparseLogisticRegression
+
+        models["skglm"] = lambda C, n: SparseLogisticRegression(alpha=1 / (C * n), tol=1e-6)
+    except ImportError:
+        print("skglm is not installed: left out")
+    try:
+        from celer import LogisticRegression as Celer
+
+        models["celer"] = lambda C, n: Celer(C=C, tol=1e-6)
+    except ImportError:
+        print("celer is not installed: left out")
+    return models
+
+
+def made_text(n=20_000, d=50_000, n_words=60):
+    "Rows of words drawn by Zipf's law, weighted by their rarity, and labels by 400 of the words."
+    rng = np.random.default_rng(0)
+    share = 1 / (np.arange(d) + 10)
+    share /= share.sum()
+    rows = np.repeat(np.arange(n), n_words)
+    words = rng.choice(d, n * n_words, p=share)
+    X = sparse.csr_matrix((np.ones(n * n_words), (rows, words)), (n, d))
+    X.data = 1 + np.log(X.data)
+    X = normalize(X @ sparse.diags(np.log(n / (1 + X.getnnz(0))) + 1)).tocsr()
+    w = np.zeros(d)
+    chosen = rng.choice(d, 400, p=share, replace=False)
+    w[chosen] = 8 * rng.normal(size=400)
+    scores = X @ w
+    return X, scores > np.median(scores) + rng.normal(size=n) / 2
+
+
+def peer_tables():
+    "Name, rows, labels and strengths."
+    for name in ("spambase", "mushroom"):
+        data = load(name)
+        X = data.x.astype(float)
+        if name == "spambase":
+            X = (X - X.mean(0)) / X.std(0)
+        yield name, X, data.y == np.max(data.y), (0.1,)
+    for n, d, strengths in ((2000, 2000, (0.1, 0.05)), (1000, 5000, (0.15, 0.1))):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((n, d))
+        yield f"{n} x {d}", X, X[:, :10].sum(1) / 2 + rng.standard_normal(n) > 0, strengths
+    X, y = made_text()
+    top = np.abs(class_strengths(X, y)).max()
+    yield "text", X, y, (0.2 * top, 0.05 * top)
+
+
+def cpu_of(function, n_calls=3):
+    "Result and shortest CPU time of the calls."
+    times = []
+    for _ in range(n_calls):
+        start = time.process_time()
+        result = function()
+        times.append(time.process_time() - start)
+    return result, min(times)
+
+
+def at_equal_sparsity(make, X, y, n_nonzero):
+    "A peer's model with about as many weights, by bisection, and its CPU time."
+    low, high = -3.0, 3.0  # of log10 C
+    for _ in range(12):
+        C = 10 ** ((low + high) / 2)
+        found = np.count_nonzero(make(C, len(y)).fit(X, y).coef_)
+        if found == n_nonzero:
+            break
+        low, high = (np.log10(C), high) if found < n_nonzero else (low, np.log10(C))
+    return cpu_of(lambda: make(C, len(y)).fit(X, y))
+
+
+def peers():
+    AdversarialClassifier(eps=0.3).fit(*made_table(100, 400))  # compiled once, then kept on disk
+    rows = []
+    for name, X, y, strengths in peer_tables():
+        X = X if sparse.issparse(X) else np.asfortranarray(X)
+        columns = sparse.csc_matrix(X) if sparse.issparse(X) else X  # as the peers like it
+        signs = np.where(y, 1, -1)
+        for eps in strengths:
+            clf, ours = cpu_of(lambda X=X, y=y, eps=eps: AdversarialClassifier(eps=eps).fit(X, y))
+            n_nonzero = np.count_nonzero(clf.coef_)
+            row = dict(data=name, eps=round(eps, 5), nonzero=n_nonzero, gap=clf.gap_, ours=ours)
+            for peer, make in peer_models().items():
+                model, theirs = at_equal_sparsity(make, columns, signs, n_nonzero)
+                row[f"{peer} nonzero"] = np.count_nonzero(model.coef_)
+                row[f"ours / {peer}"] = round(ours / theirs, 2)
+            rows.append(row)
+            print(pd.DataFrame(rows[-1:]).to_string(index=False), flush=True)
 
 
 # --- growth ---
@@ -351,7 +459,7 @@ def main():
         RUNS[options.what]()
 
 
-RUNS = dict(speed=speed, growth=growth, tables=tables, refits=refits, null=null)
+RUNS = dict(speed=speed, peers=peers, growth=growth, tables=tables, refits=refits, null=null)
 
 if __name__ == "__main__":
     main()

@@ -261,3 +261,32 @@ def test_a_wide_warm_start_is_shorter():
     clf = AdversarialClassifier(eps=0.15, warm_start=True).fit(X, y)
     first = clf.n_iter_[0]
     assert clf.fit(X, y).n_iter_[0] < first
+
+
+# --- the hinge by its own interior point ---
+@pytest.mark.parametrize("alpha_l1, alpha_l2", [(0, 0), (0.01, 0), (0, 0.02)])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_two_solvers_of_the_hinge_agree(
+    noisy, alpha_l1, alpha_l2, fit_intercept, monkeypatch, quiet
+):
+    clf = AdversarialClassifier(
+        loss="hinge", alpha_l1=alpha_l1, alpha_l2=alpha_l2, fit_intercept=fit_intercept
+    )
+    own = clf.fit(*noisy)
+    objective, coef = own.objective_, own.coef_
+    assert own.gap_ < 1e-7
+    monkeypatch.setattr("advinterp.solver._hinge_by_blas", lambda *_: None)
+    by_cone = clf.fit(*noisy)
+    assert objective == pytest.approx(by_cone.objective_, abs=1e-7)
+    np.testing.assert_allclose(coef, by_cone.coef_, atol=1e-4)
+
+
+def test_a_hinge_that_is_not_certified_goes_to_the_cone_solver(noisy, monkeypatch, quiet):
+    good = AdversarialClassifier(loss="hinge").fit(*noisy)
+
+    def spoilt(X, y, q, *_, **__):
+        return np.ones(X.shape[1]), 0.0, q / 2, 1
+
+    monkeypatch.setattr("advinterp.solver.hinge_interior_point", spoilt)
+    again = AdversarialClassifier(loss="hinge").fit(*noisy)
+    assert again.objective_ == pytest.approx(good.objective_, abs=1e-7)
