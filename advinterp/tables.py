@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -229,13 +229,14 @@ def _read_parquet(path):
 def _read_text(path):
     "A CSV or TSV file."
     is_gzip = path.name.lower().endswith(".gz")
-    form = dict(
+    form: dict[str, Any] = dict(
         sep="\t" if ".tsv" in path.name.lower() else ",",
         encoding="utf-8-sig",
         skipinitialspace=True,
         compression="gzip" if is_gzip else None,
-        float_precision="round_trip",
     )
+    if pd.__version__ < "3":
+        form["float_precision"] = "round_trip"  # later ones read every number exactly
     try:
         if is_gzip:
             _check_unpacked(path)
