@@ -29,7 +29,8 @@ _HOMES = {
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
     "interpretation": "AttributionInterpretation compare_maps",
-    "study": "compare",
+    "spec": "from_spec to_spec",
+    "comparison": "compare",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

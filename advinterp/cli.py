@@ -147,36 +147,55 @@ def _command(function: Callable) -> Callable:
 # %% ../nbs/commands/60_cli.ipynb #2216e9bb
 @_command
 def _compare(
+    data: str = "breast_cancer",  # CSV or Parquet file, folder of photos, name, module:function
     *,
-    data: Sequence[str] = ("digits", "breast_cancer"),  # data sets
-    methods: Sequence[str] = ("l1", "adversarial"),  # besides natural: l1, adversarial
-    eps: Sequence[float] = (),  # strengths of the adversary in the inputs' units; else the recipe's
-    lambda_: Sequence[float] = (),  # strengths of the l1 penalty; else the recipe's
-    seeds: int = 1,  # how many seeds: 0 ... N-1
-    epochs: int | None = None,  # epochs of every model; else the recipe's
+    target: str | None = None,  # of a table: the column of classes
+    model: str | None = None,  # one_layer, mlp, small_conv, resnet18 ...; else by the data
+    methods: Sequence[str] = ("natural", "l1", "adversarial"),  # names or specs
+    strengths: Sequence[float] = (),  # one path for all; else each method's own
+    measures: Sequence[str] = ("quick",),  # quick, all, or names
+    tolerance: float = 0.01,  # accuracy that may be lost
+    seeds: int = 3,  # how many seeds: 0 ... N-1
+    epochs: int | None = None,  # of every training; else by the data
+    eps: float | None = None,  # of the attack that is measured, in the inputs' units
+    size: int | None = None,  # photos: pixels
+    missing: str | None = None,  # tables: drop or median
+    groups: str | None = None,  # tables: column of what is not to be parted
     out: str = "results",  # where results.csv, report.html and the figures go
     device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
     resume: bool = False,  # continue an earlier study in the folder: finished runs are kept
     jobs: int = 1,  # processes that train at the same time; -1: one for each core
     backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
+    dry_run: bool = False,  # list the runs with estimated minutes, and train nothing
 ):
-    "Train natural, l1 and adversarial models and compare how concise their explanations are."
-    from advinterp.study import compare
+    "Train models by several methods and compare their explanations at equal accuracy."
+    from advinterp.comparison import compare
 
-    changes: dict[str, Any] = {} if epochs is None else dict(epochs=epochs, adv_epochs=epochs)
     results = compare(
         data,
-        methods=methods,
-        eps=eps or None,
-        lam=lambda_ or None,
+        target,
+        model,
+        methods,
+        strengths=strengths or "auto",
+        measures=measures[0] if len(measures) == 1 else measures,
+        tolerance=tolerance,
         seeds=seeds,
+        epochs=epochs,
+        eps=eps,
+        size=size,
+        missing=missing,
+        groups=groups,
         out=out,
         device=device,
         resume=resume,
         n_jobs=jobs,
         backend=backend,
-        **changes,
+        dry_run=dry_run,
     )
+    if dry_run:
+        _show(results.round(2).to_string(index=False))
+        _show(f"\nin all about {results.minutes.sum():.1f} minutes")
+        return
     _show(results.show())
     _show(f"\nreport: {os.path.join(out, 'report.html')}")
 
@@ -221,12 +240,22 @@ def _study(
     if action == "status":
         _print_status(out)
         return
-    from advinterp.study import open_study
+    from advinterp.comparison import open_study
 
     results = open_study(out)
     if results.empty:
         raise ValueError(f"out={out!r}: no run is finished yet")
     _show(results.show() if action == "table" else results.report())
+
+
+@_command
+def _report(
+    out: str,  # the folder that --out named
+):
+    "The report of a study, written anew; where it is."
+    from advinterp.comparison import open_study
+
+    _show(open_study(out).report())
 
 # %% ../nbs/commands/60_cli.ipynb #6d68a6e7
 def _print_data_table():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['at_equal_accuracy', 'paired_gains', 'Results', 'estimate', 'compare', 'open_study']
 
-# %% ../nbs/studies/47_comparison.ipynb #c93f276f
+# %% ../nbs/studies/47_comparison.ipynb #f7506213
 import json
 import tempfile
 import warnings
@@ -34,7 +34,6 @@ from advinterp.experiments import (
     make_model,
     method_of,
     numbers_of,
-    parts_of,
 )
 from advinterp.jobs import (
     check_out,
@@ -50,10 +49,9 @@ from .measures import Setting, measures_of
 from .parts import Parts, bring_data, store_data
 from .plots import feature_impact_bars, saliency_grid, tradeoff
 from .report import Section, interval, percent, write_report
-from .study import Recipe, _check_device, _raise_failed, _seeds
-from .study import compare as compare_recipes
+from .study import Recipe, _check_device, _raise_failed, _seeds, compare_recipes
 
-# %% ../nbs/studies/47_comparison.ipynb #ac9f42c8
+# %% ../nbs/studies/47_comparison.ipynb #f489f5e2
 def at_equal_accuracy(
     accuracies: np.ndarray,  # `(..., P)` along a path, natural training first
     values: np.ndarray,  # `(..., P)` a measure along it
@@ -74,7 +72,7 @@ def at_equal_accuracy(
     share = np.clip(share, 0, 1)
     return (1 - share) * at(values, last) + share * at(values, after)  # (1)
 
-# %% ../nbs/studies/47_comparison.ipynb #42c4f1f7
+# %% ../nbs/studies/47_comparison.ipynb #d54f18ae
 def _resampled(examples, n_resamples, rng):
     "Means `(R, P)` of each measure `(P, N)` over the same resampled test examples."
     n = next(iter(examples.values())).shape[1]
@@ -114,7 +112,7 @@ def paired_gains(
     columns = np.arange(n_draws).reshape(n_resamples, len(seeds))
     return {m: np.stack(rows)[drawn, columns].mean(1) for m, rows in gains.items()}
 
-# %% ../nbs/studies/47_comparison.ipynb #d5df85e7
+# %% ../nbs/studies/47_comparison.ipynb #fc332182
 @dataclass(eq=False)
 class Results:
     """What a study found: a table, and the answer at equal accuracy."""
@@ -134,6 +132,11 @@ class Results:
     def methods(self) -> list[str]:
         "Their names; natural training is the first."
         return list(dict.fromkeys(self.frame.method))
+
+    @property
+    def empty(self) -> bool:
+        "Is no run finished yet?"
+        return self.frame.empty
 
     def __len__(self):
         return len(self.frame)
@@ -165,7 +168,7 @@ class Results:
             found[method] = float(enough.index.max()) if len(enough) else 0.0
         return found
 
-# %% ../nbs/studies/47_comparison.ipynb #afa19c1d
+# %% ../nbs/studies/47_comparison.ipynb #94df3525
 def _by_seed(results):
     "Of each seed: method -> measure -> `(P, N)`, each path beginning with natural training."
     seeds = []
@@ -220,7 +223,7 @@ def _matched(results):
         results._kept = _Matched(results)
     return results._kept
 
-# %% ../nbs/studies/47_comparison.ipynb #93cdde87
+# %% ../nbs/studies/47_comparison.ipynb #2dc4bc76
 @patch
 def matched(self: Results) -> pd.DataFrame:  # one row per method and measure
     """The gain over natural training at equal accuracy (1), with 95 % intervals.
@@ -238,7 +241,7 @@ def matched(self: Results) -> pd.DataFrame:  # one row per method and measure
             )
     return pd.DataFrame(rows)
 
-# %% ../nbs/studies/47_comparison.ipynb #ec790241
+# %% ../nbs/studies/47_comparison.ipynb #26b642f9
 _WORDS = {"accuracy": "accuracy", "robust_accuracy": "accuracy under attack"}
 
 
@@ -319,7 +322,7 @@ def _of_learners(results):
         parts.append(f"{best} is best in {_title_of(measure)} ({sign * means.iloc[-1]:.3f})")
     return "; ".join(parts) + ". Accuracies differ, so this is no comparison at equal accuracy."
 
-# %% ../nbs/studies/47_comparison.ipynb #f492d72d
+# %% ../nbs/studies/47_comparison.ipynb #fd78544b
 def _readable(results):
     "The table at equal accuracy as people read it."
     table = results.matched()
@@ -360,7 +363,7 @@ def show(self: Results) -> str:  # verdict and table
     table = _readable(self).to_string(index=False)
     return f"{self.about['described']}\n\n{self.verdict()}\n\n{table}"
 
-# %% ../nbs/studies/47_comparison.ipynb #e186d2ad
+# %% ../nbs/studies/47_comparison.ipynb #f0eb4a14
 def _curves(results):
     "For each method its path: mean Gini (or the first measure), mean accuracy, strengths."
     table = results.summary()
@@ -421,7 +424,7 @@ def _image_section(found, first, class_names):
     alt = "Maps of the same test images, one column for each method"
     return Section("What the models look at", text, figures={"maps": (figure, alt)})
 
-# %% ../nbs/studies/47_comparison.ipynb #d645d2dc
+# %% ../nbs/studies/47_comparison.ipynb #a2d779b4
 def _settings_table(results):
     hidden = ("described", "class_names", "feature_of_column")
     rows = [(k, str(v)) for k, v in results.about.items() if k not in hidden]
@@ -468,7 +471,7 @@ def report(
     _write_files(self, folder)
     return page
 
-# %% ../nbs/studies/47_comparison.ipynb #a378ce35
+# %% ../nbs/studies/47_comparison.ipynb #49cdbdd4
 def _radius(parts):
     "The attack that accuracy under attack is measured with, in units of the input."
     if parts.kind == "table":
@@ -527,7 +530,7 @@ def estimate(
     groups = table.groupby(["method", "strength"], sort=False)
     return groups.minutes.agg(["size", "sum"]).set_axis(["runs", "minutes"], axis=1).reset_index()
 
-# %% ../nbs/studies/47_comparison.ipynb #5e5c7407
+# %% ../nbs/studies/47_comparison.ipynb #d6a1d13f
 _OLD = {"eps", "lam", *Recipe.__dataclass_fields__} - {"data", "model", "epochs", "lr", "bs"}
 
 
@@ -559,7 +562,7 @@ def compare(
     strengths: Any = "auto",  # one path for all; 'auto': each method's own
     measures: str | Sequence[str] = "quick",  # 'quick', 'all' or names
     tolerance: float = 0.01,  # accuracy that may be lost: one point
-    seeds: int | Sequence[int] = 3,  # number of seeds, or the seeds
+    seeds: Any = None,  # number of seeds, or the seeds; None: three
     learners: dict | None = None,  # name -> trained Learner or model: measured, nothing is trained
     out: Path | str | None = None,  # folder; None: temporary, it lives as long as the results
     epochs: int | None = None,  # of every training; None: by the data
@@ -588,7 +591,7 @@ def compare(
     shared = dict(out=out, device=device, resume=resume, n_jobs=n_jobs, backend=backend)
     shared.update(progress=progress, keep_code=keep_code)
     given = dict(earlier, **({} if eps is None else dict(eps=eps)))
-    if _as_asked_before(data, earlier) or ("eps" in given and learners is None and earlier):
+    if _as_asked_before(data, earlier):
         return _compare_by_recipe(data, methods, seeds, epochs, lr, given, shared)
     if earlier:
         name = next(iter(earlier))
@@ -597,11 +600,11 @@ def compare(
     if not 0 <= check_strength("tolerance", tolerance) < 1:
         raise ValueError(f"tolerance={tolerance!r}: expected a share of the accuracy, such as 0.01")
     check_count("n_test", n_test)
-    seeds = _seeds(seeds)
+    seeds = _seeds(3 if seeds is None else seeds)
     device = _check_device(device)
     if learners is not None:
         return _compare_learners(learners, data, target, names, tolerance, eps, n_test, out)
-    options = dict(size=size, missing=missing, batch_size=batch_size)
+    options: dict[str, Any] = dict(size=size, missing=missing, batch_size=batch_size)
     parts = bring_data(data, target, seed=seeds[0], groups=groups, device=device, **options)
     model, is_here = _as_model(default_model(parts) if model is None else model)
     make_model(model, parts)  # refuses what does not fit before anything is written
@@ -626,7 +629,7 @@ def compare(
     if dry_run:
         return estimate(_planned("", parts, model, made, training, seeds, device), parts)
     temporary = tempfile.TemporaryDirectory() if out is None else None
-    folder = check_out(temporary.name if temporary else out, resume)
+    folder = check_out(temporary.name if temporary else str(out), resume)
     token = _for_jobs(data, parts, target, groups, options, folder)
     n_jobs = 1 if is_here or token.startswith('{"here"') else n_jobs
     experiments = _planned(token, parts, model, made, training, seeds, device)
@@ -636,7 +639,7 @@ def compare(
 
 _ARGUMENTS = tuple(compare.__annotations__)
 
-# %% ../nbs/studies/47_comparison.ipynb #d2337988
+# %% ../nbs/studies/47_comparison.ipynb #f5edc03b
 def _compare_by_recipe(data, methods, seeds, epochs, lr, changes, shared):
     "A call in the words of version 0.1."
     warnings.warn(
@@ -649,7 +652,7 @@ def _compare_by_recipe(data, methods, seeds, epochs, lr, changes, shared):
     changes.update({} if epochs is None else dict(epochs=epochs))
     changes.update({} if lr is None else dict(lr=lr))
     others = [method for method in asked if method != "natural"]
-    seeds = 1 if seeds == 3 else seeds
+    seeds = 1 if seeds is None else seeds
     return compare_recipes(data, others, seeds=seeds, **shared, **changes)
 
 
@@ -711,7 +714,7 @@ def open_study(
     study = _Study(experiments, tuple(tests[0]["measures"]), Setting(**setting), tests[0]["n_test"])
     return study.results(Path(out), about["about"])
 
-# %% ../nbs/studies/47_comparison.ipynb #c91ede87
+# %% ../nbs/studies/47_comparison.ipynb #ceba7f53
 def _compare_learners(learners, data, target, measures, tolerance, eps, n_test, out):
     "Measure models that are trained already."
     if not isinstance(learners, dict) or not learners:
@@ -737,7 +740,7 @@ def _compare_learners(learners, data, target, measures, tolerance, eps, n_test, 
         feature_of_column=parts.feature_of_column,
     )
     temporary = tempfile.TemporaryDirectory() if out is None else None
-    folder = check_out(temporary.name if temporary else out)
+    folder = check_out(temporary.name if temporary else str(out))
     results = Results(pd.DataFrame(rows), folder, about, examples, temporary)
     results.report()
     return results

@@ -6,7 +6,7 @@
 __all__ = ['Method', 'method_of', 'default_model', 'make_model', 'Training', 'default_training', 'Experiment', 'Evaluation',
            'keep_here', 'parts_of', 'fresh_learner', 'train_one', 'load_learner', 'numbers_of', 'evaluate_one']
 
-# %% ../nbs/studies/46_experiments.ipynb #77f7e678
+# %% ../nbs/studies/46_experiments.ipynb #214e516f
 import importlib
 import json
 import math
@@ -34,7 +34,7 @@ from .spec import from_spec, to_spec
 from .study import SkipValidation, TellBatches
 from .train import adv_learner
 
-# %% ../nbs/studies/46_experiments.ipynb #cbfdcae6
+# %% ../nbs/studies/46_experiments.ipynb #db4d0404
 @dataclass(frozen=True)
 class Method:
     """A way of training, with a path of strengths."""
@@ -70,14 +70,14 @@ def _remedy(made):
         return ""
     return f", such as PGD({made!r}), OneStep({made!r}) or GradNorm({made!r})"
 
-# %% ../nbs/studies/46_experiments.ipynb #fafef61c
+# %% ../nbs/studies/46_experiments.ipynb #eee536ef
 _EPS = dict(table=(0.05, 0.1, 0.2, 0.4), image=(0.025, 0.05, 0.1, 0.2))
 _ATTACK = "PGD(LInfBall(1.0), steps=5, bounds=(0, 1))"
 _STEP = "OneStep(LInfBall(1.0))"
 _REGISTERED = {
     "table": {
         "natural": Method("natural"),
-        "l1": Method("l1", "WeightNorm(1, bias=False)", (0.002, 0.005, 0.01, 0.02)),
+        "l1": Method("l1", "WeightNorm(1, bias=False)", (0.005, 0.01, 0.02, 0.05)),
         "l2": Method("l2", "WeightNorm(2, bias=False, squared=True)", (0.002, 0.01, 0.05, 0.2)),
         "adversarial": Method("adversarial", _STEP, _EPS["table"]),
         "one-step": Method("one-step", _STEP, _EPS["table"]),
@@ -138,7 +138,7 @@ def _method_of_spec(text, known):
         )
     return Method(text, text)
 
-# %% ../nbs/studies/46_experiments.ipynb #b2931e20
+# %% ../nbs/studies/46_experiments.ipynb #69103c93
 def default_model(
     parts: Parts,  # the data
 ) -> str:  # a name for `make_model`
@@ -199,8 +199,10 @@ def make_model(
     parts: Parts,  # the data
 ) -> nn.Module:
     """A fresh network for the data. Raises ValueError for a name that nobody knows."""
-    if callable(model) or model in _OWN:
-        return _OWN.get(model, model)(parts)
+    if not isinstance(model, str):
+        return model(parts)
+    if model in _OWN:
+        return _OWN[model](parts)
     if ":" in model:
         module, _, function = model.partition(":")
         return getattr(importlib.import_module(module), function)(parts)
@@ -228,7 +230,7 @@ def _of_library(name, parts):
         raise ValueError(f"model={name!r}: neither torchvision nor timm has it")
     return timm.create_model(name, num_classes=len(parts.class_names), in_chans=parts.shape[0])
 
-# %% ../nbs/studies/46_experiments.ipynb #a193f31c
+# %% ../nbs/studies/46_experiments.ipynb #0a67b699
 @dataclass(frozen=True)
 class Training:
     """How a network is fitted: Adam, one cycle."""
@@ -245,11 +247,10 @@ class Training:
 def default_training(
     parts: Parts,  # the data
 ) -> Training:
-    "About 1,500 steps for a table, 600 for images, and never fewer than 5 epochs."
+    "About 300 steps, and at least 5 epochs."
     n_batches = max(1, len(parts.dls.train))
-    if parts.kind == "table":
-        return Training(min(100, max(5, math.ceil(1500 / n_batches))), 0.02)
-    return Training(min(40, max(5, math.ceil(600 / n_batches))), 0.004)
+    epochs = min(60, max(5, math.ceil(300 / n_batches)))
+    return Training(epochs, 0.02 if parts.kind == "table" else 0.004)
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class Evaluation:
         label = f"test-{_file_name(first.method.name)}-{first.strength:g}-seed{first.seed}"
         return Job("advinterp.experiments:evaluate_one", asdict(self), label, 2.0 * len(self.of))
 
-# %% ../nbs/studies/46_experiments.ipynb #f2fa6f06
+# %% ../nbs/studies/46_experiments.ipynb #3f3a82e6
 _HERE: dict[str, Parts] = {}
 
 
@@ -365,7 +366,7 @@ def _fit(learn, training):
         learn.fit_one_cycle(training.epochs, training.lr)
     learn.model.eval()
 
-# %% ../nbs/studies/46_experiments.ipynb #2f09786c
+# %% ../nbs/studies/46_experiments.ipynb #c1ef94d8
 def train_one(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
@@ -400,7 +401,7 @@ def load_learner(
     learn.model.to(parts.dls.device or "cpu").eval()
     return learn
 
-# %% ../nbs/studies/46_experiments.ipynb #c58bc93b
+# %% ../nbs/studies/46_experiments.ipynb #3ebd0a57
 _SHOWN = 48  # examples whose inputs and maps are kept for pictures
 
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe', 'Run', 'StepDecay', 'TellBatches', 'SkipValidation', 'Tick', 'train', 'explain', 'measure',
-           'run_one', 'load_run', 'tabulate', 'Results', 'impact_figure', 'map_figure', 'plan', 'compare', 'open_study']
+           'run_one', 'load_run', 'tabulate', 'Results', 'impact_figure', 'map_figure', 'plan', 'compare_recipes',
+           'open_study']
 
 # %% ../nbs/studies/44_study.ipynb #41897a03
 import dataclasses
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -921,7 +923,7 @@ def _raise_failed(states, out):
         )
 
 # %% ../nbs/studies/44_study.ipynb #a0c46684
-def compare(
+def compare_recipes(
     data: str | Sequence[str] = ("digits", "breast_cancer"),  # data sets that have a recipe
     methods: str | Sequence[str] = ("l1", "adversarial"),  # besides 'natural', always trained
     *,
@@ -967,3 +969,12 @@ def open_study(
         )
     runs = [_as_run(job.settings) for job in about["jobs"]]
     return Results(tabulate(runs, out), Path(out), runs)
+
+
+def __getattr__(name):
+    "Names of studies over any data, which are defined above this module."
+    homes = dict(compare="comparison", Experiment="experiments", Evaluation="experiments")
+    homes["Method"] = "experiments"
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"advinterp.{homes[name]}"), name)

@@ -11,7 +11,7 @@ from fastcore.docments import docments
 from advinterp import cli
 from advinterp.cli import main
 
-COMMANDS = ["compare", "reproduce", "study", "data", "info"]
+COMMANDS = ["compare", "reproduce", "study", "report", "data", "info"]
 MAIN = [sys.executable, "-c", "import sys; from advinterp.cli import main; sys.exit(main())"]
 
 
@@ -44,7 +44,7 @@ class FakeResults:
 @pytest.fixture
 def compare(monkeypatch):
     recorder = Recorder(FakeResults())
-    monkeypatch.setattr("advinterp.study.compare", recorder)
+    monkeypatch.setattr("advinterp.comparison.compare", recorder)
     return recorder
 
 
@@ -58,72 +58,94 @@ def reproduce(monkeypatch):
 # ---------------------------------------------------------------- compare
 
 
+DEFAULTS = dict(
+    strengths="auto",
+    measures="quick",
+    tolerance=0.01,
+    seeds=3,
+    epochs=None,
+    eps=None,
+    size=None,
+    missing=None,
+    groups=None,
+    out="results",
+    device=None,
+    resume=False,
+    n_jobs=1,
+    backend="loky",
+    dry_run=False,
+)
+
+
 def test_compare_passes_its_defaults(compare, capsys):
     assert main(["compare"]) == 0
     ((args, kwargs),) = compare.calls
-    assert [list(arg) for arg in args] == [["digits", "breast_cancer"]]
-    assert list(kwargs.pop("methods")) == ["l1", "adversarial"]
-    assert kwargs == dict(
-        eps=None,
-        lam=None,
-        seeds=1,
-        out="results",
-        device=None,
-        resume=False,
-        n_jobs=1,
-        backend="loky",
-    )
+    assert args[:3] == ("breast_cancer", None, None)
+    assert list(args[3]) == ["natural", "l1", "adversarial"]
+    assert kwargs == DEFAULTS
     report = os.path.join("results", "report.html")
     assert capsys.readouterr() == (f"the table\n\nreport: {report}\n", "")
 
 
 def test_compare_passes_every_option(compare):
-    argv = "compare --data a b --methods l1 --eps 0.1 0.2 --lambda 1e-3 --seeds 3 --epochs 2"
+    argv = "compare my.csv --target income --model mlp --methods l1 PGD(LInfBall(.1),steps=3)"
+    argv += " --strengths 0.1 0.2 --measures accuracy gini_ig --tolerance 0.02 --seeds 5 --epochs 2"
+    argv += " --eps 0.3 --size 32 --missing drop --groups person"
     argv += " --out folder --device cpu --resume --jobs -1 --backend dask"
     assert main(argv.split()) == 0
     ((args, kwargs),) = compare.calls
-    assert args == (["a", "b"],)
+    assert args == ("my.csv", "income", "mlp", ["l1", "PGD(LInfBall(.1),steps=3)"])
     assert kwargs == dict(
-        methods=["l1"],
-        eps=[0.1, 0.2],
-        lam=[1e-3],
-        seeds=3,
+        strengths=[0.1, 0.2],
+        measures=["accuracy", "gini_ig"],
+        tolerance=0.02,
+        seeds=5,
+        epochs=2,
+        eps=0.3,
+        size=32,
+        missing="drop",
+        groups="person",
         out="folder",
         device="cpu",
         resume=True,
         n_jobs=-1,
         backend="dask",
-        epochs=2,
-        adv_epochs=2,
+        dry_run=False,
     )
 
 
+def test_a_dry_run_prints_a_table(compare, capsys):
+    compare.result = pd.DataFrame(dict(method=["natural"], runs=[3], minutes=[0.25]))
+    assert main(["compare", "--dry-run"]) == 0
+    assert "in all about 0.2 minutes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "argv, eps",
+    "argv, strengths",
     [
-        (["--eps", "0.1"], [0.1]),
-        (["--eps=0.1"], [0.1]),
-        (["--eps", "-0.1", "-1e-3", ".5"], [-0.1, -1e-3, 0.5]),
-        (["--eps", "0.1", "--eps", "0.2"], [0.1, 0.2]),
-        (["--eps", "0.1", "0.1"], [0.1, 0.1]),
-        (["--eps", "inf", "-inf"], [float("inf"), -float("inf")]),
-        (["--eps", "0.1", "--resume", "--eps", "0.2"], [0.1, 0.2]),
+        (["--strengths", "0.1"], [0.1]),
+        (["--strengths=0.1"], [0.1]),
+        (["--strengths", "-0.1", "-1e-3", ".5"], [-0.1, -1e-3, 0.5]),
+        (["--strengths", "0.1", "--strengths", "0.2"], [0.1, 0.2]),
+        (["--strengths", "0.1", "0.1"], [0.1, 0.1]),
+        (["--strengths", "inf", "-inf"], [float("inf"), -float("inf")]),
+        (["--strengths", "0.1", "--resume", "--strengths", "0.2"], [0.1, 0.2]),
     ],
 )
-def test_options_take_several_values(compare, argv, eps):
+def test_options_take_several_values(compare, argv, strengths):
     assert main(["compare", *argv]) == 0
-    assert compare.calls[0][1]["eps"] == eps
+    assert compare.calls[0][1]["strengths"] == strengths
 
 
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--eps"], "requires an argument"),
-        (["--eps", "strong"], "--eps"),
+        (["--strengths"], "requires an argument"),
+        (["--strengths", "strong"], "--strengths"),
         (["--seeds", "two"], "--seeds"),
         (["--seeds", "1", "2"], "extra argument"),
         (["--epoch", "2"], "No such option"),
-        (["digits"], "extra argument"),
+        (["a", "b"], "extra argument"),
     ],
 )
 def test_bad_command_lines_are_refused(compare, capsys, argv, words):
@@ -178,14 +200,14 @@ def test_study_shows_every_run_and_its_error(monkeypatch, capsys):
 )
 def test_study_shows_its_table_and_writes_its_report(monkeypatch, capsys, action, printed):
     open_study = Recorder(FakeResults())
-    monkeypatch.setattr("advinterp.study.open_study", open_study)
+    monkeypatch.setattr("advinterp.comparison.open_study", open_study)
     assert main(["study", action, "folder"]) == 0
     assert open_study.calls == [(("folder",), {})]
     assert capsys.readouterr() == (printed, "")
 
 
 def test_study_without_results_is_bad_input(monkeypatch, capsys):
-    monkeypatch.setattr("advinterp.study.open_study", Recorder(FakeResults(empty=True)))
+    monkeypatch.setattr("advinterp.comparison.open_study", Recorder(FakeResults(empty=True)))
     assert main(["study", "table", "folder"]) == 2
     assert capsys.readouterr().err == "advinterp: out='folder': no run is finished yet\n"
 
@@ -289,7 +311,7 @@ def test_errors_of_the_program_are_not_hidden(compare):
         (["data", "fetch"], "name at least one data set"),
         (["data", "verify", "digitz"], "digits"),
         (["reproduce", "A.tabel1"], "A.table1"),
-        (["compare", "--data", "digitz"], "digitz"),
+        (["compare", "digitz"], "digitz"),
         (["study", "table", "no/such/folder"], "no/such/folder"),
     ],
 )

@@ -25,7 +25,7 @@ from advinterp.jobs import (
     table,
     write_study,
 )
-from advinterp.study import compare
+from advinterp.study import compare_recipes
 from tests.running import (
     Stopped,
     advinterp,
@@ -58,7 +58,7 @@ def run_all(jobs, out, *args, **kwargs):
 
 
 def undisturbed(out, seeds):
-    compare(**CANCER, seeds=seeds, out=out)
+    compare_recipes(**CANCER, seeds=seeds, out=out)
     return rows(out)
 
 
@@ -68,7 +68,7 @@ def undisturbed(out, seeds):
 def test_same_rows_in_several_processes(tmp_path):
     """The same seeds give the same rows, whatever the number of processes."""
     one = undisturbed(tmp_path / "one", 2)
-    compare(**CANCER, seeds=2, out=tmp_path / "two", n_jobs=2)
+    compare_recipes(**CANCER, seeds=2, out=tmp_path / "two", n_jobs=2)
     pd.testing.assert_frame_equal(one, rows(tmp_path / "two"))
 
 
@@ -154,7 +154,7 @@ def test_locked_while_it_runs(tmp_path):
 def test_failed_runs_are_recorded(tmp_path):
     """A run that fails is named with its error, stops no other, and runs again on resume."""
     with pytest.raises(RuntimeError, match="3 of 6 runs failed"):
-        compare(
+        compare_recipes(
             ["breast_cancer", "digits"], model="small_conv", **FEW, n_explain=20, out=tmp_path
         )  # a table is no image
     states = status(tmp_path)
@@ -208,7 +208,7 @@ def test_the_caller_keeps_its_threads(tmp_path, value, state):
 
 def test_edited_results_are_refused(tmp_path):
     """A number that was changed by hand is named, and nothing is overwritten."""
-    compare(**CANCER, out=tmp_path)
+    compare_recipes(**CANCER, out=tmp_path)
     file = next((tmp_path / "runs").glob("*-natural-*")) / "result.json"
     file.write_text(file.read_text().replace('"accuracy": 0', '"accuracy": 1'))
     edited = file.read_bytes()
@@ -233,7 +233,7 @@ def test_one_edited_file_does_not_hide_the_other_runs(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path):
-    compare(**CANCER, out=tmp_path)
+    compare_recipes(**CANCER, out=tmp_path)
     study = json.loads((tmp_path / "study.json").read_text())
     (tmp_path / "study.json").write_text(json.dumps({**study, "version": "99.0"}))
     again = advinterp(*arguments(tmp_path, seeds=1))

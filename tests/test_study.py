@@ -18,7 +18,7 @@ from advinterp.study import (
     Run,
     SkipValidation,
     TellBatches,
-    compare,
+    compare_recipes,
     measure,
     open_study,
     plan,
@@ -122,8 +122,8 @@ def test_the_two_callbacks_are_independent():
 def test_on_a_gpu(tmp_path):
     """Data, model and attack meet on the device; the numbers are near those of the CPU."""
     settings = dict(FEW, epochs=3, adv_epochs=3, seeds=1)
-    here = compare(**settings, out=tmp_path / "cpu")
-    there = compare(**{**settings, "device": "cuda"}, out=tmp_path / "cuda")
+    here = compare_recipes(**settings, out=tmp_path / "cpu")
+    there = compare_recipes(**{**settings, "device": "cuda"}, out=tmp_path / "cuda")
     assert (here["gini"] - there["gini"]).abs().max() < 0.02
 
 
@@ -133,7 +133,7 @@ def test_on_a_gpu(tmp_path):
 def test_killed_and_resumed(tmp_path):
     """After SIGKILL, resume computes only what is missing, and ends with the undisturbed table."""
     settings = dict(seeds=2, epochs=3)
-    compare(**{**CANCER, **settings}, adv_epochs=3, out=tmp_path / "whole")
+    compare_recipes(**{**CANCER, **settings}, adv_epochs=3, out=tmp_path / "whole")
     out = tmp_path / "study"
     command = arguments(out, **settings)
     Stopped("inside a run", 2, tmp_path, command).kill()
@@ -151,9 +151,9 @@ def test_killed_and_resumed(tmp_path):
 def test_settings_decide(tmp_path):
     """Other settings never find earlier results, and what was there is kept."""
     out = tmp_path / "study"
-    first = compare(**FEW, out=out)
+    first = compare_recipes(**FEW, out=out)
     folders = set((out / "runs").iterdir())
-    other = compare(**FEW, out=out, eps=0.3, resume=True)
+    other = compare_recipes(**FEW, out=out, eps=0.3, resume=True)
     assert folders < set((out / "runs").iterdir())
     assert len(other) == len(first) == 3
     assert set(first["run"]).isdisjoint(other["run"])
@@ -188,7 +188,7 @@ def _mushroom():
 
 def test_results_are_a_frame_and_a_folder(tmp_path):
     """Tables of several studies can be joined, and each result still writes its own report."""
-    results = compare(**FEW, out=tmp_path)
+    results = compare_recipes(**FEW, out=tmp_path)
     assert isinstance(results, Results) and results.folder == tmp_path
     assert type(results.frame) is pd.DataFrame is type(results[["run", "gini"]])
     assert not results.empty and list(results) == list(results.frame)
@@ -202,7 +202,7 @@ def test_results_are_a_frame_and_a_folder(tmp_path):
 
 
 def test_a_temporary_study_lives_as_long_as_its_results():
-    results = compare(**FEW)
+    results = compare_recipes(**FEW)
     folder = results.folder
     table = results.frame
     assert (folder / "report.html").is_file()
@@ -235,7 +235,7 @@ def test_wrong_settings_are_refused_in_one_sentence(tmp_path, wrong):
     error = ValueError if wrong in WRONG_VALUES else TypeError
     ((name, _),) = wrong.items()
     with pytest.raises(error, match=rf"^{name}=.*(expected|no recipe)") as refused:
-        compare(**{**CANCER, **wrong, "out": tmp_path / "out"})
+        compare_recipes(**{**CANCER, **wrong, "out": tmp_path / "out"})
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +266,7 @@ def test_mushroom_as_published():
         load("mushroom")
     except DataNotFound as error:
         pytest.skip(str(error))
-    results = compare("mushroom", methods=["adversarial"], device="cpu", progress=False)
+    results = compare_recipes("mushroom", methods=["adversarial"], device="cpu", progress=False)
     table = results.set_index("method")
     natural, adversarial = table.loc["natural"], table.loc["adversarial"]
     assert natural.accuracy > 0.995 and abs(natural.gini - 0.91) < 0.01
