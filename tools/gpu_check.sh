@@ -25,7 +25,7 @@ step() {
     tail -n 40 "$out/log"
 }
 step "tests marked cuda" $PYTHON -m pytest -q -m cuda -p no:cacheprovider
-step "a short study" $PYTHON -m advinterp.cli compare --data digits breast_cancer --epochs 4 \
+step "a short study" $PYTHON -m advinterp.cli compare digits --epochs 4 --seeds 1 \
     --device cuda --out "$out/study"
 step "attacks against the floor" $PYTHON benchmarks/attacks.py --device cuda
 exit $failed

@@ -1,0 +1,168 @@
+"""Studies over any data: what goes in, what is compared, what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from torch import nn
+
+from advinterp import compare
+from advinterp.comparison import at_equal_accuracy, open_study, paired_gains
+from advinterp.experiments import Method, method_of
+from advinterp.measures import measures_of
+
+QUICK = dict(epochs=2, seeds=1, strengths=[0.1], device="cpu", progress=False)
+
+
+def table(n=120):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 3))
+    income = np.where(x[:, 0] + 0.1 * x[:, 1] > 0, "high", "low")
+    colour = rng.choice(["red", "green"], n)
+    return pd.DataFrame(dict(a=x[:, 0], b=x[:, 1], c=x[:, 2], colour=colour, income=income))
+
+
+def images(n=90):
+    gen = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 3
+    x = 0.3 * torch.rand(n, 1, 8, 8, generator=gen)
+    x[torch.arange(n), 0, 2 * y, 2 * y] = 1.0
+    return x, y
+
+
+def loaders():
+    x, y = images()
+    pairs = [*zip(x, y)]
+    of = [DataLoader(pairs[part::2], bs=15, num_workers=0) for part in (0, 1)]
+    return DataLoaders(*of)
+
+
+def frame_as_csv(folder):
+    file = folder / "my.csv"
+    table().to_csv(file, index=False)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "data, settings",
+    [
+        (frame_as_csv, dict(target="income", methods="adversarial")),
+        (lambda folder: table(), dict(target="income", methods=["l1", "gradient penalty"])),
+        (lambda folder: images(), dict(methods=["PGD(LInfBall(.1), steps=2)", "free"])),
+        (lambda folder: loaders(), dict(methods="one-step", model="small_conv")),
+        (lambda folder: images(), dict(methods=[Method("gentle", "GradNorm(L1(1))", (0.01,))])),
+        (lambda folder: table(), dict(target="income", methods="jacobian", model="mlp")),
+    ],
+)
+def test_any_data_and_method(tmp_path, data, settings):
+    results = compare(data(tmp_path), out=tmp_path / "out", **{**QUICK, **settings})
+    asked = settings["methods"]
+    names = [asked] if isinstance(asked, str) else [getattr(m, "name", m) for m in asked]
+    assert results.methods == ["natural", *names]
+    assert len(results) == 1 + len(names)
+    assert {"accuracy", "robust_accuracy", "gini_ig", "seconds"} <= set(results.frame)
+    assert results.frame[["accuracy", "gini_ig"]].to_numpy().max() <= 1
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"report.html", "results.csv", "results.json"} <= files
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert results.verdict().split(".")[0] in page and len(page) < 2e6
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["verdict"] == results.verdict()
+    assert open_study(tmp_path / "out").frame.equals(results.frame)
+
+
+def test_the_same_again_and_resumed(tmp_path):
+    first = compare(table(), "income", out=tmp_path, **QUICK)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
+    again = compare(table(), "income", out=tmp_path, resume=True, **QUICK)
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
+    assert again.frame.equals(first.frame)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_numbers():
+    first = compare(table(), "income", **QUICK)
+    elsewhere = compare(table(), "income", n_jobs=2, **QUICK)
+    columns = ["method", "strength", "accuracy", "robust_accuracy", "gini_ig"]
+    pd.testing.assert_frame_equal(elsewhere.frame[columns], first.frame[columns])
+
+
+def test_trained_learners_are_measured():
+    x, y = images()
+    nets = {name: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for name in ("mine", "theirs")}
+    results = compare((x, y), learners=nets, measures=["gini_gradient"])
+    assert results.methods == ["mine", "theirs"] and results.matched().empty
+    assert "no comparison at equal accuracy" in results.verdict()
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    runs = compare(table(), "income", out=tmp_path / "out", dry_run=True, **QUICK)
+    assert runs.runs.sum() == 3 and (runs.minutes > 0).all()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(target="incme"), "income"),
+        (dict(methods="adversrial"), "did you mean 'adversarial'"),
+        (dict(methods="PGD(LinfBall(.1))"), "did you mean 'LInfBall'"),
+        (dict(methods="PGD(__import__('os'))"), "column 5"),
+        (dict(methods="LInfBall(.1)"), "expected an adversary or a penalty, such as PGD"),
+        (dict(measures="ginny"), "not a measure"),
+        (dict(tolerance=1.5), "expected a share of the accuracy"),
+        (dict(model="small_conv"), "does not take a table"),
+        (dict(model="resnet1"), "expected one of one_layer, mlp"),
+        (dict(model=nn.Linear(2, 2)), "learners="),
+        (dict(seeds=0), "at least one seed"),
+        (dict(device="cudda"), "device="),
+        (dict(sede=3), "no such argument"),
+        (dict(strengths=[-1]), "strengths=-1"),
+        (dict(epochs=0), "epochs"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, settings, message):
+    settings = {"target": "income", **QUICK, "out": tmp_path / "out", **settings}
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare(table(), **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_call_is_handed_on(tmp_path):
+    with pytest.warns(FutureWarning, match="compare_recipes"):
+        results = compare("breast_cancer", epochs=1, adv_epochs=1, device="cpu", progress=False)
+    assert list(results.frame.method) == ["natural", "l1", "adversarial"]
+
+
+def test_equal_accuracy_by_hand():
+    accuracy = np.array([[0.9, 0.95, 0.85, 0.88, 0.5]])
+    value = np.array([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    assert at_equal_accuracy(accuracy, value, np.array([0.89]))[0] == pytest.approx(2.6)
+    assert at_equal_accuracy(accuracy, value, np.array([0.4]))[0] == 5
+    assert at_equal_accuracy(accuracy, value, np.array([0.99]))[0] == pytest.approx(1)
+
+
+def test_a_gain_of_nothing_is_within_its_interval():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(40):
+        seeds = []
+        for _ in range(5):
+            base = rng.normal(size=(1, 60))
+            sure = np.ones((2, 60))
+            other = np.concatenate([base, base + rng.normal() + rng.normal(size=(1, 60))])
+            natural = dict(accuracy=sure[:1], m=base)
+            seeds.append(dict(natural=natural, other=dict(accuracy=sure, m=other)))
+        low, high = np.quantile(paired_gains(seeds, "m", 0.0, 200)["other"], [0.025, 0.975])
+        covered += low <= 0 <= high
+    assert 28 <= covered <= 40
+
+
+def test_paths_by_kind():
+    assert method_of("adversarial", "image", colour=True).path[-1] == 8 / 255
+    assert method_of("natural").path == (0.0,)
+    assert [each.name for each in measures_of(["aopc"])] == ["accuracy", "aopc"]
