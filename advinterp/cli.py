@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from fastcore.docments import docments
@@ -167,10 +167,16 @@ def _compare(
     jobs: int = 1,  # processes that train at the same time; -1: one for each core
     backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
     dry_run: bool = False,  # list the runs with estimated minutes, and train nothing
+    data_: Sequence[str] = (),  # instead: sets that have a recipe, trained as it says
 ):
     "Train models by several methods and compare their explanations at equal accuracy."
     from advinterp.comparison import compare
 
+    where: dict[str, Any] = dict(out=out, device=device, resume=resume)
+    where.update(n_jobs=jobs, backend=backend)
+    if data_:
+        _compare_by_recipes(data_, methods, seeds, epochs, where)
+        return
     results = compare(
         data,
         target,
@@ -185,17 +191,26 @@ def _compare(
         size=size,
         missing=missing,
         groups=groups,
-        out=out,
-        device=device,
-        resume=resume,
-        n_jobs=jobs,
-        backend=backend,
         dry_run=dry_run,
+        **where,
     )
     if dry_run:
         _show(results.round(2).to_string(index=False))
         _show(f"\nin all about {results.minutes.sum():.1f} minutes")
         return
+    _show_results(results, out)
+
+
+def _compare_by_recipes(data, methods, seeds, epochs, where):
+    "The study of version 0.1."
+    from advinterp.study import compare_recipes
+
+    others = [method for method in methods if method != "natural"]
+    changes = {} if epochs is None else dict(epochs=epochs, adv_epochs=epochs)
+    _show_results(compare_recipes(data, others, seeds=seeds, **where, **changes), where["out"])
+
+
+def _show_results(results, out):
     _show(results.show())
     _show(f"\nreport: {os.path.join(out, 'report.html')}")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['at_equal_accuracy', 'paired_gains', 'Results', 'estimate', 'compare', 'open_study']
 
-# %% ../nbs/studies/47_comparison.ipynb #0e87bc2d
+# %% ../nbs/studies/47_comparison.ipynb #5802d139
 import json
 import tempfile
 import warnings
@@ -51,7 +51,7 @@ from .plots import feature_impact_bars, saliency_grid, tradeoff
 from .report import Section, interval, percent, write_report
 from .study import Recipe, _check_device, _raise_failed, _seeds, compare_recipes
 
-# %% ../nbs/studies/47_comparison.ipynb #328b963d
+# %% ../nbs/studies/47_comparison.ipynb #98a41d35
 def at_equal_accuracy(
     accuracies: np.ndarray,  # `(..., P)` along a path, natural training first
     values: np.ndarray,  # `(..., P)` a measure along it
@@ -72,7 +72,7 @@ def at_equal_accuracy(
     share = np.clip(share, 0, 1)
     return (1 - share) * at(values, last) + share * at(values, after)  # (1)
 
-# %% ../nbs/studies/47_comparison.ipynb #4c40338a
+# %% ../nbs/studies/47_comparison.ipynb #a66ac481
 def _resampled(examples, n_resamples, rng):
     "Means `(R, P)` of each measure `(P, N)` over the same resampled test examples."
     n = next(iter(examples.values())).shape[1]
@@ -112,7 +112,7 @@ def paired_gains(
     columns = np.arange(n_draws).reshape(n_resamples, len(seeds))
     return {m: np.stack(rows)[drawn, columns].mean(1) for m, rows in gains.items()}
 
-# %% ../nbs/studies/47_comparison.ipynb #94cb9e5f
+# %% ../nbs/studies/47_comparison.ipynb #fa3fb1e1
 @dataclass(eq=False)
 class Results:
     """What a study found: a table, and the answer at equal accuracy."""
@@ -168,7 +168,7 @@ class Results:
             found[method] = float(enough.index.max()) if len(enough) else 0.0
         return found
 
-# %% ../nbs/studies/47_comparison.ipynb #8c2ae3d9
+# %% ../nbs/studies/47_comparison.ipynb #fe598d5d
 def _by_seed(results):
     "Of each seed: method -> measure -> `(P, N)`, each path beginning with natural training."
     seeds = []
@@ -223,7 +223,7 @@ def _matched(results):
         results._kept = _Matched(results)
     return results._kept
 
-# %% ../nbs/studies/47_comparison.ipynb #f004fa32
+# %% ../nbs/studies/47_comparison.ipynb #4776c734
 @patch
 def matched(self: Results) -> pd.DataFrame:  # one row per method and measure
     """The gain over natural training at equal accuracy (1), with 95 % intervals.
@@ -241,7 +241,7 @@ def matched(self: Results) -> pd.DataFrame:  # one row per method and measure
             )
     return pd.DataFrame(rows)
 
-# %% ../nbs/studies/47_comparison.ipynb #ff4f71dd
+# %% ../nbs/studies/47_comparison.ipynb #16c6a839
 _WORDS = {"accuracy": "accuracy", "robust_accuracy": "accuracy under attack"}
 
 
@@ -322,7 +322,7 @@ def _of_learners(results):
         parts.append(f"{best} is best in {_title_of(measure)} ({sign * means.iloc[-1]:.3f})")
     return "; ".join(parts) + ". Accuracies differ, so this is no comparison at equal accuracy."
 
-# %% ../nbs/studies/47_comparison.ipynb #60fde91a
+# %% ../nbs/studies/47_comparison.ipynb #1f5e5359
 def _readable(results):
     "The table at equal accuracy as people read it."
     table = results.matched()
@@ -363,7 +363,7 @@ def show(self: Results) -> str:  # verdict and table
     table = _readable(self).to_string(index=False)
     return f"{self.about['described']}\n\n{self.verdict()}\n\n{table}"
 
-# %% ../nbs/studies/47_comparison.ipynb #c7b54ad8
+# %% ../nbs/studies/47_comparison.ipynb #f09269fa
 def _curves(results):
     "For each method its path: mean Gini (or the first measure), mean accuracy, strengths."
     table = results.summary()
@@ -424,7 +424,7 @@ def _image_section(found, first, class_names):
     alt = "Maps of the same test images, one column for each method"
     return Section("What the models look at", text, figures={"maps": (figure, alt)})
 
-# %% ../nbs/studies/47_comparison.ipynb #344c2461
+# %% ../nbs/studies/47_comparison.ipynb #2574517f
 def _settings_table(results):
     hidden = ("described", "class_names", "feature_of_column")
     rows = [(k, str(v)) for k, v in results.about.items() if k not in hidden]
@@ -471,7 +471,7 @@ def report(
     _write_files(self, folder)
     return page
 
-# %% ../nbs/studies/47_comparison.ipynb #e5d8efca
+# %% ../nbs/studies/47_comparison.ipynb #d6039a83
 def _radius(parts):
     "The attack that accuracy under attack is measured with, in units of the input."
     if parts.kind == "table":
@@ -530,7 +530,7 @@ def estimate(
     groups = table.groupby(["method", "strength"], sort=False)
     return groups.minutes.agg(["size", "sum"]).set_axis(["runs", "minutes"], axis=1).reset_index()
 
-# %% ../nbs/studies/47_comparison.ipynb #7e737496
+# %% ../nbs/studies/47_comparison.ipynb #88ecffea
 _OLD = {"eps", "lam", *Recipe.__dataclass_fields__} - {"data", "model", "epochs", "lr", "bs"}
 
 
@@ -639,7 +639,7 @@ def compare(
 
 _ARGUMENTS = tuple(compare.__annotations__)
 
-# %% ../nbs/studies/47_comparison.ipynb #d8295680
+# %% ../nbs/studies/47_comparison.ipynb #f4bf006e
 def _compare_by_recipe(data, methods, seeds, epochs, lr, changes, shared):
     "A call in the words of version 0.1."
     warnings.warn(
@@ -714,7 +714,7 @@ def open_study(
     study = _Study(experiments, tuple(tests[0]["measures"]), Setting(**setting), tests[0]["n_test"])
     return study.results(Path(out), about["about"])
 
-# %% ../nbs/studies/47_comparison.ipynb #dcb8fe09
+# %% ../nbs/studies/47_comparison.ipynb #5eb8ab33
 def _compare_learners(learners, data, target, measures, tolerance, eps, n_test, out):
     "Measure models that are trained already."
     if not isinstance(learners, dict) or not learners:

@@ -6,7 +6,7 @@
 __all__ = ['Method', 'method_of', 'default_model', 'make_model', 'Training', 'default_training', 'Experiment', 'Evaluation',
            'keep_here', 'parts_of', 'fresh_learner', 'train_one', 'load_learner', 'numbers_of', 'evaluate_one']
 
-# %% ../nbs/studies/46_experiments.ipynb #214e516f
+# %% ../nbs/studies/46_experiments.ipynb #e59fd541
 import importlib
 import json
 import math
@@ -34,7 +34,7 @@ from .spec import from_spec, to_spec
 from .study import SkipValidation, TellBatches
 from .train import adv_learner
 
-# %% ../nbs/studies/46_experiments.ipynb #db4d0404
+# %% ../nbs/studies/46_experiments.ipynb #a5d6ccad
 @dataclass(frozen=True)
 class Method:
     """A way of training, with a path of strengths."""
@@ -70,7 +70,7 @@ def _remedy(made):
         return ""
     return f", such as PGD({made!r}), OneStep({made!r}) or GradNorm({made!r})"
 
-# %% ../nbs/studies/46_experiments.ipynb #eee536ef
+# %% ../nbs/studies/46_experiments.ipynb #7ba87a73
 _EPS = dict(table=(0.05, 0.1, 0.2, 0.4), image=(0.025, 0.05, 0.1, 0.2))
 _ATTACK = "PGD(LInfBall(1.0), steps=5, bounds=(0, 1))"
 _STEP = "OneStep(LInfBall(1.0))"
@@ -138,7 +138,7 @@ def _method_of_spec(text, known):
         )
     return Method(text, text)
 
-# %% ../nbs/studies/46_experiments.ipynb #69103c93
+# %% ../nbs/studies/46_experiments.ipynb #0c5a1dac
 def default_model(
     parts: Parts,  # the data
 ) -> str:  # a name for `make_model`
@@ -174,7 +174,7 @@ def _of_madry(parts):
 _MODELS = dict(one_layer=_of_one_layer, mlp=_of_mlp, small_conv=_of_small_conv, madry_cnn=_of_madry)
 _FOR_TABLES = ("one_layer", "mlp")
 
-
+# %% ../nbs/studies/46_experiments.ipynb #dbfd8177
 _OWN: dict[str, Callable] = {}
 
 
@@ -230,7 +230,7 @@ def _of_library(name, parts):
         raise ValueError(f"model={name!r}: neither torchvision nor timm has it")
     return timm.create_model(name, num_classes=len(parts.class_names), in_chans=parts.shape[0])
 
-# %% ../nbs/studies/46_experiments.ipynb #0a67b699
+# %% ../nbs/studies/46_experiments.ipynb #d8fb0aee
 @dataclass(frozen=True)
 class Training:
     """How a network is fitted: Adam, one cycle."""
@@ -252,7 +252,7 @@ def default_training(
     epochs = min(60, max(5, math.ceil(300 / n_batches)))
     return Training(epochs, 0.02 if parts.kind == "table" else 0.004)
 
-
+# %% ../nbs/studies/46_experiments.ipynb #545c5ede
 @dataclass(frozen=True)
 class Experiment:
     """Everything that decides one trained model."""
@@ -294,7 +294,7 @@ def _experiment(settings):
     training = Training(**settings["training"])
     return Experiment(**{**settings, "method": Method(**method), "training": training})
 
-
+# %% ../nbs/studies/46_experiments.ipynb #2e703266
 @dataclass(frozen=True)
 class Evaluation:
     """Measures of trained experiments on their test parts."""
@@ -310,7 +310,7 @@ class Evaluation:
         label = f"test-{_file_name(first.method.name)}-{first.strength:g}-seed{first.seed}"
         return Job("advinterp.experiments:evaluate_one", asdict(self), label, 2.0 * len(self.of))
 
-# %% ../nbs/studies/46_experiments.ipynb #3f3a82e6
+# %% ../nbs/studies/46_experiments.ipynb #5134e3d2
 _HERE: dict[str, Parts] = {}
 
 
@@ -366,7 +366,7 @@ def _fit(learn, training):
         learn.fit_one_cycle(training.epochs, training.lr)
     learn.model.eval()
 
-# %% ../nbs/studies/46_experiments.ipynb #c1ef94d8
+# %% ../nbs/studies/46_experiments.ipynb #4248c3ce
 def train_one(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
@@ -401,7 +401,7 @@ def load_learner(
     learn.model.to(parts.dls.device or "cpu").eval()
     return learn
 
-# %% ../nbs/studies/46_experiments.ipynb #3ebd0a57
+# %% ../nbs/studies/46_experiments.ipynb #4695040f
 _SHOWN = 48  # examples whose inputs and maps are kept for pictures
 
 
