@@ -1139,7 +1139,7 @@ def test_a_pipeline_is_explained_in_raw_columns(people, name, output):
     assert sum(by_column.values()) == pytest.approx(parts.sum())
     for column in table if output == "logit" else ():
         made_of_it = np.zeros(made.shape[1], bool)
-        for value in table[column].unique():
+        for value in table[column].unique()[:4]:
             moved = pipe[:-1].transform(row.assign(**{column: value}))
             made_of_it |= (moved.toarray()[0] if sparse.issparse(moved) else moved[0]) != made[0]
         assert by_column.get(column, 0) == pytest.approx(parts[made_of_it].sum())
