@@ -19,8 +19,9 @@ DOCS    ?= _docs
 WORKERS ?= 2
 NBTEST  ?=
 PYTEST  ?=
-# the tests of a file share what they make, so a file stays with one worker
-IN_PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+# The tests of a file share what they make, so a file stays with one worker; files begin in the
+# order of their names, so that the long one on the docs is not the last
+IN_PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 BIN := $(abspath $(VENV))/bin
 NEWEST := $(abspath $(VENV))-newest
