@@ -837,7 +837,7 @@ def test_summary_tells_how_it_trains():
     learn = make(adversary=PGD(LInfBall(0.1), 2, fast=True))
     with quiet(learn):
         text = str(learn.summary())
-    assert "AdversarialTraining(PGD(LInfBall(eps=0.1)" in text
+    assert "AdversarialTraining(PGD(LInfBall(0.1)" in text
     assert "inner loop in bfloat16" in text
     assert "TaskLoss" in text
 

@@ -45,6 +45,8 @@ TESTS = {
     "optimisers": ["solver", "estimator"],
     "solver": ["solver", "estimator"],
     "study": ["study_tables", "study"],
+    "measures": ["comparison"],
+    "experiments": ["comparison"],
     "papers.common": ["papers_common"],
     "papers.scorecard": ["scorecard"],
     "papers.a": ["paper_a", "reproduce"],
