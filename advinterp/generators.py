@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .core import check_choice, check_count
+from .core import check_choice, check_count, check_strength
 
 # %% ../nbs/train/16_generators.ipynb #534dd062
 Labelled = namedtuple("Labelled", "x y truth")
@@ -34,6 +34,8 @@ def block_toy_exact(
     check_count("block_dim", block_dim)
     if m > d:
         raise ValueError(f"n_signal={m}: expected at most d={d}")
+    if not math.isfinite(magnitude):
+        raise ValueError(f"magnitude={magnitude!r}: expected a finite number")
     truth = np.repeat(np.kron(np.eye(m, d), np.ones(block_dim)), 2, axis=0)
     y = np.tile([0, 1], m)
     s = 2 * y - 1
@@ -53,8 +55,7 @@ def block_toy(
 ) -> Labelled:  # x `(n, d*block_dim)`, y `(n,)`, truth like x
     "A sample of the block toy distribution."
     check_count("n", n, low=0)
-    if not noise >= 0:
-        raise ValueError(f"noise={noise!r}: expected a number >= 0")
+    check_strength("noise", noise)
     (x, y, truth), p = block_toy_exact(d, n_signal, block_dim, magnitude)
     rng = np.random.default_rng(seed)
     i = rng.integers(len(p), size=n)
@@ -79,10 +80,12 @@ def gaussian_blocks(
         raise ValueError(
             f"blocks={blocks}: expected sizes that add up to {len(a)}, the length of strength"
         )
-    if not (0 <= rho <= 1 and 0 <= p_pos <= 1 and sigma >= 0):
+    if not np.isfinite(a).all():
+        raise ValueError(f"strength={strength!r}: expected finite numbers, one for each feature")
+    if not (0 <= rho <= 1 and 0 <= p_pos <= 1 and 0 <= sigma < np.inf):
         raise ValueError(
             f"rho={rho}, p_pos={p_pos}, sigma={sigma}: "
-            "expected rho and p_pos from 0 to 1 and sigma >= 0"
+            "expected rho and p_pos from 0 to 1 and a finite sigma >= 0"
         )
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < p_pos).astype(np.int64)

@@ -8,9 +8,11 @@ __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn',
 
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
+import warnings
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Tracer
 
 from ._deprecated import moved_names
 from .core import check_count, check_strength
@@ -333,6 +335,55 @@ class SmoothLeakyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.slope * x + (1 - self.slope) * F.softplus(x, beta=self.beta)  # (4)
 
+
+class _SmoothReLU6(nn.Module):
+    "min(max(x, 0), 6) is a ReLU less one that starts at 6."
+
+    def __init__(self, beta):
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, x):
+        return F.softplus(x, beta=self.beta) - F.softplus(x - 6, beta=self.beta)
+
+# %% ../nbs/train/18_models.ipynb #9c639f9b
+_KINKED = (nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid)
+_KINKED_NAMES = {
+    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "threshold"),
+    *("hardtanh", "hardswish", "hardsigmoid"),
+}
+
+
+def _is_kinked(function):
+    name = function if isinstance(function, str) else getattr(function, "__name__", "")
+    return name.strip("_") in _KINKED_NAMES
+
+
+def _check_smooth(model):
+    "Refuse a kink that is left; warn where the code of the model cannot be followed."
+    left = set()
+    for module in model.modules():
+        is_kinked = isinstance(module, (nn.ReLU, nn.LeakyReLU, *_KINKED))
+        if is_kinked or _is_kinked(getattr(module, "activation", None)):
+            left.add(type(module).__name__)
+    try:
+        nodes = list(Tracer().trace(model).nodes)
+    except Exception as error:  # whatever the code of the model does not allow
+        nodes = []
+        warnings.warn(
+            f"model: the code of {type(model).__name__} cannot be followed "
+            f"({type(error).__name__}), so functional ReLUs in it stay as they are",
+            stacklevel=3,
+        )
+    for node in nodes:
+        if node.op in ("call_function", "call_method") and _is_kinked(node.target):
+            left.add(node.name)
+    if left:
+        raise ValueError(
+            f"model: kinks are left in its copy ({', '.join(sorted(left))}); only the modules "
+            "nn.ReLU, nn.LeakyReLU and nn.ReLU6 can be replaced: use those in its place"
+        )
+
 # %% ../nbs/train/18_models.ipynb #2f3e1060
 def softplus_copy(
     model: nn.Module,  # a network whose ReLUs are modules; it is left as it is
@@ -340,21 +391,28 @@ def softplus_copy(
 ) -> nn.Module:
     """A copy with the same weights whose ReLUs are smooth.
 
-    Raises ValueError where there is no ReLU module to replace, and for a beta that is not positive.
+    Raises ValueError where there is no ReLU module to replace, where a kink would be left (a
+    functional ReLU, a PReLU), and for a beta that is not positive. Warns where the code of the
+    model cannot be followed. Max-pooling stays.
     """
     if not check_strength("beta", beta):
         raise ValueError(f"beta={beta!r}: expected a number > 0")
     smooth = copy.deepcopy(model)
     n_replaced = 0
     for parent in list(smooth.modules()):
-        for name, module in list(parent.named_children()):
-            if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+        for name, module in list(parent._modules.items()):  # one module may have several names
+            if isinstance(module, nn.ReLU6):
+                setattr(parent, name, _SmoothReLU6(beta))
+            elif isinstance(module, (nn.ReLU, nn.LeakyReLU)):
                 slope = getattr(module, "negative_slope", 0.0)
                 setattr(parent, name, SmoothLeakyReLU(slope, beta))
-                n_replaced += 1
+            else:
+                continue
+            n_replaced += 1
     if not n_replaced:
         raise ValueError(
             f"model: {type(model).__name__} has no ReLU module; "
             "smooth activations need no copy, functional ones cannot be replaced"
         )
+    _check_smooth(smooth)
     return smooth

@@ -231,6 +231,8 @@ class TargetMap(Penalty):
                 f"targets of shape {tuple(target.shape)} do not fit inputs of shape "
                 f"{tuple(x.shape)}; for the maps of a whole data set use Targets(x, maps)"
             ) from None
+        if not isinstance(self.targets, Tensor) and not target.isfinite().all():
+            raise ValueError("targets gave NaN or infinite values for these inputs")
         g, _ = _input_grad(model, x, y, _output(self.output, loss_func), create_graph=True)
         g = flat(g.abs() if self.absolute else g)
         if self.distance == "cosine":

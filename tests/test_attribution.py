@@ -1,5 +1,7 @@
 """Attributions against captum, shap, closed forms and numerical optimisation; bad input."""
 
+import copy
+import threading
 import warnings
 from functools import partial
 
@@ -16,7 +18,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advinterp import attribution as A
+from advinterp.adversary import PGD
 from advinterp.core import bring, class_output
+from advinterp.duals import LInfBall
 from advinterp.linear import linear_ig
 
 from .border import KINDS, agree, every_kind
@@ -850,3 +854,34 @@ def test_a_bar_is_shown_unless_it_is_switched_off(method, batch, monkeypatch):
 def test_on_a_gpu(method, batch):
     x, y, net = batch[0].float().cuda(), batch[1].cuda(), madry().cuda()
     assert method(net, x, y).is_cuda
+
+
+def test_maps_and_attacks_from_four_threads():
+    """One model in training mode: the serial results, and the model as it was."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Softplus(), nn.Dropout(0.2), nn.Flatten()]
+    model = nn.Sequential(*body, nn.Linear(144, 3)).train()
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4) % 3
+    first = [METHODS["saliency"], METHODS["smoothgrad"]]
+    second = [METHODS["moreau_grad"], METHODS["deep_shap"]]
+    third = [METHODS["integrated_gradients"], METHODS["captum_map"], METHODS["vargrad"]]
+    tasks = [first, second, third, [PGD(LInfBall(0.1), 3, training=True)]]
+    expected = [[make(model, x, y) for make in task] for task in tasks]
+    held, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    start, differ = threading.Barrier(4), []
+
+    def work(task, right):
+        start.wait()
+        for _ in range(8):
+            differ.extend(not torch.equal(make(model, x, y), z) for make, z in zip(task, right))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(tasks, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert differ == [False] * 64
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(held[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)

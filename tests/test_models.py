@@ -291,6 +291,59 @@ def test_softplus_copy_keeps_the_original_and_reaches_nested_modules():
         softplus_copy(photo_efficientnet_b0())
 
 
+def test_softplus_copy_replaces_a_module_at_every_place():
+    set_seed(0)
+    relu = nn.ReLU()
+    body = [nn.Linear(4, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 8), nn.ReLU6()]
+    body += [nn.Linear(8, 8), nn.LeakyReLU(0.2, inplace=True)]
+    model = nn.Sequential(*body, nn.Linear(8, 2)).double()
+    x = 20 * torch.randn(50, 4, dtype=torch.double)
+    smooth = softplus_copy(model, 1e5)
+    assert (smooth(x) - model(x)).abs().max() < 1e-4
+    kinks = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+    assert not any(isinstance(module, kinks) for module in smooth.modules())
+    t = torch.linspace(-3, 9, 400, dtype=torch.double)[:, None]
+    smooth6 = softplus_copy(nn.Sequential(nn.ReLU6()), 10.0)(t)
+    torch.testing.assert_close(smooth6, F.softplus(t, 10) - F.softplus(t - 6, 10))
+    assert (smooth6 - F.relu6(t)).abs().max() <= 0.1 * np.log(2)
+
+
+class FunctionalReLU(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.body(x))
+
+
+class Branches(FunctionalReLU):
+    def forward(self, x):
+        return self.body(x if x.sum() > 0 else -x)
+
+
+def method_in_place(h):
+    return h.relu_()
+
+
+@pytest.mark.parametrize("function", [F.relu, torch.relu, F.relu6, method_in_place, F.hardtanh])
+def test_softplus_copy_refuses_functional_kinks(function):
+    with pytest.raises(ValueError, match=r"kinks are left in its copy \("):
+        softplus_copy(FunctionalReLU(function))
+    smooth = softplus_copy(FunctionalReLU(torch.tanh))
+    assert count_of(smooth, nn.ReLU) == 0
+
+
+def test_softplus_copy_refuses_kinked_modules_and_says_what_it_cannot_follow():
+    for kinked in (nn.PReLU(), nn.Hardtanh(), nn.TransformerEncoderLayer(8, 2)):
+        name = type(kinked).__name__
+        with pytest.raises(ValueError, match=rf"kinks are left in its copy \({name}"):
+            softplus_copy(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), kinked))
+    with pytest.warns(UserWarning, match="the code of Branches cannot be followed"):
+        softplus_copy(Branches(None))
+
+
 @pytest.mark.parametrize("old", ["resnet34", "efficientnet_b0"])
 def test_old_names_work_with_a_warning(old):
     with pytest.warns(FutureWarning, match=f"models.photo_{old}"):

@@ -708,6 +708,10 @@ def test_targets_refuse_nan_and_other_shapes():
             Targets(bad_x, bad_maps)
     with pytest.raises(ValueError, match="targets contain NaN"):
         TargetMap(maps * torch.nan)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    of_nan = TargetMap(lambda x, y: x * torch.nan)
+    with pytest.raises(ValueError, match="targets gave NaN"):
+        of_nan(net, x, torch.zeros(len(x), dtype=torch.long))
     look = Targets(x[1::3], maps[1::3])
     with pytest.raises(ValueError, match=re.escape("the stored inputs are (N, ...) of (1, 6, 6)")):
         look(x[:, :, :3])
