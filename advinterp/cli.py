@@ -6,11 +6,13 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/60_cli.ipynb #7ea52847
+import csv
 import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -165,7 +167,7 @@ def _compare(
     device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
     resume: bool = False,  # continue an earlier study in the folder: finished runs are kept
     jobs: int = 1,  # processes that train at the same time; -1: one for each core
-    backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
+    backend: str = "loky",  # where they run: loky, sequential; dask, ray on a cluster
     dry_run: bool = False,  # list the runs with estimated minutes, and train nothing
     data_: Sequence[str] = (),  # instead: sets that have a recipe, trained as it says
 ):
@@ -212,9 +214,16 @@ def _compare_by_recipes(data, methods, seeds, epochs, where):
 
 def _show_results(results, out):
     _show(results.show())
-    _show(f"\nreport: {os.path.join(out, 'report.html')}")
+    _show(f"\nreport: {os.path.join(os.path.expanduser(out), 'report.html')}")
 
 # %% ../nbs/commands/60_cli.ipynb #83329c64
+def _print_items():
+    "What can be reproduced, from a file: the papers' modules take seconds to import."
+    with (files("advinterp.papers") / "published" / "items.csv").open(encoding="utf-8") as file:
+        for item in csv.DictReader(file):
+            _show(f"{item['name']:13} {item['title']:48} {item['cost']}")
+
+
 @_command
 def _reproduce(
     name: str | None = None,  # A.table1, ... or A for all of a paper; --list shows them
@@ -223,16 +232,16 @@ def _reproduce(
     preset: Literal["quick", "paper"] = "quick",  # a small scale, or the published settings
     out: str = "results/reproduce",  # where studies and pages go
     device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
+    resume: bool = False,  # continue; finished runs are kept, with it or without
     jobs: int = -1,  # processes that train at the same time; -1: one for each core
-    backend: str = "loky",  # where they run: loky, threading; dask, ray on a cluster
+    backend: str = "loky",  # where they run: loky, sequential; dask, ray on a cluster
 ):
     "A table or figure of the papers, with the published value beside ours."
-    from advinterp.papers.reproduce import items, reproduce
-
     if list_ or not name:
-        for item in items():
-            _show(f"{item.name:13} {item.title:48} {item.cost}")
+        _print_items()
         return
+    from advinterp.papers.reproduce import reproduce
+
     _show(reproduce(name, preset, out, device, jobs, backend))
 
 # %% ../nbs/commands/60_cli.ipynb #2182da2b

@@ -36,6 +36,7 @@ from advinterp.experiments import (
     numbers_of,
 )
 from advinterp.jobs import (
+    check_backend,
     check_out,
     job_folder,
     locked,
@@ -602,6 +603,7 @@ def compare(
     check_count("n_test", n_test)
     seeds = _seeds(3 if seeds is None else seeds)
     device = _check_device(device)
+    check_backend(backend, n_jobs)
     if learners is not None:
         return _compare_learners(learners, data, target, names, tolerance, eps, n_test, out)
     options: dict[str, Any] = dict(size=size, missing=missing, batch_size=batch_size)

@@ -159,7 +159,7 @@ def feature_impact_bars(
         places = np.arange(len(keep)) + (i + 0.5) * width - 0.4
         ax.bar(places, impact[keep], width, label=model, color=colors[model])
     slanted = dict(rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_xticks(range(len(keep)), [names[i] for i in keep], **slanted)
+    ax.set_xticks(range(len(keep)), [names[i] for i in keep], parse_math=False, **slanted)
     ax.set_xlim(-0.7, len(keep) - 0.3)
     ax.set_ylabel("feature impact")
     ax.set_title(f"{len(keep)} of {len(names)} features", fontsize=9)
@@ -218,7 +218,7 @@ def saliency_grid(
     fig, axes = _axes(n_rows, n_cols, width, 1.35 * n_rows + 0.4, fig)
     for i, row in enumerate(axes):
         row[0].imshow(_picture(images[i]), cmap="gray")
-        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center")
+        row[0].set_ylabel(labels[i], parse_math=False, rotation=0, ha="right", va="center")
         highest = max(top[i] for top in tops.values())
         for ax, model in zip(row[1:], maps):
             scale = highest if shared else tops[model][i]
@@ -298,7 +298,7 @@ def overlay_grid(
         photo, *over = axes.flat[i * n_tiles : (i + 1) * n_tiles]
         picture = _picture(images[i])
         photo.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        photo.set_title(labels[i], fontsize=8)
+        photo.set_title(labels[i], parse_math=False, fontsize=8)
         for ax, model in zip(over, maps):
             _draw_overlay(ax, picture, heat[model][i], -signed, alpha, cmap, outline)
             ax.set_title(_wrapped(model), fontsize=8)
@@ -365,7 +365,9 @@ def contribution_bars(
             ticks.append(f"{n_others} others")
         row[0].set_yticks(range(n_bars), ticks, fontsize=8)
         row[0].invert_yaxis()
-        row[0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(
+            labels[i], parse_math=False, rotation=0, ha="right", va="center", fontsize=9
+        )
     for ax, model in zip(axes[0], maps):
         ax.set_title(fill(model, 24), fontsize=9)
     return fig

@@ -218,7 +218,11 @@ def write_report(
     Everything is drawn before anything is written: after an error the earlier page and its figures
     are as they were.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    sections = list(sections)
+    for name in (name for section in sections for name in section.figures):
+        if Path(name).name != name:
+            raise ValueError(f"figures: {name!r} is no file name; expected one without / in it")
     drawn = [(section, _pictures(section)) for section in sections]
     page = _render(title, intro, drawn)
     for _, pictures in drawn:

@@ -51,7 +51,10 @@ from advinterp.evaluate import (
 )
 from advinterp.jobs import (
     Job,
+    check_backend,
+    check_device,
     check_out,
+    is_done,
     job_folder,
     locked,
     read_job,
@@ -232,7 +235,9 @@ def recipe(
 ) -> Recipe:
     """The recipe for a data set. Raises ValueError for unknown names, naming the nearest.
 
-    Raises TypeError or ValueError for a field that cannot have the value.
+    Raises TypeError or ValueError for a field that cannot have the value, and for `clean_epochs`
+    after which there is no adversary. A training shorter than the recipe's own `clean_epochs` has
+    its adversary in the last epoch.
     """
     known = {each.data: each for each in _recipes}
     if name not in known:
@@ -245,7 +250,15 @@ def recipe(
             hint = nearest(field_name, fields)
             raise ValueError(f"{field_name}={value!r}: not a field of a recipe{hint}")
         _check_field(field_name, value)
-    return dataclasses.replace(known[name], **_with_tuples(changes))
+    changed = dataclasses.replace(known[name], **_with_tuples(changes))
+    if changed.clean_epochs < changed.adv_epochs:
+        return changed
+    if "clean_epochs" in changes:
+        raise ValueError(
+            f"clean_epochs={changed.clean_epochs!r}: the adversary would never act in "
+            f"adv_epochs={changed.adv_epochs}; expected less"
+        )
+    return dataclasses.replace(changed, clean_epochs=changed.adv_epochs - 1)
 
 
 def _with_tuples(settings):
@@ -573,7 +586,7 @@ _columns = [
     *("gini", "dG", "dG_low", "dG_high", "dG_seeds", "dG_seeds_low", "dG_seeds_high"),
     *("seconds", "n_train", "n_test", "n_explained"),
 ]
-_group = ["data", "method", "strength"]
+_group = ["data", "method", "strength", "settings"]  # the last: see `_number`
 
 
 def _over_seeds(table, column):
@@ -588,15 +601,22 @@ def _over_seeds(table, column):
     return table.merge(means, left_on=_group, right_index=True)
 
 
+def _number(run, pairs):
+    "1 for the first recipe of its data set, 2 for the next one, as of a study that was resumed."
+    recipes = dict.fromkeys(other.recipe for other, _ in pairs)
+    return 1 + [r for r in recipes if r.data == run.recipe.data].index(run.recipe)
+
+
 def tabulate(
     runs: list[Run],  # of the study, done or not
     out: Path | str,  # folder of the study
 ) -> pd.DataFrame:  # `_columns` first, then the fields of the recipes
     """One row per run that is done, and so is its natural one."""
-    done = [run for run in runs if job_folder(run.job(), out).exists()]
-    natural = {(run.recipe.data, run.seed): run for run in done if run.method == "natural"}
-    pairs = [(run, natural.get((run.recipe.data, run.seed))) for run in done]
-    rows = [_row(run, base, out) for run, base in pairs if base is not None]
+    done = [run for run in runs if is_done(run.job(), out)]
+    natural = {(run.recipe, run.seed): run for run in done if run.method == "natural"}
+    pairs = [(run, natural.get((run.recipe, run.seed))) for run in done]
+    pairs = [(run, base) for run, base in pairs if base is not None]
+    rows = [dict(_row(run, base, out), settings=_number(run, pairs)) for run, base in pairs]
     table = pd.DataFrame(rows)
     for column in ("dG", "dG_shap"):
         if column in table:
@@ -666,6 +686,7 @@ _names = dict(
     data="data",
     method="method",
     strength="strength",
+    settings="settings",
     seeds="seeds",
     accuracy="accuracy",
     accuracy_drop="drop",
@@ -700,19 +721,26 @@ def _readable(summary):
     table.loc[table.method == "natural", ["accuracy_drop", "strength"]] = ""
     table = table.rename(columns=_names)[list(_names.values())]
     empty = [c for c in table if c.startswith("paper") and not table[c].any()]
+    if summary.groupby("data").settings.nunique().max() == 1:
+        empty.append("settings")
     return table.drop(columns=empty)
 
 # %% ../nbs/studies/44_study.ipynb #88c38dc8
 _title = dict(natural="natural", l1="l1 weights", adversarial="adversarial")
 
 
-def _drawn(runs, name, out):
-    "The runs to draw: title of the method -> arrays, of the first seed and the first strength."
-    first = {}
-    for run in runs:
-        if run.recipe.data == name:
-            first.setdefault(_title[run.method], run)
-    return {title: load_run(run, out)[1] for title, run in first.items()}
+def _drawn(results, name):
+    """The runs to draw: title of the method -> arrays, of the first strength.
+
+    All are of one recipe and one seed, the first of those for which most methods are done.
+    """
+    done = set(results.frame.run)
+    found: dict[tuple, dict] = {}
+    for run in results.runs:
+        if run.recipe.data == name and run.name in done:
+            found.setdefault((run.recipe, run.seed), {}).setdefault(_title[run.method], run)
+    drawn = max(found.values(), key=len)
+    return {title: load_run(run, results.folder)[1] for title, run in drawn.items()}
 
 
 def _gain_figure(arrays):
@@ -783,10 +811,11 @@ _maps_text = (
 
 def _sections(name, arrays):
     "The figures of one data set."
-    alt = f"Box plots of the point-wise gain in Gini on {name}"
-    figures = {f"{name}_gain": (_gain_figure(arrays), alt)}
-    title = f"{name}: gain in sparseness, example by example"
-    yield Section(title, _gain_text, figures=figures)
+    if len(arrays) > 1:
+        alt = f"Box plots of the point-wise gain in Gini on {name}"
+        figures = {f"{name}_gain": (_gain_figure(arrays), alt)}
+        title = f"{name}: gain in sparseness, example by example"
+        yield Section(title, _gain_text, figures=figures)
     is_table = arrays["natural"]["maps"].ndim == 2
     if is_table and len(arrays) > 1:
         alt = f"Feature impacts on {name}, natural against adversarial"
@@ -812,13 +841,30 @@ def _setting(value):
     return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
+_missing_text = (
+    "These runs are not in the tables and figures: they failed, were damaged, are not done yet, or "
+    "the natural run that they are compared with is not there."
+)
+
+
+def _missing(results):
+    "What is not shown, and why; nothing where all is."
+    states = status(results.folder)
+    missing = states[~states.run.isin(results.frame.run)][["run", "state", "error"]]
+    if len(missing):
+        yield Section(f"Missing: {len(missing)} of {len(states)} runs", _missing_text, missing)
+
+
 def _report(results, folder):
-    shown = set(results.frame.data)
-    recipes = {run.recipe.data: run.recipe for run in results.runs if run.recipe.data in shown}
+    shown = set(results.frame.run)
+    recipes = list(dict.fromkeys(run.recipe for run in results.runs if run.name in shown))
     sections = [Section("Results", table=_readable(results.summary()))]
-    for name in recipes:
-        sections += _sections(name, _drawn(results.runs, name, results.folder))
-    used = pd.DataFrame([dataclasses.asdict(recipe) for recipe in recipes.values()])
+    sections += _missing(results)
+    for name in dict.fromkeys(recipe.data for recipe in recipes):
+        sections += _sections(name, _drawn(results, name))
+    used = pd.DataFrame([dataclasses.asdict(recipe) for recipe in recipes])
+    if used.data.duplicated().any():
+        used["data"] = [f"{name}, settings {i}" for i, name in enumerate(used.data, 1)]
     used = used.set_index("data").T.reset_index(names="setting")
     text = "Every field of the recipes; results.csv holds them for each run."
     sections.append(Section("Settings", text, used.astype(object).map(_setting)))
@@ -840,11 +886,19 @@ def _strengths(name, value):
     return [None if each is None else check_strength(name, each) for each in values]
 
 
+_MOST_SEEDS = 10_000  # more is a slip of the hand, and its table would not fit
+
+
 def _seeds(seeds):
     if isinstance(seeds, (list, tuple, np.ndarray, range)):
-        return [check_count("seeds", seed, 0) for seed in _as_list("seeds", seeds)]
+        every = [check_count("seeds", seed, 0) for seed in _as_list("seeds", seeds)]
+        if max(every) >= 2**32:
+            raise ValueError(f"seeds={max(every)}: expected seeds below 2**32")
+        return every
     if not check_count("seeds", seeds, 0):
         raise ValueError("seeds=0: expected at least one seed")
+    if seeds > _MOST_SEEDS:
+        raise ValueError(f"seeds={seeds}: expected how many, at most {_MOST_SEEDS}; or a list")
     return list(range(seeds))
 
 
@@ -883,16 +937,7 @@ def plan(
 
 # %% ../nbs/studies/44_study.ipynb #eaf919db
 def _check_device(device):
-    device = str(default_device() if device is None else device)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        accelerators = dict(cuda=torch.cuda, mps=torch.backends.mps)
-        here = [name for name, backend in accelerators.items() if backend.is_available()]
-        raise ValueError(
-            f"device={device!r}: not available here; there is {', '.join(['cpu', *here])}"
-        ) from None
-    return device
+    return check_device(str(default_device() if device is None else device))
 
 # %% ../nbs/studies/44_study.ipynb #8ee9ba94
 def _finish(results):
@@ -913,14 +958,30 @@ def _with_costs(runs):
 
 
 def _raise_failed(states, out):
-    "Raise RuntimeError where a run failed."
+    "Raise RuntimeError where a run failed, ValueError where one was changed since."
     failed = [name for name, state in states.items() if state == "failed"]
+    damaged = [name for name, state in states.items() if state == "damaged"]
+    if not failed and not damaged:
+        return
+    errors = status(out).set_index("run").error
     if failed:
-        error = status(out).set_index("run").error[failed[0]]
         raise RuntimeError(
             f"{len(failed)} of {len(states)} runs failed, the others are kept; "
-            f"`advinterp study status` lists all. The first: {failed[0]}: {error}"
+            f"`advinterp study status` lists all. The first: {failed[0]}: {errors[failed[0]]}"
         )
+    raise ValueError(errors[damaged[0]])
+
+
+def _earlier(out, runs):
+    "The runs of the study that goes on which are done, and are not asked for this time."
+    try:
+        about = read_study(out)
+    except ValueError:  # there is none, or it is damaged
+        return []
+    if about.get("kind") != "compare":
+        raise ValueError(f"out={str(out)!r}: holds a study of another kind; name another folder")
+    earlier = [_as_run(job.settings) for job in about["jobs"]]
+    return [run for run in earlier if run not in runs and is_done(run.job(), out)]
 
 # %% ../nbs/studies/44_study.ipynb #a0c46684
 def compare_recipes(
@@ -943,20 +1004,24 @@ def compare_recipes(
 
     Writes `results.csv`, `report.html` and figures. Strengths are in the units of the inputs; None
     is the recipe's. Bad input raises ValueError or TypeError before anything is written; a
-    RuntimeError says, after all others have run, that some failed.
+    RuntimeError says, after all others have run, that some failed. With `resume`, earlier rows of
+    other data, methods, strengths and seeds stay in the table.
     """
+    check_backend(backend, n_jobs)
     runs = plan(data, methods, eps, lam, seeds, _check_device(device), **changes)
     jobs = _with_costs(runs)
     temporary = tempfile.TemporaryDirectory() if out is None else None
     out = check_out(temporary.name if out is None else out, resume)
     with locked(out):
-        write_study(out, jobs, kind="compare")
+        earlier = _earlier(out, runs)
+        runs = [*earlier, *runs]
+        write_study(out, [*(run.job() for run in earlier), *jobs], kind="compare")
         states = run_jobs(jobs, out, n_jobs, backend, progress=progress, keep_code=keep_code)
         results = _finish(Results(tabulate(runs, out), out, runs, temporary))
     _raise_failed(states, out)
     return results
 
-
+# %% ../nbs/studies/44_study.ipynb #cba6b2b4
 def open_study(
     out: Path | str,  # folder of a study that `compare` began
 ) -> Results:  # rows of the runs that are done
@@ -968,7 +1033,8 @@ def open_study(
             f"expected one by compare"
         )
     runs = [_as_run(job.settings) for job in about["jobs"]]
-    return Results(tabulate(runs, out), Path(out), runs)
+    out = Path(out).expanduser()
+    return Results(tabulate(runs, out), out, runs)
 
 
 def __getattr__(name):

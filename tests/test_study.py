@@ -155,8 +155,10 @@ def test_settings_decide(tmp_path):
     folders = set((out / "runs").iterdir())
     other = compare_recipes(**FEW, out=out, eps=0.3, resume=True)
     assert folders < set((out / "runs").iterdir())
-    assert len(other) == len(first) == 3
-    assert set(first["run"]).isdisjoint(other["run"])
+    assert len(first) == 3 and len(other) == 6
+    assert set(first["run"]) < set(other["run"])
+    assert list(other.summary().settings) == [1, 1, 1, 2, 2, 2]  # each beside its own natural one
+    assert list(other.summary().seeds) == [1] * 6
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])

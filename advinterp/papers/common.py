@@ -16,7 +16,7 @@ from importlib.resources import files
 import pandas as pd
 
 from ..evaluate import seed_interval
-from ..jobs import job_folder
+from ..jobs import is_done
 from ..report import Section, interval
 
 # %% ../../nbs/papers/50_common.ipynb #e6e32319
@@ -67,7 +67,7 @@ def item_of_runs(
         return [job_of(run) for run in runs(preset, device)]
 
     def sections(out, preset="quick", device="cpu"):
-        done = [run for run in runs(preset, device) if job_folder(job_of(run), out).exists()]
+        done = [run for run in runs(preset, device) if is_done(job_of(run), out)]
         return list(draw(done, out)) if done else []
 
     return Item(name, title, jobs, sections, scaled, minutes, gpu_hours)

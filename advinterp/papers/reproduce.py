@@ -26,7 +26,10 @@ import advinterp
 from ..core import atomic_path, check_choice
 from ..data import data_table
 from advinterp.jobs import (
+    check_backend,
+    check_device,
     check_out,
+    is_done,
     job_folder,
     locked,
     run_jobs,
@@ -108,12 +111,15 @@ def _by_name(items, preset, device):
 
 def _raise_failed(states, folder):
     failed = [name for name, state in states.items() if state == "failed"]
+    damaged = [name for name, state in states.items() if state == "damaged"]
+    errors = status(folder).set_index("run").error
     if failed:
-        error = status(folder).set_index("run").error[failed[0]]
         raise RuntimeError(
             f"{len(failed)} of {len(states)} runs failed, the others are kept. "
-            f"The first: {failed[0]}: {error}"
+            f"The first: {failed[0]}: {errors[failed[0]]}"
         )
+    if damaged:
+        raise ValueError(errors[damaged[0]])
 
 # %% ../../nbs/papers/56_reproduce.ipynb #9687b975
 def reproduce(
@@ -132,14 +138,16 @@ def reproduce(
     """
     found = find_items(name)
     check_choice("preset", preset, ("quick", "paper"))
+    check_backend(backend, n_jobs)
     device = str(default_device() if device is None else device)
     jobs = _by_name(found, preset, device)
     _check(found[0], jobs.values(), preset, device)
+    check_device(device)
     paper = _paper_of(found[0].name)
     folder = check_out(Path(out) / f"{paper}-{preset}", resume=True)
     with locked(folder):
         of_paper = _by_name(find_items(paper), preset, device)
-        done = {key: job for key, job in of_paper.items() if job_folder(job, folder).exists()}
+        done = {key: job for key, job in of_paper.items() if is_done(job, folder)}
         every = list((done | jobs).values())
         write_study(folder, every, kind="reproduce", name=name, preset=preset, device=device)
         states = run_jobs(list(jobs.values()), folder, n_jobs, backend, progress=progress)
@@ -148,6 +156,16 @@ def reproduce(
     return page
 
 # %% ../../nbs/papers/56_reproduce.ipynb #7629944d
+def _drawn(item, complete, folder, preset, device):
+    "The sections of an item; where runs are missing, at least one that says why there is no more."
+    try:
+        return item.sections(folder, preset, device)
+    except Exception as error:
+        if complete:
+            raise
+        return [Section(item.title, f"Cannot be drawn yet ({type(error).__name__}: {error}).")]
+
+
 def paper_sections(
     paper: str,  # 'A'
     folder: Path | str,  # folder of the study
@@ -160,13 +178,13 @@ def paper_sections(
     shown = []
     for item in find_items(paper):
         jobs = item.jobs(preset, device)
-        n_done = sum(job_folder(job, folder).exists() for job in jobs)
+        n_done = sum(is_done(job, folder) for job in jobs)
         if item.name in skip or not n_done:
             continue
         remark = f" Scaled down: {item.scaled}." if preset == "quick" else ""
         if n_done < len(jobs):
             remark += f" Incomplete: {n_done} of {len(jobs)} runs are done."
-        for section in item.sections(folder, preset, device):
+        for section in _drawn(item, n_done == len(jobs), folder, preset, device):
             section.text += remark
             shown.append((item.name, section))
     return shown
