@@ -1,6 +1,7 @@
 """Studies over any data: what goes in, what is compared, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from torch import nn
 
-from advinterp import compare
-from advinterp.comparison import at_equal_accuracy, open_study, paired_gains
-from advinterp.experiments import Method, method_of
-from advinterp.measures import measures_of
+from advinterp import PGD, GradientPenalty, LInfBall, bring_data, compare, gini, saliency, set_seed
+from advinterp.comparison import Results, at_equal_accuracy, open_study, paired_gains
+from advinterp.evaluate import accuracy, robust_accuracy
+from advinterp.experiments import Experiment, Method, Training, fresh_learner, method_of
+from advinterp.measures import Setting, measures_of
 
 QUICK = dict(epochs=2, seeds=1, strengths=[0.1], device="cpu", progress=False)
 
@@ -166,3 +168,59 @@ def test_paths_by_kind():
     assert method_of("adversarial", "image", colour=True).path[-1] == 8 / 255
     assert method_of("natural").path == (0.0,)
     assert [each.name for each in measures_of(["aopc"])] == ["accuracy", "aopc"]
+
+
+# ---------------------------------------------------------------- numbers worked out by hand
+
+
+def test_gains_are_taken_where_the_tolerance_ends():
+    """Accuracy falls from 1 to .8, Gini rises from .2 to .4: one step of .1 is worth .1."""
+    natural = dict(accuracy=np.ones((1, 10)), gini_ig=np.full((1, 10), 0.2))
+    right = np.stack([np.ones(10), np.arange(10) < 8]).astype(float)
+    path = dict(accuracy=right, gini_ig=np.stack([np.full(10, 0.2), np.full(10, 0.4)]))
+    gains = paired_gains([dict(natural=natural, adversarial=path)], "gini_ig", tolerance=0.1)
+    assert gains["adversarial"] == pytest.approx([0.1])
+
+
+def test_validation_chooses_the_strongest_within_the_tolerance(tmp_path):
+    rows = [("natural", 0, 0.9), ("adversarial", 1, 0.9), ("adversarial", 2, 0.895)]
+    rows += [("adversarial", 4, 0.8), ("l1", 1, 0.7)]
+    frame = pd.DataFrame(rows, columns=["method", "strength", "valid_accuracy"])
+    results = Results(frame, tmp_path, dict(tolerance=0.01, measures=["accuracy"]), {})
+    assert results.chosen() == dict(natural=0, adversarial=2, l1=0)
+
+
+@pytest.mark.parametrize("name", ["robust_accuracy", "gini_gradient"])
+def test_measures_are_those_of_their_functions(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    x = torch.randn(40, 4)
+    y = (x[:, 0] > 0).long()
+    net[0].weight.data[:, 0] = 3.0
+    net[2].weight.data = torch.tensor([[-1.0], [1.0]]).expand(2, 8).clone()
+    measure = next(each for each in measures_of([name]) if each.name == name)
+    expected = dict(
+        robust_accuracy=robust_accuracy(net, x, y, PGD(LInfBall(0.5), steps=20)),
+        gini_gradient=gini(saliency(net, x, y)).mean().item(),
+    )
+    found = measure.function(net, x, y, Setting(eps=0.5)).double().mean().item()
+    assert found == pytest.approx(expected[name])
+    assert found != pytest.approx(accuracy(net, x, y))
+
+
+@pytest.mark.parametrize("seed, strength", [(0, 1.0), (1, 1.0), (0, 2.0)])
+def test_an_experiment_trains_at_its_seed_and_strength(seed, strength):
+    x, y = images()
+    parts = bring_data((x, y))
+    method = Method("l1", "WeightNorm(1)", (1.0, 2.0))
+    experiment = Experiment("{}", "small_conv", method, strength, Training(1, 0.01), seed)
+    learn = fresh_learner(experiment, parts)
+    (penalty,) = [cb for cb in learn.cbs if isinstance(cb, GradientPenalty)]
+    assert penalty.weight == strength
+    set_seed(seed)
+    again = fresh_learner(experiment, parts)
+    torch.rand(3)  # what was drawn before does not matter
+    weights = [next(each.model.parameters()) for each in (learn, again)]
+    assert torch.equal(*weights)
+    other = replace(experiment, seed=seed + 1)
+    assert not torch.equal(weights[0], next(fresh_learner(other, parts).model.parameters()))
