@@ -195,7 +195,7 @@ class _AllInputs(_RawModel):
         before, after = us[: self.i], us[self.i + 1 :]
         return self.model(*before, self.units.encode(us[self.i]), *after)
 
-
+# %% ../nbs/train/20_callbacks.ipynb #f730f474
 class _RawBatch:
     "The model, input, targets and loss of a learner's batch, in raw units."
 
@@ -287,7 +287,7 @@ class _RawBatch:
         with self._labels_looked_at_after_errors():
             return penalty(model, self.x, y, loss)
 
-
+# %% ../nbs/train/20_callbacks.ipynb #f3c5615c
 def _is_ours(value):
     "Is it called by code of the package, which is at home behind the entrance?"
     is_one = isinstance(value, (Adversary, Penalty))
@@ -304,7 +304,7 @@ class _FitState:
     raw: _RawBatch | None = None  # the batch; None: it is left alone
     moved: Tensor | None = None  # free training: the perturbed input, which receives the gradient
 
-
+# %% ../nbs/train/20_callbacks.ipynb #9631476c
 _events = frozenset(Callback._methods)
 
 
@@ -415,7 +415,7 @@ class InputCallback(Callback):
             return precision.autocast
         return contextlib.nullcontext()
 
-
+# %% ../nbs/train/20_callbacks.ipynb #24dacf1f
 def _net_of(learn):
     "The model, out of what averages its gradients."
     model = learn.model
@@ -680,7 +680,7 @@ class _Column(AvgMetric):
     def name(self):
         return self.title
 
-
+# %% ../nbs/train/20_callbacks.ipynb #a5da5ca8
 class RobustMetrics(InputCallback):
     """Two more columns in validation, both in raw units: `robust_accuracy` and `gini`.
 
@@ -770,7 +770,7 @@ class RobustMetrics(InputCallback):
         own = [id(column) for column in self.columns]
         self.learn.metrics = [metric for metric in self.learn.metrics if id(metric) not in own]
 
-
+# %% ../nbs/train/20_callbacks.ipynb #a66bb60e
 def _hits(logits, y):
     "Is the predicted class the right one? `(B,)` booleans."
     return predicted(logits) == y.reshape(len(logits))

@@ -27,6 +27,7 @@ from advinterp.experiments import (
     Training,
     _as_model,
     _experiment,
+    _tupled,
     default_model,
     default_training,
     fresh_learner,
@@ -553,7 +554,7 @@ def _for_jobs(data, parts, target, groups, options, out):
         settings["groups"] = groups
     return json.dumps({k: v for k, v in settings.items() if v is not None}, sort_keys=True)
 
-
+# %% ../nbs/studies/47_comparison.ipynb #70b31f38
 def compare(
     data: Any = "breast_cancer",  # name, CSV, folder, frame, (x, y), loaders: see `bring_data`
     target: str | None = None,  # of a table: the column of classes
@@ -638,7 +639,7 @@ def compare(
     study = _Study(experiments, tuple(names), setting, n_test)
     return study.run(folder, about, temporary, n_jobs, backend, progress, keep_code)
 
-
+# %% ../nbs/studies/47_comparison.ipynb #931ca956
 _ARGUMENTS = tuple(compare.__annotations__)
 
 # %% ../nbs/studies/47_comparison.ipynb #f4bf006e
@@ -710,10 +711,8 @@ def open_study(
     settings = [job.settings for job in about["jobs"]]
     experiments = [_experiment(s) for s in settings if "method" in s]
     tests = [s for s in settings if "of" in s]
-    setting = dict(tests[0]["setting"])
-    if setting["bounds"] is not None:
-        setting["bounds"] = tuple(setting["bounds"])
-    study = _Study(experiments, tuple(tests[0]["measures"]), Setting(**setting), tests[0]["n_test"])
+    setting = Setting(**_tupled(tests[0]["setting"]))
+    study = _Study(experiments, tuple(tests[0]["measures"]), setting, tests[0]["n_test"])
     return study.results(Path(out), about["about"])
 
 # %% ../nbs/studies/47_comparison.ipynb #5eb8ab33

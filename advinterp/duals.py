@@ -336,7 +336,7 @@ def _check_groups(groups):
         )
     return groups
 
-
+# %% ../nbs/maths/01_duals.ipynb #1d9ef897
 class _Copies(dict):
     """Copies of a tensor on the devices where it is needed, each of them one transfer.
 

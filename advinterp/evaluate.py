@@ -791,7 +791,7 @@ def _called_around(name, called):
             break
     return name
 
-
+# %% ../nbs/measure/31_evaluate.ipynb #6b04133a
 def _run_once(model, x, owners):
     """What happens in one forward pass: pairs of a kind, "call" or "use", and the name of a module;
     and the owners of the parameters that the output depends on.
@@ -889,7 +889,7 @@ def _without(module, derived):
                 parametrize.remove_parametrizations(bare, name)
     return bare
 
-
+# %% ../nbs/measure/31_evaluate.ipynb #2d67be0c
 def _class_of_its_own(module):
     """A class like that of a parametrized module, which copies share with their original."""
     shared = type(module)
@@ -975,7 +975,7 @@ def _owned(model, layer):
     owners = _owners(model)
     return {name: p.detach() for part in layer.parts for name, p in owners[part].items()}
 
-
+# %% ../nbs/measure/31_evaluate.ipynb #9dac70dd
 def _left_alone(model, layer, reinit, seed, device, kept):
     """Which of the parameters that kept their values would keep any other values too?"""
     other = _copied(model)

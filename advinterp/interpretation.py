@@ -361,7 +361,7 @@ class _Explainer:
                 bar.update(len(parts[-1].preds))
         return _joined(parts)
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #ba1f2bde
 def _class_to_explain(explain, vocab):
     "'target', 'predicted' or the number of the class of that name."
     names = [str(name) for name in vocab or ()]
@@ -653,7 +653,7 @@ def _places_to_show(first, idxs, n, sample, **kwargs):
     rows = _sample(sample, len(dl.dataset), kwargs.get("seed", 0))
     return torch.tensor(rows)[torch.as_tensor(idxs)].reshape(-1).tolist()
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #280591c6
 def _at_places(name, learn, places, kwargs):
     "The interpretation of a learner at these places of its data set."
     if not isinstance(learn, AttributionInterpretation):

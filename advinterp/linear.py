@@ -287,7 +287,7 @@ def _ray(dual, v):
         )
     return N, Q if (Q > 0).any() else None
 
-
+# %% ../nbs/one_layer/10_linear.ipynb #7bfcbb5d
 def _adv_margin(z, N, Q, loss, steps=60):
     "The root of `R` that maximises (4), by bisection: 60 halvings leave rounding alone."
     if Q is None:

@@ -110,7 +110,7 @@ def _compiled_descent():
     except RuntimeError:  # no file or folder to keep it by
         return njit(fastmath=True)(_descend)
 
-
+# %% ../nbs/one_layer/14_optimisers.ipynb #f5783fa5
 def _descend(
     starts, rows, values, y, u, h, w, e, l1, l2, fit_intercept, tol, max_rounds
 ):  # pragma: no cover, compiled
@@ -294,7 +294,7 @@ def hinge_interior_point(
         )
     return x[:d] - x[d:-1], x[-1], a, n_iter
 
-
+# %% ../nbs/one_layer/14_optimisers.ipynb #108145e1
 def _split_gram(X, y, W, e, l2, fit_intercept):
     "The matrix of (3) for p, m and b: weighted products of the rows' slopes, and the penalty's."
     d = len(e)

@@ -127,7 +127,7 @@ class Parts:
         done = "; ".join(self.notes) or "nothing was changed"
         return f"{first}. {done[0].upper()}{done[1:]}."
 
-
+# %% ../nbs/train/19_parts.ipynb #c37add96
 def _shares(names, counts):
     "The share of each class; of many classes the range."
     shares = [f"{n / sum(counts):.0%}" for n in counts]
@@ -327,7 +327,7 @@ def _of_raw(raw, options):
         notes=encoded.notes,
     )
 
-
+# %% ../nbs/train/19_parts.ipynb #6c2cde99
 def _of_images(raw, options):
     "Parts of images in memory."
     _refuse(options, "images in memory", "target", "size", "missing", "drop")
@@ -713,7 +713,7 @@ def _of_photos(photos, seen, notes, options):
     make = _kept_photos if kept else _lazy_photos
     return make(photos, rows, reader, options, notes)
 
-
+# %% ../nbs/train/19_parts.ipynb #22c85254
 def _size_of(seen, size):
     "The size that all photos get."
     if size is not None:
@@ -764,7 +764,7 @@ def _kept_photos(photos, rows, reader, options, notes):
 def _pixels(reader, path):
     return np.asarray(reader(path))
 
-
+# %% ../nbs/train/19_parts.ipynb #5b330950
 def _lazy_photos(photos, rows, reader, options, notes):
     "Parts of photos that fastai's loaders read when they are needed."
     from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -952,7 +952,7 @@ def _is_registered(data):
 def _registered_names():
     return [row["name"] for row in data_table()]
 
-
+# %% ../nbs/train/19_parts.ipynb #a5da4ffb
 def _is_path(data):
     return bool(data) and not _is_registered(data) and os.path.lexists(Path(data).expanduser())
 

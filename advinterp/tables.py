@@ -257,7 +257,7 @@ def _read_text(path):
         raise ValueError(f"{path}: its rows have more cells than its first line has names")
     return frame
 
-
+# %% ../nbs/train/14_tables.ipynb #daed8bf9
 def _check_header(names, path, separator):
     "Refuse names that occur twice, and a line that was not parted."
     if len(names) == 1 and re.search(r"[;\t|]", names[0]):
@@ -338,7 +338,7 @@ def _check_name(argument, name, known):
             f"{_listed(known, 8)}{nearest(name, known)}"
         )
 
-
+# %% ../nbs/train/14_tables.ipynb #a7062dc9
 def _as_groups(groups, by_name):
     "The groups of the rows as an array; ValueError for another number."
     if groups is None:
@@ -423,7 +423,7 @@ def _check_columns(columns, missing):
             "their own)"
         )
 
-
+# %% ../nbs/train/14_tables.ipynb #6d64d1bd
 def _without(names):
     return f"say drop={list(names)!r} to leave them out"
 

@@ -154,7 +154,7 @@ def _same_transforms(parts):
         )
     return transforms[0]
 
-
+# %% ../nbs/maths/05_units.ipynb #59c798d0
 def _names_of(value):
     return [base.__name__ for base in type(value).__mro__]
 

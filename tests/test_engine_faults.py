@@ -138,26 +138,28 @@ def test_workers_end_with_a_parent_that_is_stopped(tmp_path, with_signal):
     killed(tmp_path, with_signal)
 
 
-def test_a_job_that_runs_elsewhere_is_waited_for(tmp_path, job_of):
-    """Two processes, one job: it runs once, and both find it done."""
+@pytest.fixture
+def elsewhere(tmp_path, job_of):
+    """A job that another process is running: the job, its study, the process."""
     job = job_of("wait", place=str(tmp_path / "pids"), seconds=0.5)
     out = check_out(tmp_path / "study")
     child = os.fork()
     if child == 0:
         os._exit(0 if run_job(job, out) == "done" else 1)
     wait_until((tmp_path / "pids").exists)
+    return job, out, child
+
+
+def test_a_job_that_runs_elsewhere_is_waited_for(tmp_path, elsewhere):
+    """Two processes, one job: it runs once, and both find it done."""
+    job, out, child = elsewhere
     assert run_job(job, out) == "done"
     assert os.waitpid(child, 0)[1] == 0
     assert len((tmp_path / "pids").read_text().split()) == 1
 
 
-def test_what_another_process_is_making_is_not_swept_away(tmp_path, job_of):
-    job = job_of("wait", place=str(tmp_path / "pids"), seconds=0.5)
-    out = check_out(tmp_path / "study")
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if run_job(job, out) == "done" else 1)
-    wait_until((tmp_path / "pids").exists)
+def test_what_another_process_is_making_is_not_swept_away(elsewhere):
+    job, out, child = elsewhere
     with locked(out):
         assert list((out / "runs").glob(".wait-*.tmp"))
     assert os.waitpid(child, 0)[1] == 0

@@ -51,6 +51,7 @@ from advinterp.estimator import (
     null_eps,
 )
 from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, duality_gap, solve
+from tests.cvxpy_oracle import optimum_by_cvxpy
 
 
 # --- scikit-learn's conventions ---
@@ -202,30 +203,6 @@ BALLS = dict(
 )
 
 
-def optimum_by_cvxpy(prob):
-    cp = pytest.importorskip("cvxpy", reason="CVXPY is an optional peer: pip install .[peers]")
-    w, b = cp.Variable(8), cp.Variable()
-    e = prob.ball.e
-    if isinstance(prob.ball, EpsBall1):
-        R = cp.max(cp.multiply(e, cp.abs(w)))
-    else:
-        members = [prob.ball.groups == k for k in range(prob.ball.groups.max() + 1)]
-        R = sum(cp.norm(cp.multiply(e[group], w[group])) for group in members)
-    scores = (prob.X - prob.mean) / prob.scale @ w + b
-    clean = cp.abs(prob.y - scores) if prob.loss.signed else -cp.multiply(prob.y, scores)
-    z = clean + R
-    losses = dict(
-        Softplus=lambda: cp.logistic(z + prob.loss.shift),
-        HingeLoss=lambda: cp.pos(1 + z),
-        Squared=lambda: cp.square(z) / 2,
-        Absolute=lambda: z,
-    )
-    loss = prob.q @ losses[type(prob.loss).__name__]()
-    penalty = prob.l1 @ cp.abs(w) + cp.sum(cp.multiply(prob.l2, cp.square(w))) / 2
-    constraints = [] if prob.fit_intercept else [b == 0]
-    return cp.Problem(cp.Minimize(loss + penalty), constraints).solve(solver="CLARABEL")
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ball", BALLS)
 @pytest.mark.parametrize(
@@ -233,7 +210,7 @@ def optimum_by_cvxpy(prob):
 )
 def test_no_worse_than_cvxpy_and_gap_is_a_bound(loss, ball, l1, l2, fit_intercept):
     prob = make_problem(loss, BALLS[ball], l1, l2, fit_intercept)
-    best = optimum_by_cvxpy(prob)
+    best = optimum_by_cvxpy(prob)[0]
     w, b, gap, *_ = solve(prob)
     above = prob.value(w, b) - best
     assert above <= 1e-7

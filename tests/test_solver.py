@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from advinterp.estimator import AdversarialClassifier, AdversarialRegressor
 from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, solve
+from tests.cvxpy_oracle import optimum_by_cvxpy
 
 
 @pytest.fixture(scope="module")
@@ -131,42 +132,17 @@ def random_problem(seed):
     return RobustProblem(X, y, q, loss, ball, l1, l2, intercept, mean * intercept, sd)
 
 
-def optimum_by_cvxpy(prob, cp):
-    "The least objective that CVXPY finds."
-    e = prob.ball.e
-    w, b = cp.Variable(len(e)), cp.Variable()
-    stretched = cp.multiply(e, w)
-    if isinstance(prob.ball, EpsBall1):
-        R = cp.norm_inf(stretched)
-    else:
-        groups = prob.ball.groups
-        R = sum(cp.norm(stretched[np.flatnonzero(groups == k)]) for k in np.unique(groups))
-    scores = (prob.X - prob.mean) / prob.scale @ w + b
-    clean = cp.abs(prob.y - scores) if prob.loss.signed else -cp.multiply(prob.y, scores)
-    z = R + clean
-    losses = dict(
-        Softplus=lambda: cp.logistic(z + prob.loss.shift),
-        HingeLoss=lambda: cp.pos(1 + z),
-        Squared=lambda: cp.square(z) / 2,
-        Absolute=lambda: z,
-    )
-    objective = prob.q @ losses[type(prob.loss).__name__]() + prob.l1 @ cp.abs(w)
-    objective += cp.sum(cp.multiply(prob.l2, cp.square(w))) / 2
-    held = [] if prob.fit_intercept else [b == 0]
-    cp.Problem(cp.Minimize(objective), held).solve(solver="CLARABEL")
-    return prob.value(w.value, b.value * prob.fit_intercept)
-
-
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_the_bound_over_random_problems():
     """Never below what is left to gain, and never above 1e-6 where nothing is."""
-    cp = pytest.importorskip("cvxpy", reason="CVXPY is an optional peer: pip install .[peers]")
+    pytest.importorskip("cvxpy", reason="CVXPY is an optional peer: pip install .[peers]")
     for seed in range(100):
         prob = random_problem(seed)
         solution = solve(prob)
         if solution.separated:
             continue
-        above = prob.value(solution.w, solution.b) - optimum_by_cvxpy(prob, cp)
+        _, w, b = optimum_by_cvxpy(prob)
+        above = prob.value(solution.w, solution.b) - prob.value(w, b)
         assert above <= 1e-6, seed
         assert above - 1e-7 <= solution.gap < 1e-6 * max(1, prob.q @ prob.y**2), seed
 

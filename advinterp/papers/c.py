@@ -443,7 +443,7 @@ def _protect(learn, settings):
         return learn.adversarial(dual, free_replays=4)
     return learn.penalise(GradNorm(dual))
 
-
+# %% ../../nbs/papers/54_c.ipynb #13ff9588
 def _adam(settings):
     betas = tuple(settings["betas"])
     adam = partial(torch.optim.Adam, betas=betas, weight_decay=settings["wd"])
@@ -1632,7 +1632,7 @@ def _gradient_figures():
         ),
     ]
 
-
+# %% ../../nbs/papers/54_c.ipynb #5f4644c2
 def _other_maps():
     "The figures of other maps than the simple gradient."
     return [
@@ -1674,7 +1674,7 @@ def _other_maps():
         ),
     ]
 
-
+# %% ../../nbs/papers/54_c.ipynb #ada24d6e
 def _other_items():
     "What is neither a table of runs nor a figure of maps."
     return [
