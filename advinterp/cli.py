@@ -229,7 +229,7 @@ def _reproduce(
     name: str | None = None,  # A.table1, ... or A for all of a paper; --list shows them
     *,
     list_: bool = False,  # show what there is, what it costs, and whether it was run to the end
-    preset: Literal["quick", "paper"] = "quick",  # a small scale, or the published settings
+    preset: Literal["quick", "public", "paper"] = "quick",  # small, public code's, published
     out: str = "results/reproduce",  # where studies and pages go
     device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
     resume: bool = False,  # continue; finished runs are kept, with it or without

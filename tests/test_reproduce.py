@@ -499,7 +499,7 @@ def test_the_command_refuses_unknown_names(tmp_path, capsys):
 
 
 def test_unknown_presets_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"preset='qick': .*'quick' or 'paper'"):
+    with pytest.raises(ValueError, match=r"preset='qick': .*'quick', 'public' or 'paper'"):
         reproduce("A.table1", "qick", out=tmp_path / "none")
 
 

@@ -9,8 +9,8 @@ __all__ = ['Item', 'item_of_runs', 'read_published', 'verdict', 'claim_row', 'cl
 # %% ../../nbs/papers/50_common.ipynb #dbe22dbe
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 import pandas as pd
@@ -25,7 +25,8 @@ class Item:
     """One table or figure of a paper.
 
     `minutes` is half the sum of the runs' times on two cores of a machine that was shared;
-    `gpu_hours` is an estimate, the paper presets were not run.
+    `gpu_hours` is an estimate, the paper presets were not run. A preset in `cpu_hours` also runs
+    without a GPU.
     """
 
     name: str  # paper and item: 'A.table1'
@@ -35,6 +36,17 @@ class Item:
     scaled: str  # what the quick preset scales down
     minutes: int | None = None  # of the quick preset on two cores; None: not measured
     gpu_hours: str | None = None  # of the paper preset, estimated; None: there is no such preset
+    cpu_hours: Mapping = field(
+        default_factory=dict
+    )  # preset -> hours on one core, measured in part
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        "The names of its presets."
+        known = ["quick"]
+        if self.gpu_hours is not None:
+            known.append("paper")
+        return tuple(dict.fromkeys([*known, *self.cpu_hours]))
 
     @property
     def cost(self) -> str:
@@ -45,7 +57,9 @@ class Item:
         paper = "no such preset"
         if self.gpu_hours is not None:
             paper = f"about {self.gpu_hours} GPU hours, not run here"
-        return f"quick: {quick}; paper: {paper}"
+        presets = [f"quick: {quick}", f"paper: {paper}"]
+        presets += [f"{preset}: {hours:g} h on a core" for preset, hours in self.cpu_hours.items()]
+        return "; ".join(presets)
 
 # %% ../../nbs/papers/50_common.ipynb #515e795b
 def item_of_runs(
@@ -56,6 +70,7 @@ def item_of_runs(
     scaled: str,  # what the quick preset scales down
     minutes: int | None = None,  # as for `Item`
     gpu_hours: str | None = None,  # as for `Item`
+    cpu_hours: Mapping | None = None,  # as for `Item`
     as_job: Callable | None = None,  # run -> its `Job`; None: the runs are jobs
 ) -> Item:
     "An item that is drawn from the runs that are done, and shows nothing while there are none."
@@ -70,7 +85,7 @@ def item_of_runs(
         done = [run for run in runs(preset, device) if is_done(job_of(run), out)]
         return list(draw(done, out)) if done else []
 
-    return Item(name, title, jobs, sections, scaled, minutes, gpu_hours)
+    return Item(name, title, jobs, sections, scaled, minutes, gpu_hours, cpu_hours or {})
 
 # %% ../../nbs/papers/50_common.ipynb #1ed5bf16
 def read_published(

@@ -98,6 +98,7 @@ _grid = dict(
 )
 _scale = dict(
     quick=dict(width=2_500, epochs=500, bs=5_000, lr=0.3),
+    public=dict(width=2_500, epochs=500, bs=250, lr=0.1),  # steps of the public code
     paper=dict(width=25_000, epochs=4_000, bs=250, lr=0.1),
 )
 _toy = dict(
@@ -873,7 +874,7 @@ def _images(title, text, claims, jobs, out):
 
 # %% ../../nbs/papers/55_d.ipynb #64e095fe
 def _seeds(preset):
-    return range(3 if preset == "quick" else 5)
+    return range(5 if preset == "paper" else 3)
 
 
 def _jobs(pairs, preset="quick", device="cpu", adversarial=()):
@@ -928,6 +929,7 @@ def _pair_item(number, norm):
         scaled=_small,
         minutes=3,
         gpu_hours="3",
+        cpu_hours=dict(public=0.1, paper=4),
     )
 
 
@@ -941,6 +943,7 @@ def _item_of_every(name, title, draw):
         scaled=_small,
         minutes=29,
         gpu_hours="25",
+        cpu_hours=dict(public=2, paper=75),
     )
 
 # %% ../../nbs/papers/55_d.ipynb #2e01e174
@@ -955,6 +958,7 @@ def items_d() -> list[Item]:
             scaled=_small,
             minutes=9,
             gpu_hours="12",
+            cpu_hours=dict(public=0.6, paper=12),
         ),
         item_of_runs(
             name="D.fig1",
@@ -964,6 +968,7 @@ def items_d() -> list[Item]:
             scaled="nothing",
             minutes=1,
             gpu_hours="0.5",
+            cpu_hours=dict(public=0.1, paper=1),
         ),
         item_of_runs(
             name="D.fig2",
@@ -973,6 +978,7 @@ def items_d() -> list[Item]:
             scaled=_small,
             minutes=1,
             gpu_hours="0.5",
+            cpu_hours=dict(public=0.1, paper=1),
         ),
         _pair_item(3, "l1"),
         _pair_item(4, "l2"),
