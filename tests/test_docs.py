@@ -4,6 +4,7 @@ On a desk and on a phone, in the light and in the dark.
 """
 
 import json
+import re
 import shutil
 import sys
 
@@ -155,6 +156,33 @@ def test_every_public_name_has_its_entry(site):
     assert not missing
 
 
+def test_contents_name_the_owner_of_a_method(site):
+    text = (site[0] / "measure/interpretation.html").read_text(encoding="utf-8")
+    contents = text.split('id="TOC"')[1].split("</nav>")[0].replace("<wbr>", "")
+    for name in ("AttributionInterpretation.most_concise", "Learner.explain"):
+        assert f">{name}</a>" in contents
+    for page in site[0].rglob("*.html"):
+        contents = page.read_text(encoding="utf-8").partition('id="TOC"')[2].split("</nav>")[0]
+        names = re.findall(r">([\w.]+)</a>", contents.replace("<wbr>", ""))
+        assert not [name for name in names if docs.is_private(name)], page
+
+
+def test_pages_open_with_public_names(site):
+    """A page of a module lists its names with arguments and examples; helpers are folded."""
+    text = (site[0] / "maths/adversary.html").read_text(encoding="utf-8")
+    names = text.index('class="public-names"')
+    assert names < text.index('<section id="leaving-no-trace"')
+    listed = text[names : text.index("</ul>", names)]
+    assert "(dual, steps=10, step_size=None" in listed
+    assert 'href="#example-pgd"' in listed
+    assert 'id="example-pgd"' in text
+    open_code = re.sub(r"<details.*?</details>", "", text, flags=re.S)
+    bare = re.sub(r"<[^>]+>", "", open_code)
+    assert "class PGD(DualAdversary):" in bare
+    assert "class _Problem" not in bare
+    assert "class _Problem" in re.sub(r"<[^>]+>", "", text)
+
+
 def test_no_page_is_heavy(site):
     sizes = {path.name: path.stat().st_size for path in site[0].rglob("*.html")}
     assert not {name: size for name, size in sizes.items() if size > 1_500_000}
@@ -263,6 +291,8 @@ BROKEN = {
     "reference": ("What @fig-nowhere shows", "fig-nowhere"),
     "picture": ("![a picture](nowhere.png)", "nowhere.png"),
     "alternative text": ("![](dot.png)", "without alternative text"),
+    "code in a link": ("[what `gini` says](index.ipynb#a-place)\n\n## A place", "unresolved"),
+    "code in a link to a place": ("[the `gini`](#a-place)\n\n## A place", "unresolved"),
     "printed link": (r"\[a page\](index.ipynb)", "unresolved"),
 }
 WHOLE = "![a dot](dot.png), [this page](index.ipynb#a-place)\n\n## A place"

@@ -13,6 +13,8 @@ alternative text.
 import argparse
 import ast
 import contextlib
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -121,40 +123,177 @@ def shown_names(cells: list) -> dict[str, object]:
     return found
 
 
-def drop_signature(cell):
-    """The source that follows a docstring repeats the signature above it."""
+def is_private(name: str) -> bool:
+    return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+
+
+def public_name(name: str, module) -> str:
+    """A method of a private class goes by the first public class that has it; "" where none has."""
+    owner, _, method = name.rpartition(".")
+    if not owner or not is_private(name):
+        return name
+    classes = [getattr(module, public) for public in getattr(module, "__all__", [])]
+    base = getattr(module, owner)
+    heirs = [kind for kind in classes if isinstance(kind, type) and issubclass(kind, base)]
+    return f"{heirs[0].__name__}.{method}" if heirs and not is_private(method) else ""
+
+
+def edit_entry(cell, name: str):
+    """Head an entry by its full name; drop the signature, which the source below it repeats."""
+    heading = "### " + name.replace("_", r"\_")
     for output in cell.outputs:
         text = "".join(output["data"]["text/markdown"])
+        text = re.sub(r"^### .*$", lambda _: heading, text, count=1, flags=re.M)
         output["data"]["text/markdown"] = SIGNATURE.sub("", text)
 
 
-def with_source(cells: list) -> list:
-    """The cells with each definition in one piece: its heading and docstring, then its source."""
+LONGEST_OPEN = 30  # lines of a definition that is shown without being asked for
+
+
+def signature_of(node: ast.stmt, lines: list[str]) -> str:
+    """The lines that say how a definition is called: its head, and for a class its fields too."""
+
+    def head(part, first: int) -> list[str]:
+        return lines[first - 1 : max(part.body[0].lineno - 1, part.lineno)]
+
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    if not isinstance(node, ast.ClassDef):
+        return "\n".join(head(node, first))
+    shown = head(node, first)
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign):
+            shown += lines[part.lineno - 1 : part.end_lineno]
+        elif getattr(part, "name", "") == "__init__":
+            shown += head(part, part.lineno)
+    return "\n".join(shown)
+
+
+def folded(source: str, summary: str):
+    """A cell that shows its code when it is asked for."""
+    from execnb.nbio import mk_cell
+
+    head = f'<details class="source"><summary>{summary}</summary>'
+    return mk_cell(f"{head}\n\n```python\n{source}\n```\n\n</details>", "markdown")
+
+
+def pieces_of(source: str, shown: dict[str, object], module) -> list:
+    """The definitions of an export cell, each with its entry above it.
+
+    Long definitions are folded under their signature, private helpers under their names.
+    """
     from execnb.nbio import mk_cell
     from nbdev.showdoc import showdoc_nm  # `Class.method` for a method added with @patch
 
+    lines = source.splitlines()
+    nodes = [node for node in ast.parse(source).body if hasattr(node, "name")]
+    names = [str(showdoc_nm(node)) for node in nodes]
+    entries = [
+        (node, name)
+        for node, name in zip(nodes, names)
+        if name in shown and public_name(name, module)
+    ]
+    if not entries:
+        helpers = ", ".join(f"<code>{name}</code>" for name in names)
+        return [folded(source, f"Private: {helpers}") if helpers else mk_cell(source)]
+    ends = [node.end_lineno for node, _ in entries[:-1]] + [len(lines)]
+    starts = [0, *ends]
+    pieces = []
+    for (node, name), start, end in zip(entries, starts, ends):
+        edit_entry(shown[name], public_name(name, module))
+        piece = "\n".join(lines[start:end]).strip("\n")
+        pieces.append(shown[name])
+        if end - start > LONGEST_OPEN:
+            pieces += [mk_cell(signature_of(node, lines)), folded(piece, "Source")]
+        else:
+            pieces.append(mk_cell(piece))
+    return pieces
+
+
+def with_source(cells: list, module) -> list:
+    """The cells with each definition in one piece: its heading and docstring, then its source."""
     shown = shown_names(cells)
     pieces = {}
-    moved = set()
     for cell in cells:
-        if not cell.source.startswith(FOLD):
-            continue
-        lines = cell.source.removeprefix(FOLD).splitlines()
-        nodes = [node for node in ast.parse("\n".join(lines)).body if hasattr(node, "name")]
-        documented = [(node, shown.get(str(showdoc_nm(node)))) for node in nodes]
-        documented = [(node, doc) for node, doc in documented if doc]
-        ends = [node.end_lineno for node, _ in documented[:-1]] + [len(lines)]
-        pieces[id(cell)] = parts = []
-        start = 0
-        for (_, doc), end in zip(documented or [(None, None)], ends):
-            if doc:
-                drop_signature(doc)
-                parts.append(doc)
-                moved.add(id(doc))
-            parts.append(mk_cell("\n".join(lines[start:end]).strip("\n")))
-            start = end
-    kept = [cell for cell in cells if id(cell) not in moved]
+        if cell.source.startswith(FOLD):
+            pieces[id(cell)] = pieces_of(cell.source.removeprefix(FOLD), shown, module)
+    placed = {id(piece) for parts in pieces.values() for piece in parts}
+    unnamed = {id(cell) for name, cell in shown.items() if not public_name(name, module)}
+    kept = [cell for cell in cells if id(cell) not in placed | unnamed]
     return [piece for cell in kept for piece in pieces.get(id(cell), [cell])]
+
+
+# ---------------------------------------------------------------- the names, at the top of a page
+
+UNSEEN = re.compile(r"^#\| *(exports?|exporti|hide|default_exp|echo: false)\b|^show_doc\(", re.M)
+
+
+LONGEST_CALL = 200  # characters of a call in the list of names
+
+
+def module_of(notebook):
+    """The module that a notebook exports; None where it exports none."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    named = re.search(r"^#\| *default_exp +(\S+)", "\n".join(sources), re.M)
+    return importlib.import_module(f"advinterp.{named.group(1)}") if named else None
+
+
+def arguments(thing) -> str:
+    """The arguments of a function or a class with their defaults; nothing for a value."""
+    if not callable(thing):
+        return ""
+    bare = dict(annotation=inspect.Parameter.empty)
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return ""
+    parameters = [parameter.replace(**bare) for parameter in signature.parameters.values()]
+    text = str(inspect.Signature(parameters))
+    text = re.sub(r"<(?:function|class) '?(?:[\w.]+\.)?(\w+)[^>]*>", r"\1", text)
+    if len(text) <= LONGEST_CALL:
+        return text
+    return text[: text.rindex(",", 0, LONGEST_CALL)] + ", ...)"
+
+
+def line_of(name: str, thing, has_example: bool) -> str:
+    """The line of a public name: its arguments, what it does, where it is used."""
+    does = (inspect.getdoc(thing) or "").split("\n")[0] if callable(thing) else "A constant."
+    own_name = getattr(thing, "__name__", name)
+    if own_name != name:
+        does = f"The same as `{own_name}`."
+    call = arguments(thing)
+    shown = f"`{name}`" + (f" `{call}`" if call else "")
+    example = f" [Example](#example-{name.lower()})" if has_example else ""
+    return f"- {shown}<br>{does}{example}"
+
+
+def add_names(notebook, module):
+    """Below the question of a page: the public names with their arguments, each with its example.
+
+    The place of an example is marked above the first cell that uses the name.
+    """
+    from execnb.nbio import mk_cell
+
+    seen = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    seen = [cell for cell in seen if not UNSEEN.search(cell.source)]
+    names = list(getattr(module, "__all__", []))
+    first_use = {}
+    for name in names:
+        uses = re.compile(rf"^(?!\s*(?:from|import)\b|\s*{name},$).*\b{name}\b", re.M)
+        first_use[name] = next((cell for cell in seen if uses.search(cell.source)), None)
+    for cell in seen:
+        used = [name for name in names if first_use[name] is cell]
+        if used:
+            places = "".join(f'<span id="example-{name.lower()}"></span>' for name in used)
+            at = next(i for i, other in enumerate(notebook.cells) if other is cell)
+            notebook.cells.insert(at, mk_cell(places, "markdown"))
+    lines = [line_of(name, getattr(module, name), first_use[name] is not None) for name in names]
+    if lines:
+        title = next(i for i, cell in enumerate(notebook.cells) if is_title(cell))
+        texts = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"]
+        at = next((i for i in texts if i > title), title)
+        head = f"**Public names of** `{module.__name__}`**:**\n\n"
+        block = "::: {.public-names}\n" + head + "\n".join(lines) + "\n:::"
+        notebook.cells.insert(at + 1, mk_cell(block, "markdown"))
 
 
 def process(target: Path) -> list[str]:
@@ -169,11 +308,13 @@ def process(target: Path) -> list[str]:
     class WithSource(FilterDefaults):
         def __call__(self, nb):
             split_title(nb)
+            module = module_of(nb)
+            add_names(nb, module)
             for cell in nb.cells:
                 if cell.cell_type == "code":
                     cell.source = DEFINES.sub("#| exports", cell.source)
             super().__call__(nb)
-            nb.cells = with_source(nb.cells)
+            nb.cells = with_source(nb.cells, module)
 
     bad = []
     files = [*nbglob(NBS, file_glob="", file_re=""), NBS / "_quarto.yml"]
@@ -292,6 +433,12 @@ def offline(out: Path) -> str:
         links = re.compile(rf'href="{base}([^"]*)"')
         return links.sub(lambda match: f'href="{up}{entry(match.group(1))}"', text)
 
+    in_contents = re.compile(r"(?<=>)[\w.]+(?=</a>)")
+
+    def breakable(match: re.Match) -> str:
+        """A long name of the contents may break after its owner, and before a capital."""
+        return re.sub(r"(?<=\.)|(?<=[a-z])(?=[A-Z])", "<wbr>", match.group(0))
+
     for path in out.rglob("*.html"):
         up = "../" * len(path.relative_to(out).parent.parts)
         text = private.sub(r"\1", path.read_text(encoding="utf-8"))
@@ -300,6 +447,10 @@ def offline(out: Path) -> str:
             text = text.replace(KATEX, f"{up}site_libs/katex")
         for old, new in FIXES.items():
             text = text.replace(old, new)
+        contents = re.search(r'<nav id="TOC".*?</nav>', text, re.S)
+        if contents:
+            names = in_contents.sub(breakable, contents.group(0))
+            text = text.replace(contents.group(0), names)
         path.write_text(text, encoding="utf-8")
     for path in (out / "site_libs/themes").glob("*.css"):
         # web fonts: the system's own are used instead
@@ -351,7 +502,7 @@ LEFTOVERS = re.compile(
     r"\?@\w+"  # an unknown reference
     r"|(?<![\w`])@(?:fig|tbl|eq|sec)-[\w-]+"  # one that nobody resolved
     r"|\{=html\}|^\s*:::"  # Quarto's own markup
-    r"|\]\((?:https?:|[\w./]+\.(?:ipynb|html))[^)\s]*\)",  # a link that prints as it is written
+    r"|\]\((?:https?:|#\w|[\w./-]+\.(?:ipynb|html|md|png))[^)\s]*\)",  # a link printed as written
     re.M,
 )
 
