@@ -335,6 +335,8 @@ def _made_of(model, fits):
         return _made_of(model.inside, fits)
     if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
         return False
+    if "forward" in vars(model):  # replaced on this one module, as wrappers do
+        return False
     if type(model) is nn.Sequential:
         return all(_made_of(part, fits) for part in model)
     return fits(model)
@@ -639,7 +641,8 @@ def moreau_grad(
 ) -> Tensor:  # like `x`
     """Gradient of the sparse Moreau envelope (8).
 
-    Warns where the steps do not settle (no minimum, or `lr` too large) and where a map is all zero.
+    Warns where the steps do not settle (no minimum, or `lr` too large), where more of them are
+    needed (8c), and where a map is all zero.
     """
     if eta is None:
         eta = 5e-3 if patch is None else 5e-2
@@ -651,6 +654,7 @@ def moreau_grad(
     if patch is not None and check_count("patch", patch) and x.ndim != 4:
         raise ValueError(f"patch={patch}: expected inputs (B, C, H, W), got shape {tuple(x.shape)}")
     settled = []
+    left = []  # of the way to go, as a share of the map (8c)
     levels = []  # of the first gradients: those above `eta` move something
 
     def _moreau(explained, x, y):
@@ -672,7 +676,10 @@ def moreau_grad(
             if step == 0:
                 levels.append(flat(_block_norm(g, patch)).amax(1))
                 first = flat(g).norm(dim=1)
+            if step == steps - average:
+                start = delta
             if step == steps - 1:
+                left.append(_way_left(start, new, size * average, lam))
                 settled.append(flat((new - delta) / size).norm(dim=1) <= 1.001 * first)
             delta = new
             if step >= steps - average:
@@ -681,7 +688,9 @@ def moreau_grad(
 
     maps = _over_batches(_moreau, model, x, y, output, batch_size, progress)
     if len(x):
-        _warn_of_moreau(maps, torch.cat(settled), torch.cat(levels), lr, lam, eta)
+        are_settled = torch.cat(settled)
+        _warn_of_moreau(maps, are_settled, torch.cat(levels), lr, lam, eta)
+        _warn_of_few_steps(torch.where(are_settled, torch.cat(left), 0.0), steps, lr)
     return maps
 
 # %% ../nbs/maths/02_attribution.ipynb #3493411b
@@ -744,6 +753,24 @@ def _met_curvature(d, g, value, rise, size, lam):
     curvature = 2 * bend / torch.where(square > 0, square, 1.0)
     allowed = bcast(1 / (curvature.clamp(min=0) + 1 / lam), d)  # (8b)
     return torch.where(seen & (allowed < size), allowed, size)
+
+
+def _way_left(start, end, path, lam):
+    """The relative error (8c) of the map, after steps whose sizes sum to `path`."""
+    moved = lam * flat((end - start) / path).norm(dim=1)
+    return moved / flat(end).norm(dim=1).clamp(min=torch.finfo(end.dtype).tiny)
+
+
+def _warn_of_few_steps(left, steps, lr):
+    """Say which maps are far from the minimum still."""
+    n_short, largest = torch.stack([(left > 0.1).sum(), left.max()]).tolist()
+    if n_short:
+        step = "" if lr is None else " or a larger lr"
+        warnings.warn(
+            f"steps={steps}, lr={lr}: the maps of {n_short:.0f} inputs are on their way still, off "
+            f"by up to {largest:.0%} (8c) or more; take more steps{step}, or a smaller lam",
+            stacklevel=4,
+        )
 
 
 def _warn_of_moreau(maps, settled, levels, lr, lam, eta):

@@ -248,15 +248,16 @@ def adv_loss(
 ) -> Tensor:  # `(B,)`
     """Exact adversarial loss, the maximum of `loss(x + delta) - h(delta)` (Lemma 2, equation 8).
 
-    Raises ValueError for a dual whose `h_star` is not linear-quadratic along rays, and for a
-    penalty dual with a loss whose slope is no sigmoid around a `centre`.
+    Raises ValueError for a loss that falls between margins in reach, for a dual whose `h_star` is
+    not linear-quadratic along rays, and for a penalty dual with a loss whose slope is no sigmoid
+    around a `centre`.
     """
     z = margin(w, x, y, b)
     dual = _dual(eps)
     _check_loss(loss)
     N, Q = _ray(dual, _margin_grad(w, _signs(y, len(x), x.dtype)))
     if Q is None:
-        return loss.g(z + N)  # (3)
+        return loss.g(_adv_margin(z, N, Q, loss))  # (3)
     with torch.no_grad():
         zeta = _adv_margin(z, N, Q, loss)
     t = loss.dg(zeta)
@@ -291,6 +292,7 @@ def _ray(dual, v):
 def _adv_margin(z, N, Q, loss, steps=60):
     "The root of `R` that maximises (4), by bisection: 60 halvings leave rounding alone."
     if Q is None:
+        _check_loss_inc(loss, z, N)
         return z + N
     steepest = _steepest_slope(loss)
     centre = torch.full_like(z, loss.centre)
@@ -305,6 +307,19 @@ def _adv_margin(z, N, Q, loss, steps=60):
     return (lower + upper) / 2
 
 
+def _check_loss_inc(loss, z, N):
+    "Refuse a loss that falls between margins in reach: (3) is no maximum then."
+    ends = torch.cat([z - N, z + N]).detach()
+    if not len(ends) or not ends.isfinite().all():
+        return
+    low, high = float(ends.min()), float(ends.max())
+    if not is_loss_inc(loss, low, high):
+        raise ValueError(
+            f"loss={loss!r}: expected one that never falls (LOSS-INC), it does between the margins "
+            f"{low:.3g} and {high:.3g}, where the closed form is no maximum"
+        )
+
+
 def _steepest_slope(loss):
     "The `kappa` of a loss whose slope is a sigmoid around `centre`, checked on a grid."
     if getattr(loss, "centre", None) is None:
@@ -314,15 +329,17 @@ def _steepest_slope(loss):
         )
     away = _grid(0, 30)[1:]
     above = loss.dg(loss.centre + away)
-    sums = above + loss.dg(loss.centre - away)
+    below = loss.dg(loss.centre - away)
+    sums = above + below
     steepest = float(sums[-1])
     rounding = 1e-6 * abs(steepest)
     is_even = (sums - steepest).abs().max() <= rounding
     is_concave = above.diff().diff().max() <= rounding and above.diff().min() >= -rounding
-    if not (is_even and is_concave):
+    never_falls = below.min() >= -rounding
+    if not (is_even and is_concave and never_falls):
         raise ValueError(
             f"loss={loss!r}: with a penalty in place of a ball expected a slope that is a sigmoid "
-            f"around centre={loss.centre:g}, rising, concave above it, with "
+            f"around centre={loss.centre:g}, rising from 0, concave above it, with "
             "dg(centre+u) + dg(centre-u) the same for every u > 0"
         )
     return steepest

@@ -212,6 +212,19 @@ def test_ig_of_a_one_layer_net_sees_hooks():
     assert gap.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("part", [0, None])
+def test_ig_of_a_one_layer_net_sees_a_replaced_forward(part):
+    torch.manual_seed(0)
+    net = one_layer(1)
+    x, y = torch.randn(5, 9, dtype=torch.double), torch.tensor([0, 1, 1, 0, 1])
+    module = net if part is None else net[part]
+    affine = module.forward
+    module.forward = lambda z: affine(z).square()
+    assert not A.is_affine(net)
+    gap = A.integrated_gradients(net, x, y, steps=500, return_gap=True)[1]
+    assert gap.abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_ig_of_three_affine_logits_is_exact(output):
     torch.manual_seed(0)
@@ -231,10 +244,16 @@ def relu_net(bias=False):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_ig_of_a_relu_net_without_biases_is_one_gradient(output):
+def test_ig_of_a_relu_net_without_biases_is_one_gradient(output, monkeypatch):
     net, x, y = relu_net(), torch.rand(5, 1, 8, 8, dtype=torch.double), torch.arange(5) % 3
     passes = []
-    net[0].forward = lambda z: passes.append(len(z)) or nn.Conv2d.forward(net[0], z)
+    convolve = nn.Conv2d.forward
+
+    def counted(layer, z):
+        passes.append(len(z))
+        return convolve(layer, z)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
     ig, gap = A.integrated_gradients(net, x, y, output=output, return_gap=True)
     n_passes = sum(passes)
     close(ig, A.integrated_gradients(net, x, y, output=output, method="gausslegendre"), atol=1e-9)
@@ -244,7 +263,7 @@ def test_ig_of_a_relu_net_without_biases_is_one_gradient(output):
         close(ig, A.input_x_grad(net, x, y), atol=1e-14)
 
 
-@pytest.mark.parametrize("case", ["bias", "baseline", "hook", "tanh"])
+@pytest.mark.parametrize("case", ["bias", "baseline", "hook", "tanh", "forward"])
 def test_ig_elsewhere_is_no_single_gradient(case):
     net, x, y = relu_net(case == "bias"), torch.rand(5, 1, 8, 8).double(), torch.arange(5) % 3
     if case == "bias":
@@ -253,6 +272,9 @@ def test_ig_elsewhere_is_no_single_gradient(case):
         net[0].register_forward_hook(lambda module, args, out: out - 0.2)
     if case == "tanh":
         net[1] = nn.Tanh()
+    if case == "forward":  # replaced on the module, as wrappers of other packages do
+        convolve = net[0].forward
+        net[0].forward = lambda z: convolve(z) - 0.2
     baseline = 0.3 if case == "baseline" else None
     run = partial(A.integrated_gradients, net, x, y, baseline=baseline)
     close(run(), run(method="riemann_middle"), atol=0)
@@ -366,6 +388,7 @@ def test_moreau_grad_chooses_its_step(curvature, lam, dtype):
         (-1.5, dict(), {"lam"}),  # no minimum
         (0.0, dict(eta=3.0), {"eta"}),  # all zero
         (0.0, dict(eta=0.5), set()),
+        (25.0, dict(lr=1e-4), {"steps"}),  # on its way
     ],
 )
 def test_moreau_grad_says_what_is_void(curvature, settings, said):
@@ -373,7 +396,29 @@ def test_moreau_grad_says_what_is_void(curvature, settings, said):
     how = dict(eta=0.0, n_samples=1, sigma=0.0, steps=100, average=10) | settings
     maps, found = said_by(partial(A.moreau_grad, curved(curvature), x, y, **how))
     assert said <= found and ("eta" in found) == ("eta" in said)
+    assert ("steps" in found) == ("steps" in said)
     assert (maps == 0).all() == ("eta" in said)
+
+
+@pytest.mark.parametrize(
+    "low, high, is_short", [(-0.9, 1e5, True), (0.0, 1e3, True), (0, 10, False)]
+)
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_moreau_grad_says_that_it_has_not_arrived(low, high, is_short, noise):
+    curvatures = torch.linspace(low**3, high**3, 12).double()
+    curvatures = curvatures.sign() * curvatures.abs() ** (1 / 3)
+    x, y = torch.linspace(-1, 1, 36).reshape(3, 12).double(), torch.ones(3, dtype=torch.long)
+
+    def quadratic(x):
+        value = 0.5 * (curvatures * x.square()).sum(1) + x.sum(1)
+        return torch.stack([0 * value, value], 1)
+
+    settings = dict(eta=0.0, n_samples=4, sigma=noise)
+    found, said = said_by(partial(A.moreau_grad, quadratic, x, y, **settings))
+    exact = (curvatures * x + 1) / (1 + curvatures)
+    error = (found - exact).norm(dim=1) / exact.norm(dim=1)
+    assert said == ({"steps"} if is_short else set())
+    assert (error.max() > 0.1) == is_short
 
 
 # ---------------------------------------------------------------- what the model looks for

@@ -94,6 +94,7 @@ ALLOWED = {
     "attribution._gauss_legendre": MOVE,
     "attribution._like": MOVE,
     "attribution._shifts": "torch.roll takes Python numbers: those of all steps at once",
+    "attribution._warn_of_few_steps": LOOK,
     "attribution._warn_of_moreau": LOOK,
     "attribution.integrated_gradients": MOVE,  # nodes and weights
     "attribution.slope_between": MOVE,

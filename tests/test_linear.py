@@ -295,7 +295,26 @@ class Plunge(Logistic):
         return 0.5 - z
 
 
+class Dip(Logistic):
+    "A sigmoid slope that is negative far below the centre: the loss falls there."
+
+    def g(self, z):
+        return 1.4 * super().g(z) - 0.2 * z
+
+    def dg(self, z):
+        return 1.4 * super().dg(z) - 0.2
+
+
 no_sigmoids = Lopsided(), Shifted(), Falling(), Stairs(), Plunge()
+
+
+@pytest.mark.parametrize("function", [adv_loss, adv_slope, adv_grad])
+def test_slopes_that_fall_below_zero_are_refused(function):
+    w, x, y = problem(8, 5, (2,), zeros=False)
+    with pytest.raises(ValueError, match="rising from 0"):
+        function(w, x, y, ElasticNet(0.1, 0.3), Dip())
+    with pytest.raises(ValueError, match="never falls"):
+        function(w, 9 * x, y, 0.1, Dip())
 
 
 @pytest.mark.parametrize("loss", no_sigmoids, ids=repr)
@@ -352,7 +371,12 @@ def test_lemma_2_needs_an_increasing_loss():
     w, x, y = torch.tensor([1.2, -0.7]), torch.tensor([[5.0, 0.0]]), torch.tensor([1])
     corners = [torch.tensor(corner) for corner in itertools.product([-0.3, 0.3], repeat=2)]
     worst = max(float(Square().g(margin(w, x + corner, y))) for corner in corners)
-    assert worst - float(adv_loss(w, x, y, 0.3, Square())) > 11
+    assert worst - float(Square().g(margin(w, x, y) + 0.3 * w.abs().sum())) > 11  # the closed form
+    for function in (adv_loss, adv_grad, adv_slope):
+        with pytest.raises(ValueError, match=r"loss=Square\(\).*LOSS-INC.*margins -6"):
+            function(w, x, y, 0.3, Square())
+    rising_side = adv_loss(w, -x, y, 0.3, Square())  # no margin in reach is below -1
+    assert float(rising_side) == pytest.approx(float(Square().g(torch.tensor(6.57))))
 
 
 @pytest.mark.parametrize("function", [adv_loss, adv_grad, stable_ig_risk, adv_slope])
