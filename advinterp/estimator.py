@@ -129,7 +129,8 @@ class _AdversarialLinear(BaseEstimator):
             warning = (
                 "the rows are separable even against this adversary, so the optimum lies at "
                 f"infinity; the weights are those for alpha_l2={self.tol / 100:.2g} on "
-                f"standardised columns{early}: raise eps, or set alpha_l2 or alpha_l1 above 0"
+                f"standardised columns{early}: raise eps, set alpha_l2 or alpha_l1 above 0, or "
+                "for the widest margin take loss='hinge' with alpha_l2=1e-6"
             )
         elif not solution.converged:
             warning = (

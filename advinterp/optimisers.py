@@ -72,6 +72,12 @@ class Columns(NamedTuple):
         table.data *= y[table.indices]
         return cls(table.indptr, table.indices, table.data, table)
 
+    def largest(self) -> np.ndarray:  # `(k,)`
+        "The largest magnitude in each column."
+        if sparse.issparse(self.table):
+            return abs(self.table).max(axis=0).toarray().ravel()
+        return np.maximum(self.table.max(0), -self.table.min(0))
+
 # %% ../nbs/one_layer/14_optimisers.ipynb #af2fe25e
 def coordinate_descent(
     columns: Columns,  # of the weights that may change
@@ -85,6 +91,7 @@ def coordinate_descent(
     fit_intercept: bool = True,  # may the intercept change?
     tol: float = 1e-3,  # stop where no step gains more than this share of the first round's best
     max_rounds: int = 50,  # rounds over the weights
+    reach: np.ndarray | None = None,  # `(k,)` how far a weight may go; None: any distance
 ) -> tuple[np.ndarray, float, float, int]:  # weights, change of R, of the intercept; rounds
     """Minimise the quadratic model (2) plus penalties over the weights and the intercept.
 
@@ -93,9 +100,10 @@ def coordinate_descent(
     starts, rows, values, _ = columns
     w = w.copy()
     u = a.copy()
+    reach = np.full(len(w), np.inf) if reach is None else reach
     run = _compiled_descent()
     d_support, d_intercept, n_rounds = run(
-        starts, rows, values, y, u, h, w, e, l1, l2, fit_intercept, tol, max_rounds
+        starts, rows, values, y, u, h, w, e, l1, l2, reach, fit_intercept, tol, max_rounds
     )
     return w, d_support, d_intercept, n_rounds
 
@@ -112,10 +120,12 @@ def _compiled_descent():
 
 # %% ../nbs/one_layer/14_optimisers.ipynb #f5783fa5
 def _descend(
-    starts, rows, values, y, u, h, w, e, l1, l2, fit_intercept, tol, max_rounds
+    starts, rows, values, y, u, h, w, e, l1, l2, reach, fit_intercept, tol, max_rounds
 ):  # pragma: no cover, compiled
     "Rounds over the weights, in place: change of R, of the intercept, number of rounds."
     n_weights = len(w)
+    lowest = w - reach
+    highest = w + reach
     is_dense = len(rows) == 0
     n = len(y)
     h_sum = 0.0
@@ -174,6 +184,7 @@ def _descend(
             step = -(side * limit - pull + l2[k] * w[k]) / bend
             if limit > 0 and (w[k] + step) * side < 0:
                 step = -w[k]
+            step = min(max(step, lowest[k] - w[k]), highest[k] - w[k])
             if step == 0:
                 continue
             w[k] += step

@@ -293,8 +293,13 @@ def duality_gap(
         best = max(best, _dual_value(prob, w, A_feasible, B))
         if P - best <= 1e-10 * P:
             break
+    return max(P - best, _digits(prob, w, P))  # (4)
+
+
+def _digits(prob, w, P):
+    "What rounding makes of an objective `P` of these weights."
     size = abs(P) + np.abs(prob.mean / prob.scale) @ np.abs(w)  # of what P was computed from
-    return max(P - best, np.finfo(float).eps * size)  # (4)
+    return np.finfo(float).eps * size
 
 
 def _dual_value(prob, w, A, B):
@@ -704,12 +709,14 @@ def _is_wide(prob):
 def _working_sets(prob, w, b, tol, max_iter):
     """Minimise (2) for the `inf` ball until no condition is violated by more than `tol`.
 
-    That is in shares of the masses. Returns weights, intercept, number of quadratic models.
+    That is in shares of the masses. Returns weights, intercept, number of quadratic models, and
+    whether they gained so little that Newton's method, where it fits, is to go on.
     """
     X = prob.X.tocsc() if sparse.issparse(prob.X) else prob.X
     kinked = _kinked(prob)
     n_iter = 0
-    while n_iter < max_iter:
+    slow = False
+    while n_iter < max_iter and not slow:
         z = prob.args(w, b)
         A, v = _masses(prob, z)
         limit = A.sum() * prob.ball.e + prob.l1
@@ -725,12 +732,15 @@ def _working_sets(prob, w, b, tol, max_iter):
         fresh = fresh[np.argsort(-off[fresh], kind="stable")[:n_fresh]]
         chosen = np.sort(np.concatenate([active, fresh]))
         enough = max(tol, 0.1 * worst / A.sum())
-        w, b, n_more = _models_of(prob, X, chosen, w, b, enough, min(20, max_iter - n_iter))
+        w, b, n_more = _models_of(prob, X, chosen, w, b, enough, min(_patience, max_iter - n_iter))
         n_iter += n_more
-    return w, b, n_iter
+        slow = n_more == _patience and _fits(prob, min(np.count_nonzero(w), len(prob.y)))
+    return w, b, n_iter, slow
 
 
+_patience = 20  # quadratic models on one working set
 _min_fresh = 30  # columns that join a working set, at least
+_trusted = 8.0  # change of a row's z up to which one weight follows the quadratic model
 
 
 def _models_of(prob, X, chosen, w, b, tol, max_iter):
@@ -745,6 +755,7 @@ def _models_of(prob, X, chosen, w, b, tol, max_iter):
         centre = np.zeros(len(chosen))
     columns = Columns.of(table, prob.y)
     e, l1, l2 = prob.ball.e[chosen], prob.l1[chosen], prob.l2[chosen]
+    reach = _trusted / (e + columns.largest() + _tiny)
     part = w[chosen]
     kinked = _kinked(prob)[chosen]
     b = b - centre @ part  # that of the columns as they are
@@ -772,7 +783,7 @@ def _models_of(prob, X, chosen, w, b, tol, max_iter):
             break
         h = prob.q * d2g(z)
         goal, _, db, _ = coordinate_descent(
-            columns, prob.y, a, h, part, e, l1, l2, prob.fit_intercept, accuracy
+            columns, prob.y, a, h, part, e, l1, l2, prob.fit_intercept, accuracy, reach=reach
         )
         step = goal - part
         change = columns.table @ step + prob.y * db
@@ -826,13 +837,16 @@ def _solve_smooth(prob, w, b, tol, max_iter):
     if not warm:
         w, b = zero, b_zero
     if prob.ball.singles and _is_wide(prob):
-        w, b, n_iter = _working_sets(prob, w, b, 1e-4, max_iter)
-        if not _fits(prob, min(np.count_nonzero(w), len(prob.y)), 1e9):
-            inside = copy(prob)  # so that the masses, met to rounding, lie in the ball itself
-            inside.ball = prob.ball.with_strengths(prob.ball.e * (1 - 1e-9))
-            w, b, n_more = _working_sets(inside, w, b, 2e-10, max_iter - n_iter)
-            A, _ = _masses(inside, inside.args(w, b))
-            return w, b, A, n_iter + n_more
+        w, b, n_iter, slow = _working_sets(prob, w, b, 1e-4, max_iter)
+        if not slow and not _fits(prob, min(np.count_nonzero(w), len(prob.y)), 1e9):
+            inside = copy(prob)  # so that the masses, met to 2e-10, lie in the ball itself
+            e = np.maximum(prob.ball.e - 3e-10, prob.ball.e * (1 - 1e-6))
+            inside.ball = prob.ball.with_strengths(e)
+            w, b, n_more, slow = _working_sets(inside, w, b, 2e-10, max_iter - n_iter)
+            n_iter += n_more
+            if not slow:
+                A, _ = _masses(inside, inside.args(w, b))
+                return w, b, A, n_iter
     elif not warm or not _fits(prob, min(np.count_nonzero(w), len(prob.y))):
         if prob.ball.singles and _fits(prob, min(len(w), len(prob.y))):  # Newton does the rest
             w, b, n_iter = _lbfgs(prob, w, b, max(tol / 10, 1e-4), min(200, max_iter))
@@ -1036,7 +1050,7 @@ def _conic_table(prob):
     That is 0 for columns of zeros for the most part: they would fill up.
     """
     n, d = prob.X.shape
-    n_stored = prob.X.getnnz(0) if sparse.issparse(prob.X) else np.count_nonzero(prob.X, 0)
+    n_stored = prob.X.count_nonzero(0) if sparse.issparse(prob.X) else np.count_nonzero(prob.X, 0)
     if n_stored.sum() >= 0.5 * n * d and not sparse.issparse(prob.X):
         return (prob.X - prob.mean) / prob.scale, prob.mean
     centre = np.where(n_stored > 0.5 * n, prob.mean, 0)
@@ -1104,9 +1118,10 @@ def solve(
     if inner.value(zero, b_zero) < P * (1 - 1e-12):  # the search stopped early
         w, b, P = zero, b_zero, inner.value(zero, b_zero)
     gap = duality_gap(inner, w, b, A)
+    w, b = units.outward(prob, w, b)
+    gap += _digits(prob, w, 0.0) / units.worth  # far from 0 an intercept has fewer digits
     shortfall = shortfall if separated else gap
     converged = shortfall <= tol * (1 if separated else max(1, P))
-    w, b = units.outward(prob, w, b)
     return Solution(w, b, gap * units.worth, n_iter, separated, shortfall, bool(converged))
 
 
@@ -1150,6 +1165,7 @@ class _Units(NamedTuple):
     "A problem in the solver's units, and what they are worth in those of the user."
 
     prob: RobustProblem
+    centre: np.ndarray  # `(d,)` taken off each column, in the table or in the vectors
     middle: float  # of the targets
     size: float  # of the targets
     worth: float  # of the objective
@@ -1157,13 +1173,13 @@ class _Units(NamedTuple):
     def inward(self, user, w, b):
         "A model of the user's problem in the solver's units."
         coef = w / user.scale
-        b = b + (self.prob.mean - user.mean) @ coef
+        b = b + (self.centre - user.mean) @ coef
         return coef * self.prob.scale / self.size, (b - self.middle) / self.size
 
     def outward(self, user, w, b):
         "A model in the solver's units as one of the user's problem."
         coef = w * self.size / self.prob.scale + 0.0  # no -0
-        return coef * user.scale, b * self.size + self.middle + (user.mean - self.prob.mean) @ coef
+        return coef * user.scale, b * self.size + self.middle + (user.mean - self.centre) @ coef
 
 
 def _good_units(prob):
@@ -1178,6 +1194,7 @@ def _good_units(prob):
     scale = prob.scale
     if sparse.issparse(prob.X) and prob.fit_intercept:
         inner.mean, scale = _sparse_moments(prob.X, prob.q)
+    centre = inner.mean
     curvature = 4 * prob.l2 * prob.scale**2 if prob.loss.smooth else 0
     inner.scale = np.sqrt(scale**2 + curvature)
     ratio = prob.scale / inner.scale
@@ -1190,7 +1207,23 @@ def _good_units(prob):
         inner.X = prob.X[seen]
         inner.y = inner.y[seen]
         inner.q = prob.q[seen]
-    return _Units(inner, middle, size, worth)
+    far = np.abs(centre) > 1e5 * inner.scale
+    if far.any() and (sparse.issparse(prob.X) or prob.X.nbytes <= _max_copied):
+        inner.X = _without_centre(inner.X, np.where(far, centre, 0))
+        inner.mean = np.where(far, 0, centre)
+    return _Units(inner, centre, middle, size, worth)
+
+
+_max_copied = 1 << 28  # bytes of a table that may be copied to take the centre off far columns
+
+
+def _without_centre(X, centre):
+    "The table with `centre` taken off its columns; sparse ones have their entries in all rows."
+    if not sparse.issparse(X):
+        return X - centre
+    X = X.copy()
+    X.data = X.data - centre[X.indices]
+    return X
 
 
 def _sparse_moments(X, q):

@@ -410,7 +410,7 @@ def test_constant_columns_get_no_weight(noisy, estimator):
 
 def test_separable_rows(cancer):
     X, y = cancer
-    with pytest.warns(ConvergenceWarning, match="raise eps, or set alpha_l2") as got:
+    with pytest.warns(ConvergenceWarning, match="raise eps, set alpha_l2") as got:
         clf = AdversarialClassifier(eps=0).fit(X, y)
     assert [warning.filename for warning in got] == [__file__]  # it points at the call of fit
     assert clf.score(X, y) == 1

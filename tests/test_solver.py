@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import SVC
 
 from advinterp.estimator import AdversarialClassifier, AdversarialRegressor
 from advinterp.solver import LOSSES, EpsBall, EpsBall1, RobustProblem, solve
@@ -76,6 +77,41 @@ def test_sparse_columns_far_from_zero(noisy, arguments, eps, quiet):
 
 
 # --- the bound ---
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_columns_very_far_from_zero(noisy, loss, norm):
+    """The model of the column that is moved back, to the digits that an intercept has there."""
+    X, labels = noisy
+    X = X.copy()
+    X[:, 0] = np.round(X[:, 0], 2) + 1e8
+    X[:, 0] -= 1e8  # as it is stored there
+    is_signed = LOSSES[loss].signed
+    model = AdversarialRegressor if is_signed else AdversarialClassifier
+    y = X[:, 0] + X[:, 1] + np.sin(np.arange(300)) if is_signed else labels
+    near = model(eps=0.05, norm=norm, loss=loss).fit(X, y)
+    X[:, 0] += 1e8
+    for table in (X, sparse.csr_array(X)):
+        far = model(eps=0.05, norm=norm, loss=loss).fit(table, y)
+        assert far.gap_ < 1e-7
+        assert far.objective_ == pytest.approx(near.objective_, abs=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", [EpsBall, EpsBall1])
+def test_sparse_arrays_are_sparse_matrices(noisy, loss, kind):
+    X = np.where(np.abs(noisy[0]) > 0.5, noisy[0], 0)
+    y = np.where(noisy[1], 1.0, -1.0)
+    none, one = np.zeros(6), np.ones(6)
+    answers = []
+    for table in (sparse.csr_array(X), sparse.csr_matrix(X)):
+        ball = kind(0.1 * one)
+        q = np.full(300, 1 / 300)
+        prob = RobustProblem(table, y, q, LOSSES[loss], ball, none, none, True, none, one)
+        answers.append(solve(prob))
+    assert answers[0].gap < 1e-7
+    np.testing.assert_allclose(answers[0].w, answers[1].w, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("eps", np.geomspace(1e-4, 1, 12))
 def test_no_false_alarm_on_raw_columns(cancer, eps, quiet):
     assert AdversarialClassifier(eps=eps).fit(*cancer).gap_ < 1e-8
@@ -200,6 +236,29 @@ def test_separable_rows_that_do_not_converge_say_so():
         AdversarialClassifier(eps=0, max_iter=20, tol=1e-12).fit(X, y)
 
 
+@pytest.mark.parametrize("eps", [0, 0.05])
+def test_the_hinge_has_the_widest_margin(eps):
+    """The support vector machine's, and under attack no narrower than that of the logistic loss."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 60))
+    X /= X.std(0)
+    y = X[:, 0] > 0
+    signs = np.where(y, 1, -1)
+
+    def margin(coef, scores):
+        return (signs * scores - eps * np.abs(coef).sum()).min() / np.linalg.norm(coef)
+
+    hinge = AdversarialClassifier(eps, loss="hinge", alpha_l2=1e-6).fit(X, y)
+    reached = margin(hinge.coef_, hinge.decision_function(X))
+    with pytest.warns(ConvergenceWarning, match="loss='hinge' with alpha_l2=1e-6"):
+        logistic = AdversarialClassifier(eps).fit(X, y)
+    assert margin(logistic.coef_, logistic.decision_function(X)) < 0.99 * reached
+    if eps == 0:
+        machine = SVC(kernel="linear", C=1e8, tol=1e-8).fit(X, y)
+        widest = margin(machine.coef_, machine.decision_function(X))
+        assert reached == pytest.approx(widest, rel=1e-5)
+
+
 # --- wide tables ---
 @pytest.mark.parametrize("arguments", [dict(), dict(loss="softplus_hinge"), dict(alpha_l1=0.01)])
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -215,6 +274,25 @@ def test_wide_tables_sparse_or_dense(arguments, fit_intercept, quiet):
     assert max(dense.gap_, by_sparse.gap_) < 1e-8
     assert by_sparse.objective_ == pytest.approx(dense.objective_, abs=1e-8)
     assert 5 < np.count_nonzero(dense.coef_) < 200
+
+
+def words(n_rows, n_words, seed=0):
+    """Rows of a few rare words each, and labels by some of the words."""
+    rng = np.random.default_rng(seed)
+    share = 1 / (np.arange(n_words) + 10)
+    rows = np.repeat(np.arange(n_rows), 40)
+    chosen = rng.choice(n_words, len(rows), p=share / share.sum())
+    X = sparse.csr_array((np.ones(len(rows)), (rows, chosen)), (n_rows, n_words))
+    scores = X @ (rng.normal(size=n_words) * (rng.random(n_words) < 0.3))
+    return X, scores > rng.normal(size=n_rows)
+
+
+def test_nearly_separable_words(quiet):
+    """Where coordinates one by one crawl, Newton's method goes on to a proven optimum."""
+    X, y = words(1500, 1000)
+    clf = AdversarialClassifier(eps=0.005).fit(X, y)
+    assert clf.gap_ < 1e-8
+    assert np.count_nonzero(clf.coef_) > 200
 
 
 def test_wide_tables_without_a_gram_matrix(monkeypatch, quiet):
