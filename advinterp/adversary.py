@@ -132,7 +132,7 @@ def _sum_of_bits(x):
     return bits.view(_whole[bits.element_size()]).sum()
 
 
-def _inspect(x, lo, hi, model, precision=None):
+def _inspect(x, lo, hi, model, precision=None, of_learner=False):
     """Refuse inputs that are not finite or outside the bounds; the digest of inputs and model.
 
     `precision` is the rounding error of the numbers that the caller had.
@@ -155,10 +155,12 @@ def _inspect(x, lo, hi, model, precision=None):
     if not is_ordered:
         raise ValueError("bounds: the lower bound is above the upper bound, or one of them is NaN")
     if not is_inside:
+        remedy = "(put the normalisation into the model), or pass bounds=None"
+        if of_learner:
+            remedy = "(a Learner's normalisation is inside it), or give the adversary its bounds="
         raise ValueError(
             f"x lies outside the bounds, by up to {outside.item():.3g}: bounds are in the units "
-            "of x; is x normalised? Attack the raw input (put the normalisation into the model), "
-            "or pass bounds=None"
+            f"of x; is x normalised? Attack the raw input {remedy}"
         )
     return numbers[len(sound) :]
 
@@ -419,7 +421,7 @@ class Adversary(Spec):
     def __init__(
         self,
         *,
-        bounds: tuple | None = None,  # `(lo, hi)` of valid inputs, in the units of x
+        bounds: tuple | None = None,  # `(lo, hi)` of valid x; None: none, or those of a `Learner`
         training: bool | None = False,  # the model's mode: True as in papers A, C; None: as it is
         targeted: bool = False,  # `y` is the class to reach instead of the class to leave
         perturb: int | Sequence[int] | None = None,  # of several inputs; None: all floating ones
@@ -482,8 +484,9 @@ def _coarsest(xs):
 def _perturbed(self: Adversary, net, x, y, loss_func, precision=None):
     "The answer for a model of one tensor: checks, the search, the bounds."
     model = net.model if isinstance(net, _Inputs) else net
-    lo, hi = _limits(self.bounds, x)
-    digest = _inspect(x, lo, hi, model, precision)
+    of_learner = self.bounds is None and isinstance(net, Classifier) and net.bounds is not None
+    lo, hi = _limits(net.bounds if of_learner else self.bounds, x)
+    digest = _inspect(x, lo, hi, model, precision, of_learner)
     if self.dual is not None and self.dual.is_zero():
         return x.detach().clone()
     seed = self.call_seed(digest, model, x)

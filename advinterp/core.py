@@ -20,6 +20,7 @@ import random
 import shutil
 import threading
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .units import learner_in_raw_units
+from .units import is_within, learner_in_raw_units, learner_units
 
 # %% ../nbs/maths/00_core.ipynb #4f734da5
 def check_strength(
@@ -370,6 +371,8 @@ class Classifier(nn.Module):
     of the logits: raises ValueError for NaN, for probabilities and for labels without a class.
     """
 
+    bounds = None  # valid range of the inputs, where a `Learner` tells it
+
     def __init__(
         self,
         inside: Callable,  # what is called: a module, or any function of the inputs
@@ -385,7 +388,7 @@ class Classifier(nn.Module):
         writes = call.facts.writes
         if writes is not False:
             xs = [x.clone() if isinstance(x, Tensor) else x for x in xs]
-        out = self.inside(*xs) if call.seen else self._first(xs)
+        out = self.inside(*xs) if call.seen else _called(self.inside, xs)
         if writes is None:
             call.facts.writes = any(getattr(x, "_version", 0) for x in xs)
         if call.as_it_is:
@@ -395,17 +398,6 @@ class Classifier(nn.Module):
         if not call.seen:
             self._look(logits, xs)
         return logits
-
-    def _first(self, xs):
-        "The first call: what torch says of inputs that do not fit is said of the model."
-        try:
-            return self.inside(*xs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in xs)
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"model: it does not take x of shape {shapes}: {reason}") from error
 
     def _ends_in_probabilities(self, logits, xs):
         "Is the last operation a sigmoid or softmax? Without a graph, two examples are tried once."
@@ -448,6 +440,18 @@ class Classifier(nn.Module):
             _check_classes(self.call.y, self.call.n_classes)
 
 
+def _called(model, xs):
+    "What a model returns; what torch says of inputs that do not fit is said of the model."
+    try:
+        return model(*xs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in xs)
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: it does not take x of shape {shapes}: {reason}") from error
+
+
 def _sum_to_one(logits):
     "Do the rows sum to one, as far as their precision tells? Votes, all of them 0 or 1, may."
     tolerance = 1e-4 if torch.finfo(logits.dtype).eps < 1e-4 else 2e-2
@@ -475,7 +479,8 @@ def bring(
     """
     if isinstance(model, Classifier):
         return model, x, y
-    inside = _inside(model, second_order)
+    units = learner_units(model) if _is_learner(model) else None
+    inside = _inside(model, second_order, units)
     many = isinstance(x, (tuple, list))
     xs = [plain(part) for part in x] if many else [check_float("x", plain(x))]
     first = next((part for part in xs if isinstance(part, Tensor)), None)
@@ -487,13 +492,32 @@ def bring(
     elif first is not None and (needs_y or y is not None):
         y = as_labels(y, len(first), first.device)
     labels = None if as_it_is else y
-    return Classifier(inside, labels, as_it_is), tuple(xs) if many else xs[0], y
+    classifier = Classifier(inside, labels, as_it_is)
+    if units is not None and units.bounds is not None and not many:
+        classifier.bounds = units.bounds
+        _warn_of_other_units(xs[0], units.bounds)
+    return classifier, tuple(xs) if many else xs[0], y
 
 
-def _inside(model, second_order):
+def _is_learner(model):
+    return hasattr(model, "dls") and hasattr(model, "loss_func")
+
+
+def _warn_of_other_units(x, bounds):
+    "Say that inputs are none of a learner's raw ones: normalised already, or grey levels."
+    if not is_within(x, bounds):
+        warnings.warn(
+            f"x: values from {x.min().item():.3g} to {x.max().item():.3g}, the learner's images "
+            "are in [0, 1]; a Learner takes raw inputs, its normalisation is inside (learn.model "
+            "takes normalised ones)",
+            stacklevel=4,
+        )
+
+
+def _inside(model, second_order, units):
     "What is called: the module of a learner in raw units, of a compiled or distributed model."
-    if hasattr(model, "dls") and hasattr(model, "loss_func"):
-        return learner_in_raw_units(model)
+    if units is not None:
+        return learner_in_raw_units(model, units)
     if isinstance(model, type) or not callable(model):
         raise TypeError(
             f"model={model!r}: expected a module, a function x -> logits or a Learner"

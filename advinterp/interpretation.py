@@ -6,7 +6,10 @@
 __all__ = ['AttributionInterpretation', 'compare_maps']
 
 # %% ../nbs/measure/33_interpretation.ipynb #c9384a66
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +33,7 @@ from ._deprecated import renamed_arguments
 from .attribution import saliency
 from .callbacks import _accepts, _example_loss, _net_of, _Reading, _which_input
 from advinterp.core import (
+    _called,
     _logits_of,
     as_labels,
     bring,
@@ -44,7 +48,14 @@ from .evaluate import bootstrap_interval
 from .metrics import gini
 from .plots import contribution_bars, overlay_grid, saliency_grid
 from .report import fig_png
-from .units import RawModel, check_normalize, find_units, said_normalize
+from advinterp.units import (
+    RawModel,
+    check_normalize,
+    find_units,
+    is_within,
+    learner_units,
+    said_normalize,
+)
 
 # %% ../nbs/measure/33_interpretation.ipynb #4b811a44
 class AttributionInterpretation:
@@ -171,6 +182,7 @@ def _sample(n, total, seed):
         return list(range(total))
     if check_count("n", n) > total:
         raise ValueError(f"n={n}: the set has {total} examples")
+    seed = check_count("seed", seed, low=0)
     return sorted(np.random.default_rng(seed).choice(total, n, replace=False).tolist())
 
 
@@ -209,6 +221,48 @@ def _name_of(method):
     "The name of a function, also within `partial`."
     function = getattr(method, "func", None)
     return getattr(method, "__name__", getattr(function, "__name__", "map"))
+
+# %% ../nbs/measure/33_interpretation.ipynb #2977b327
+def _check_method(method):
+    if not callable(method):
+        raise TypeError(
+            f"method={method!r}: expected an attribution such as saliency or "
+            "partial(smoothgrad, n_samples=100)"
+        )
+
+
+def _check_finite(name, x):
+    n_bad = int((~x.isfinite()).sum())
+    if n_bad:
+        raise ValueError(
+            f"{name}: {n_bad} of {x.numel()} numbers are NaN or infinite; clean the data"
+        )
+
+
+@contextlib.contextmanager
+def _one_sentence(name):
+    "Context in which whatever an example's transforms raise is one sentence about `name`."
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any library that opens, collates or transforms
+        lines = str(error).strip().splitlines() or [""]
+        reason = lines[-1] if "Traceback" in str(error) else lines[0]
+        raise ValueError(
+            f"{name}: an example cannot be read ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _batches(dl, rows):
+    "The batches of these rows."
+    batches = iter(_only(dl, rows))
+    while True:
+        with _one_sentence("dl"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 # %% ../nbs/measure/33_interpretation.ipynb #6e477439
 class _OneExample(RawModel):
@@ -294,8 +348,9 @@ class _Explainer:
         if n_inp > 1:
             self.xb.append([part.cpu() for part in xb])
         u = self.reading.units.raw(xb[self.reading.i])
+        _check_finite("dl", u)
         with torch.no_grad():
-            out = self.net(*xb)
+            out = _called(self.net, xb)
             logits = _logits_of(out, len(u))
             targs = self._targets(yb, logits)
             losses = None if targs is None else self._losses(out, yb, targs)
@@ -354,9 +409,13 @@ class _Explainer:
     def read(self, rows):
         "All batches of these rows, with a progress bar where they take more than two seconds."
         weight = next(self.net.parameters(), torch.empty(0))
-        with frozen(self.net, training=False), tqdm(total=len(rows), delay=2, leave=False) as bar:
+        with (
+            torch.inference_mode(False),
+            frozen(self.net, training=False),
+            tqdm(total=len(rows), delay=2, leave=False) as bar,
+        ):
             parts = []
-            for batch in _only(self.dl, rows):
+            for batch in _batches(self.dl, rows):
                 parts.append(self(to_device(batch, weight.device)))
                 bar.update(len(parts[-1].preds))
         return _joined(parts)
@@ -398,11 +457,7 @@ def from_learner(
     Raises TypeError for a `method` that is no callable, ValueError for a class that is not there
     and for a loader without the targets that are to be explained.
     """
-    if not callable(method):
-        raise TypeError(
-            f"method={method!r}: expected an attribution such as saliency or "
-            "partial(smoothgrad, n_samples=100)"
-        )
+    _check_method(method)
     dl = _loader(learn, ds_idx, dl)
     total = len(dl.dataset)
     rows = _sample(n, total, seed) if idxs is None else _places(idxs, total)
@@ -704,6 +759,8 @@ def compare_maps(
 # %% ../nbs/measure/33_interpretation.ipynb #919bc024
 def _files(path):
     "The image files of a folder, or the one file."
+    if path == "":
+        raise ValueError("items='': expected the path of a file or a folder")
     path = Path(path).expanduser()
     if path.is_dir():
         files = sorted(get_image_files(path))
@@ -715,26 +772,248 @@ def _files(path):
     return [path]
 
 
-def _items(items):
-    "What `test_dl` takes: a list, or a data frame."
-    if isinstance(items, (str, Path)):
-        return _files(items)
-    if isinstance(items, pd.Series):
-        return items.to_frame().T.infer_objects()
+def _is_of_tables(learn):
+    "Are its examples rows of a frame, with fastai's procs?"
+    return hasattr(learn.dls.loaders[0].dataset, "procs")
+
+
+def _is_of_files(learn):
+    "Do its data come through transforms that open files?"
+    return hasattr(learn.dls.loaders[0].dataset, "tls")
+
+
+def _items(learn, items):
+    "What was brought as a frame, a tensor of raw inputs, or a list of what `test_dl` opens."
+    if isinstance(items, Iterator):
+        items = list(items)
+    is_row = hasattr(items, "_fields")  # one of frame.itertuples()
+    several = isinstance(items, (list, tuple, L)) and not is_row
+    if several and not len(items):
+        raise ValueError(f"items={items!r}: expected at least one")
+    each = list(items) if several else [items]
+    if _is_of_tables(learn):
+        return _rows(learn, items, each)
+    if not _is_of_files(learn):
+        return _numbers(learn, items, each)
+    if all(isinstance(one, pd.Series) for one in each):
+        return pd.DataFrame(each)
     if isinstance(items, pd.DataFrame):
         return items
-    if not isinstance(items, (list, tuple, L)):
-        return [items]
-    if not items:
-        raise ValueError(f"items={items!r}: expected at least one")
-    return [_files(each)[0] if isinstance(each, (str, Path)) else each for each in items]
+    if all(map(_is_number, each)):
+        return _numbers(learn, items, each)
+    return [opened for one in each for opened in _to_open(one)]
 
 
+def _is_number(value):
+    "Is it a tensor or an array of raw inputs? An array of bytes is a picture."
+    is_picture = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim < 4
+    return isinstance(value, (Tensor, np.ndarray)) and not is_picture
+
+
+def _to_open(item):
+    "Files as they are; a picture in memory as the file that holds it, which is opened like others."
+    from PIL import Image
+
+    if isinstance(item, (str, Path)):
+        return _files(item)
+    if isinstance(item, bytes):
+        return [item]
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
+        try:
+            item = Image.fromarray(item)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"items: bytes of shape {item.shape}, expected a picture (H, W) or (H, W, 3)"
+            ) from None
+    if not isinstance(item, Image.Image):
+        raise TypeError(
+            f"items: got {type(item).__name__}, expected an image file, a folder, a PIL image, "
+            "bytes (H, W, 3), a tensor in raw units, or a list of one of these kinds"
+        )
+    stored = io.BytesIO()
+    in_png = item if item.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else None
+    (in_png or item.convert("RGB")).save(stored, "PNG", compress_level=1)
+    return [stored.getvalue()]
+
+# %% ../nbs/measure/33_interpretation.ipynb #1362535b
+def _rows(learn, items, each):
+    "Rows of a table as a frame with the columns that the learner needs."
+    table = learn.dls.loaders[0].dataset
+    filled = {name for proc in table.procs.fs for name in getattr(proc, "na_dict", ())}
+    added = {f"{name}_na" for name in filled}
+    categories = [name for name in table.cat_names if name not in added]
+    needed = [*categories, *table.cont_names]
+    frame = _as_frame(items, each, needed)
+    missing = [name for name in needed if name not in frame]
+    if missing:
+        raise ValueError(
+            f"items: no column {missing[0]!r}{nearest(missing[0], map(str, frame))}; "
+            f"expected the columns {', '.join(map(repr, needed))}"
+        )
+    if not len(frame):
+        raise ValueError("items: a table without rows, expected at least one")
+    columns = {name: frame[name] for name in needed}
+    for name in table.cont_names:
+        columns[name] = _number_column(frame[name], name, name in filled)
+    for name in categories:
+        _warn_of_categories(frame[name], name, getattr(table, "classes", {}).get(name))
+    columns |= _known_targets(learn, frame, table.y_names)
+    return pd.DataFrame(columns)
+
+
+def _known_targets(learn, frame, names):
+    "The target's column where a frame has it and the learner knows all of its classes."
+    vocab = _names_of(learn.dls, learn)[0] or ()
+    found = {name: frame[name] for name in names if name in frame}
+    return {name: column for name, column in found.items() if column.isin(list(vocab)).all()}
+
+
+def _as_frame(items, each, needed):
+    "A frame of a row or rows in any form; TypeError for what has no columns."
+    if isinstance(items, pd.DataFrame):
+        return items
+    if len(each) == 2 and isinstance(each[1], pd.Series) and not hasattr(each[0], "__len__"):
+        each = each[1:]  # a pair of frame.iterrows()
+    rows = [one._asdict() if hasattr(one, "_fields") else one for one in each]
+    if all(isinstance(one, (pd.Series, Mapping)) for one in rows):
+        return pd.DataFrame([dict(one) for one in rows])
+    raise TypeError(
+        f"items: got {type(items).__name__}, expected rows of a table with the columns "
+        f"{', '.join(map(repr, needed))}: a DataFrame, a row of it, a dictionary, or a list"
+    )
+
+
+def _number_column(column, name, may_be_empty):
+    "A column as floats; ValueError for words, for infinity, and for empty cells that are new."
+    numbers = pd.to_numeric(column, errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(column):
+        numbers = numbers.astype(float) * np.nan
+    no_numbers = column[numbers.isna() & column.notna()]
+    if len(no_numbers):
+        raise ValueError(
+            f"items: column {name!r} holds {no_numbers.iloc[0]!r}, expected numbers there"
+        )
+    numbers = numbers.astype(float)
+    if numbers.isna().any() and not may_be_empty:
+        raise ValueError(
+            f"items: column {name!r} has empty cells, which the training data had not; fill them"
+        )
+    if np.isinf(numbers).any():
+        raise ValueError(f"items: column {name!r} has infinite values, expected finite ones")
+    return numbers
+
+
+def _warn_of_categories(column, name, known):
+    "Say which categories count as missing."
+    new = [] if known is None else [each for each in column.dropna().unique() if each not in known]
+    if new:
+        warnings.warn(
+            f"items: column {name!r} has {new[0]!r}, which the training data had not: "
+            "it counts as missing",
+            stacklevel=5,
+        )
+
+# %% ../nbs/measure/33_interpretation.ipynb #2060bc3b
+def _numbers(learn, items, each):
+    "Raw inputs in any form as a tensor."
+    are_arrays = all(isinstance(one, (Tensor, np.ndarray)) for one in each)
+    several = are_arrays and isinstance(items, (list, tuple, L))
+    try:
+        if several:
+            return torch.stack([plain(torch.as_tensor(one)) for one in each])
+        if not isinstance(items, (pd.DataFrame, pd.Series)):
+            return plain(items if isinstance(items, Tensor) else torch.tensor(np.array(items)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        if several:
+            shapes = sorted({str(tuple(np.shape(one))) for one in each})
+            raise ValueError(
+                f"items: a list of shapes {' and '.join(shapes)}, expected examples of one shape"
+            ) from error
+    shape = _shape_of_inputs(learn)[0]
+    raise TypeError(
+        f"items: got {type(items).__name__}, expected a tensor or an array in raw units, as the "
+        f"learner's data are{f', one example of shape {shape} or a batch' if shape else ''}"
+    )
+
+
+def _shape_of_inputs(learn):
+    "The shape of an example, as far as the data tell, and whether it is an image."
+    data = learn.dls.loaders[0].dataset
+    known = getattr(data, "x", None)
+    if known is None:
+        known = next(iter(getattr(data, "tensors", ())), None)
+    if isinstance(known, Tensor):
+        return tuple(known.shape[1:]), known.ndim == 4
+    return None, _is_of_files(learn)
+
+
+def _raw_batch(learn, x):
+    "A batch of raw inputs like those of the learner."
+    shape, is_image = _shape_of_inputs(learn)
+    if x.is_complex() or x.is_meta or x.layout is not torch.strided:
+        raise TypeError(
+            f"items is a tensor of {x.dtype}, {x.layout}, on {x.device}: expected a dense one of "
+            "real numbers"
+        )
+    is_image = is_image or (shape is None and x.ndim > 2)
+    if x.dtype == torch.uint8 and is_image:
+        x = x / 255
+    if not x.is_floating_point():
+        if is_image:
+            raise TypeError(
+                f"items has dtype {x.dtype}: expected pixels as floats in [0, 1], or grey levels "
+                "as uint8"
+            )
+        x = x.float()
+    units = learner_units(learn)
+    n_channels = {mean.numel() for mean, _ in units.stats if mean.numel() > 1}
+    if shape is not None:
+        n_channels = set(shape[:1])
+    x = _with_batch(x, shape, is_image, n_channels or {1, 3})
+    if not x.numel():
+        raise ValueError(f"items has shape {tuple(x.shape)}: expected at least one example")
+    _check_finite("items", x)
+    bounds = units.bounds if is_image else None
+    if bounds is not None and not is_within(x, bounds):
+        low, high = x.min().item(), x.max().item()
+        raise ValueError(
+            f"items: pixels from {low:.3g} to {high:.3g}, those of the learner are in [0, 1]; "
+            "divide grey levels by 255, normalisation is done here"
+        )
+    return x
+
+
+def _with_batch(x, shape, is_image, n_channels):
+    "`(n, ...)` of one example or several; ValueError for examples of another shape."
+    if shape is None and not is_image:
+        return x[None] if x.ndim in (1, 3) else x
+
+    def fits(one):
+        if not is_image:
+            return tuple(one) == shape
+        return len(one) == 3 and one[0] in n_channels
+
+    if fits(x.shape):
+        return x[None]
+    if fits(x.shape[1:]):
+        return x
+    if is_image and fits((1, *x.shape)):
+        return x[None, None]
+    one = shape or f"({' or '.join(map(str, sorted(n_channels)))}, height, width)"
+    several = f"(n, {str(one)[1:]}".replace(",)", ")")
+    hint = ""
+    if is_image and x.ndim in (3, 4) and x.shape[-1] in (1, 3):
+        hint = "; x.movedim(-1, -3) puts the channels first"
+    raise ValueError(
+        f"items has shape {tuple(x.shape)}: expected {one} for one example, "
+        f"{several} for several{hint}"
+    )
+
+# %% ../nbs/measure/33_interpretation.ipynb #e0eedbf8
 def _of_raw(learn, x, method, explain, title=None, **settings):
     "The interpretation of a tensor of raw inputs, one or a batch."
     net = _net_of(learn)
-    x = x / 255 if x.dtype == torch.uint8 else x
-    x = x[None] if x.ndim in (1, 3) else x
+    x = _raw_batch(learn, x)
     model, x, _ = bring(learn, x.to(next(net.parameters(), x).device))
     vocab, names = _names_of(learn.dls, learn)
     label = _class_to_explain(explain, vocab)
@@ -748,6 +1027,7 @@ def _of_raw(learn, x, method, explain, title=None, **settings):
             preds = predicted(model(x))
         y = preds if label == "predicted" else torch.full_like(preds, label)
         maps = method(model, x, y, **settings)
+    check_same_shape(inputs=x, maps=maps)
     found = [part.detach().cpu() for part in (x, preds, maps)]
     title = _name_of(method) if title is None else title
     known = (found[0], None, found[1], None, found[2], torch.arange(len(x)))
@@ -765,11 +1045,16 @@ def explain(
     """What a trained learner sees in photos or rows that need no labels.
 
     They pass the transforms of the validation set, tensors its normalisation only. Raises
-    ValueError for a file that is not there, a folder without images, and a class that is not known.
+    ValueError or TypeError for what is no example of the learner's kind: a file that is not there,
+    a missing column, pixels that leave [0, 1]; ValueError for a class that is not known.
     """
-    if isinstance(items, Tensor):
-        return _of_raw(self, items, method, explain, **kwargs)
-    dl = self.dls.test_dl(_items(items))
+    _check_method(method)
+    with torch.inference_mode(False):
+        brought = _items(self, items)
+        if isinstance(brought, Tensor):
+            return _of_raw(self, brought, method, explain, **kwargs)
+        with _one_sentence("items"):
+            dl = self.dls.test_dl(brought)
     return AttributionInterpretation.from_learner(self, method, dl=dl, explain=explain, **kwargs)
 
 # %% ../nbs/measure/33_interpretation.ipynb #0cdde4b1
