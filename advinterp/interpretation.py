@@ -222,7 +222,7 @@ def _name_of(method):
     function = getattr(method, "func", None)
     return getattr(method, "__name__", getattr(function, "__name__", "map"))
 
-# %% ../nbs/measure/33_interpretation.ipynb #2977b327
+# %% ../nbs/measure/33_interpretation.ipynb #d5bc5615
 def _check_method(method):
     if not callable(method):
         raise TypeError(
@@ -794,13 +794,13 @@ def _items(learn, items):
     if _is_of_tables(learn):
         return _rows(learn, items, each)
     if not _is_of_files(learn):
-        return _numbers(learn, items, each)
+        return _as_numbers(learn, items, each)
     if all(isinstance(one, pd.Series) for one in each):
         return pd.DataFrame(each)
     if isinstance(items, pd.DataFrame):
         return items
     if all(map(_is_number, each)):
-        return _numbers(learn, items, each)
+        return _as_numbers(learn, items, each)
     return [opened for one in each for opened in _to_open(one)]
 
 
@@ -835,7 +835,7 @@ def _to_open(item):
     (in_png or item.convert("RGB")).save(stored, "PNG", compress_level=1)
     return [stored.getvalue()]
 
-# %% ../nbs/measure/33_interpretation.ipynb #1362535b
+# %% ../nbs/measure/33_interpretation.ipynb #e76f48d9
 def _rows(learn, items, each):
     "Rows of a table as a frame with the columns that the learner needs."
     table = learn.dls.loaders[0].dataset
@@ -913,8 +913,8 @@ def _warn_of_categories(column, name, known):
             stacklevel=5,
         )
 
-# %% ../nbs/measure/33_interpretation.ipynb #2060bc3b
-def _numbers(learn, items, each):
+# %% ../nbs/measure/33_interpretation.ipynb #f21df8a7
+def _as_numbers(learn, items, each):
     "Raw inputs in any form as a tensor."
     are_arrays = all(isinstance(one, (Tensor, np.ndarray)) for one in each)
     several = are_arrays and isinstance(items, (list, tuple, L))
@@ -1009,7 +1009,7 @@ def _with_batch(x, shape, is_image, n_channels):
         f"{several} for several{hint}"
     )
 
-# %% ../nbs/measure/33_interpretation.ipynb #e0eedbf8
+# %% ../nbs/measure/33_interpretation.ipynb #26f68fc6
 def _of_raw(learn, x, method, explain, title=None, **settings):
     "The interpretation of a tensor of raw inputs, one or a batch."
     net = _net_of(learn)

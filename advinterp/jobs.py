@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Job', 'job_folder', 'read_job', 'store_row', 'is_done', 'run_job', 'DamagedStudy', 'check_out', 'write_study',
-           'read_study', 'locked', 'check_backend', 'check_device', 'run_jobs', 'status', 'table']
+           'read_study', 'locked', 'check_backend', 'run_jobs', 'status', 'table']
 
 # %% ../nbs/studies/43_jobs.ipynb #a610eb1e
 import errno
@@ -464,21 +464,6 @@ def check_backend(
     return n_jobs
 
 # %% ../nbs/studies/43_jobs.ipynb #5caf8edf
-def check_device(
-    device: str,  # torch device
-) -> str:
-    """Raise ValueError where there is no such device, before a job waits for it."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        accelerators = dict(cuda=torch.cuda, mps=torch.backends.mps)
-        here = [name for name, backend in accelerators.items() if backend.is_available()]
-        raise ValueError(
-            f"device={device!r}: not available here; there is {', '.join(['cpu', *here])}"
-        ) from None
-    return device
-
-
 @contextmanager
 def _dask(n_jobs):
     "joblib's Dask backend, on the cluster of DASK_SCHEDULER_ADDRESS or on one started here."

@@ -31,7 +31,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from torch import Tensor
 
-from .core import as_labels, atomic_path, check_count, nearest
+from .core import as_labels, atomic_path, check_count, check_device, nearest
 from advinterp.data import (
     Arrays,
     MapArrays,
@@ -387,10 +387,21 @@ def _column_name(name):
     return f"x{name}" if isinstance(name, int) else name
 
 
+def _as_array(name, value):
+    "A tensor as an array, which has no bfloat16; anything else as it is."
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided or value.is_meta:
+        raise TypeError(
+            f"{name}: a tensor of {value.layout} on {value.device}; expected a dense one"
+        )
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
 def _numbers(x):
     "Inputs as an array of numbers `(N, ...)`."
-    if isinstance(x, Tensor):
-        x = x.detach().cpu().numpy()
+    x = _as_array("x", x)
     try:
         x = np.asarray(x)
     except ValueError:
@@ -406,7 +417,7 @@ def _numbers(x):
 
 def _labels(y, n):
     "Classes in any form as a series or an array `(N,)`."
-    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+    y = _as_array("y", y)
     y = y if isinstance(y, (pd.Series, pd.Categorical)) else np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -617,12 +628,13 @@ class PhotoReader:
 
     def __call__(
         self,
-        path: Path | str,  # of the photo
+        path: Path | str | bytes,  # of the photo; bytes are the file itself
     ) -> Any:  # a `PILImage`
         from fastai.vision.core import PILImage
         from PIL import Image, ImageOps
 
-        with Image.open(path, formats=_FORMATS) as image:
+        file = io.BytesIO(path) if isinstance(path, bytes) else path
+        with Image.open(file, formats=_FORMATS) as image:
             upright = _as_rgb(ImageOps.exif_transpose(image))
         if self.size is not None:
             upright = ImageOps.fit(upright, self.size[::-1], Image.Resampling.BILINEAR)
@@ -905,24 +917,50 @@ def bring_data(
     Raises ValueError or TypeError, in one sentence with a remedy, for data or options that cannot
     be used; DataError for registered sets that are not there.
     """
+    for argument, text in dict(name=name, sha256=sha256).items():
+        if not isinstance(text, (str, type(None))):
+            raise TypeError(f"{argument}={text!r}: expected a str, got {type(text).__name__}")
     options = _Options(
-        target,
+        None if target is None else _column("target", target),
         check_count("seed", seed, low=0),
         _name_of(data) if name is None else name,
-        groups,
+        str(groups) if _is_place(groups) else groups,
         missing,
         size,
         valid,
         test,
-        [drop] if isinstance(drop, str) else list(drop),
+        _columns("drop", drop),
         check_count("batch_size", batch_size),
-        device,
+        device if device is None else check_device(device),
     )
     _check_shares(valid, test)
     parts, sha = _brought(data, options, sha256)
     _check_same(f"data={options.name!r}", sha, sha256)
     parts.identity = None if sha is None else _identity(data, options, sha)
     return parts
+
+
+def _is_place(name):
+    "Is it a whole number, as columns without a name have?"
+    return isinstance(name, (int, np.integer)) and not isinstance(name, bool)
+
+
+def _column(argument, name):
+    "The name of one column; TypeError for what is none, several names for instance."
+    if isinstance(name, str) or _is_place(name):
+        return str(name)
+    shown = repr(name) if isinstance(name, (list, tuple)) else type(name).__name__
+    raise TypeError(f"{argument}={shown}: expected the name of one column, such as 'class'")
+
+
+def _columns(argument, names):
+    if isinstance(names, (str, int, np.integer)):
+        names = [names]
+    if not isinstance(names, (list, tuple, set, np.ndarray, pd.Index)):
+        raise TypeError(
+            f"{argument}={names!r}: expected names of columns, got {type(names).__name__}"
+        )
+    return [_column(argument, name) for name in names]
 
 
 def _identity(data, options, sha256):

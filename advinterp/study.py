@@ -36,6 +36,7 @@ from advinterp.core import (
     atomic_path,
     check_choice,
     check_count,
+    check_device,
     check_strength,
     nearest,
     set_seed,
@@ -52,7 +53,6 @@ from advinterp.evaluate import (
 from advinterp.jobs import (
     Job,
     check_backend,
-    check_device,
     check_out,
     is_done,
     job_folder,

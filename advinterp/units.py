@@ -306,20 +306,24 @@ def _is_image(u):
 
 def learner_units(
     learn: Any,  # a fastai `Learner`
+    x: Tensor | None = None,  # a batch of its inputs in raw units; None: there is none
 ) -> RawUnits:
-    """Normalisation and valid range of a learner's inputs, as far as its data tell them at rest.
+    """Normalisation and valid range of a learner's inputs; no batch of its loaders is read.
 
-    The range is that of photos (fastai's `IntToFloatTensor`), or of images in memory that have a
-    normalisation or fastai's type. No batch is read: other loaders may tell their callbacks more.
+    The range is that of fastai's photos and of images in memory, where these tell it; else, as in
+    its callbacks, [0, 1] for images `x` that lie in it.
     """
     loaders = getattr(learn.dls, "loaders", None)
     loader = loaders[0] if loaders else None
     units = find_units(loader, normalize=said_normalize(learn))
-    images = _images_in_memory(loader)
+    has_types = bool(_parts(getattr(loader, "after_batch", None)))
     if any(_makes_unit(transform) for transform in _transforms_of(loader, False)):
         units.bounds = 0.0, 1.0
-    elif images is not None and (units.stats or _parts(getattr(loader, "after_batch", None))):
-        units.bounds = (0.0, 1.0) if _in_unit(*_range_of(images)) else None
+    elif units.stats or has_types or not _is_as_given(loader):
+        seen = _images_in_memory(loader)
+        seen = x if seen is None else seen
+        if seen is not None and _has_image_shape(seen) and _in_unit(*_range_of(seen)):
+            units.bounds = 0.0, 1.0
     return units
 
 
@@ -329,7 +333,7 @@ _SEEN = 256  # images whose range stands for that of all
 def _images_in_memory(loader):
     "The first images of a `TensorSet`, in raw units; None where there are none."
     data = getattr(loader, "dataset", None)
-    if "TensorSet" not in _names_of(data) or not _has_image_shape(data.x) or not len(data):
+    if "TensorSet" not in _names_of(data) or not len(data):
         return None
     return data.x[:_SEEN]
 

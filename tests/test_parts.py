@@ -520,6 +520,16 @@ def test_another_process(tmp_path):
         ("", {}, "data='': no file"),
         (3, {}, "data: got int"),
         (WINE, dict(target="targte"), "did you mean 'target'"),
+        (WINE, dict(target=["target"]), "target=\\['target'\\]: expected the name of one column"),
+        (WINE, dict(target=WINE.target), "target=Series: expected the name of one column"),
+        (WINE, dict(target=True), "target=bool"),
+        (WINE, dict(target=4), "target='4': no such column"),
+        (WINE, dict(target="target", drop=None), "drop=None: expected names of columns"),
+        (WINE, dict(target="target", drop=[None]), "drop=NoneType: expected the name"),
+        (WINE, dict(target="target", name=3), "name=3: expected a str"),
+        (WINE, dict(target="target", sha256=3), "sha256=3: expected a str"),
+        ((torch.eye(3).to_sparse(), [0, 1, 0]), {}, "x: a tensor of torch.sparse_coo"),
+        ((torch.eye(3).to("meta"), [0, 1, 0]), {}, "x: a tensor of torch.strided on meta"),
         (WINE, dict(target="target", size=3), "size=3: does not apply to a table"),
         (WINE, dict(target="target", valid=0.5, test=0.5), "no rows are left"),
         (WINE, dict(target="target", test=0), "test=0: expected a share"),
@@ -538,6 +548,32 @@ def test_refused(data, options, said):
     with pytest.raises((ValueError, TypeError), match=said) as caught:
         brought(data, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cudaa", "", "cuda:99", "meta", 3.5])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(ValueError, match=f"device={device!r}: not available here; there is cpu"):
+        bring_data(WINE, "target", device=device)
+
+
+def test_columns_without_names_are_called_by_their_numbers():
+    frame = WINE.rename(columns={name: i for i, name in enumerate(WINE.columns)})
+    last = len(WINE.columns) - 1
+    expected = brought(frame, str(last), groups="0", drop=["1", "2"])
+    assert same(brought(frame, last, groups=0, drop=[1, np.int64(2)]), expected)
+    assert same(brought(frame, np.int64(last), drop=3), brought(frame, str(last), drop="3"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_precision(dtype):
+    x = torch.arange(120.0).reshape(40, 3) % 7
+    y = torch.arange(40) % 2
+    assert same(brought((x.to(dtype), y.to(dtype))), brought((x, y)))
+    with torch.inference_mode():
+        made = x.clone(), y.clone()
+        assert same(brought(made), brought((x, y)))
+    images = torch.rand(20, 3, 4, 4).to(dtype)
+    assert same(brought((images, y[:20])), brought((images.float(), y[:20])))
 
 
 def test_paths_that_are_no_files(tmp_path):

@@ -255,6 +255,59 @@ def test_a_learner_stands_for_its_model_in_raw_units(setup):
     assert accuracy(learn, x, y) == accuracy(reference, x, y)
 
 
+@each_setup
+@pytest.mark.parametrize("ball", [LInfBall(0.5), L2Ball(5.0)])
+def test_direct_attacks_on_a_learner_stay_in_the_valid_range(setup, ball):
+    """As its callbacks do: the attack on the learner is the one on its model with these bounds."""
+    make_loaders, make_model, said = setup
+    learn = adv_learner(make_loaders(), make_model(), **said)
+    x, y = pixels()
+    moved = PGD(ball, 3, random_start=False)(learn, x, y)
+    assert 0 <= moved.min()
+    assert moved.max() <= 1
+    with_bounds = PGD(ball, 3, random_start=False, bounds=(0, 1))(NormalisesFirst(), x, y)
+    torch.testing.assert_close(moved, with_bounds, atol=1e-4, rtol=0)
+    free = PGD(ball, 3, random_start=False, bounds=(-9, 9))(learn, x, y)
+    assert free.min() < 0
+    assert free.max() > 1
+
+
+@each_setup
+def test_inputs_of_a_learner_in_other_units_are_said(setup):
+    make_loaders, make_model, said = setup
+    learn = adv_learner(make_loaders(), make_model(), **said)
+    if not learner_in_raw_units(learn) is not learn.model:
+        return  # the learner's own data have no range that differs
+    x, y = pixels()
+    normalised = (x - stats()[0]) / stats()[1]
+    with pytest.warns(UserWarning, match="a Learner takes raw inputs, its normalisation is inside"):
+        accuracy(learn, normalised, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accuracy(learn, x, y)
+
+
+def test_photos_outside_the_range_are_not_attacked():
+    learn = adv_learner(by_pipeline(), network())
+    x, y = pixels()
+    with (
+        pytest.warns(UserWarning, match="a Learner takes raw inputs"),
+        pytest.raises(ValueError, match=r"lies outside the bounds.*normalisation is inside it"),
+    ):
+        PGD(LInfBall(EPS), 2)(learn, 255 * x, y)
+
+
+def test_what_is_no_image_has_no_range():
+    x, y = torch.rand(12, 5), torch.arange(12) % 3
+    dls = tensor_dls(x, y, x, y, bs=4, device="cpu")
+    moved = PGD(LInfBall(2.0), 2)(adv_learner(dls, nn.Linear(5, 3)), x, y)
+    assert moved.min() < 0
+    images = torch.rand(12, 3, 4, 4)
+    as_given = tensor_dls(images, y, images, y, bs=4, device="cpu")  # its caller knows the range
+    learn = adv_learner(as_given, nn.Sequential(nn.Flatten(), nn.Linear(48, 3)))
+    assert PGD(LInfBall(2.0), 2)(learn, images, y).min() < 0
+
+
 @pytest.mark.parametrize("said_to", ["adv_learner", "adversarial", "penalise", "RobustMetrics"])
 def test_units_are_said_once_for_all(said_to):
     said = dict(normalize=(MEAN, STD))

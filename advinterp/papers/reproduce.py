@@ -25,11 +25,10 @@ from fastai.torch_core import default_device
 from PIL import Image
 
 import advinterp
-from ..core import atomic_path, check_choice
+from ..core import atomic_path, check_choice, check_device
 from ..data import data_table
 from advinterp.jobs import (
     check_backend,
-    check_device,
     check_out,
     is_done,
     job_folder,
