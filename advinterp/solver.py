@@ -17,7 +17,13 @@ from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 from .core import check_choice
-from .optimisers import Columns, WideHessian, coordinate_descent, hinge_interior_point
+from advinterp.optimisers import (
+    Columns,
+    WideHessian,
+    absolute_interior_point,
+    coordinate_descent,
+    hinge_interior_point,
+)
 
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
@@ -988,7 +994,7 @@ def _solve_conic(prob, w, b, tol, max_iter):
     n, d = prob.X.shape
     loss = prob.loss
     ball = prob.ball
-    by_blas = _hinge_by_blas(prob, tol, max_iter)
+    by_blas = _by_blas(prob, tol, max_iter)
     if by_blas:
         return by_blas
     kinked = np.flatnonzero(_kinked(prob))
@@ -1021,27 +1027,28 @@ def _solve_conic(prob, w, b, tol, max_iter):
     return w, b, (above + below, above - below), n_iter
 
 
-def _hinge_by_blas(prob, tol, max_iter):
-    "As `_solve_conic`, for the hinge and the `inf` ball; None where that fails or is not for it."
+def _by_blas(prob, tol, max_iter):
+    "As `_solve_conic`, for hinge and absolute loss and the `inf` ball; None where that fails."
     n, d = prob.X.shape
     dense = isinstance(prob.X, np.ndarray) and n >= 4 * d and d <= 500
-    fits = dense and isinstance(prob.loss, HingeLoss) and _kinked(prob).all()
-    if not fits or not prob.ball.singles or isinstance(prob.ball, EpsBall1):
+    kinked = isinstance(prob.loss, (HingeLoss, Absolute)) and _kinked(prob).all()
+    if not (dense and kinked and prob.ball.singles) or isinstance(prob.ball, EpsBall1):
         return None
     X = (prob.X - prob.mean) / prob.scale
     inside = prob.ball.e * (1 - 1e-8)
+    minimise = absolute_interior_point if prob.loss.signed else hinge_interior_point
     with np.errstate(all="ignore"):
-        w, b, A, n_iter = hinge_interior_point(
+        w, b, A, n_iter = minimise(
             X, prob.y, prob.q, inside, prob.l1, prob.l2, prob.fit_intercept, max_iter=max_iter
         )
     if not np.isfinite(np.append(w, b)).all():
         return None
     w = _snap(prob, w, b, tol)
     b = b if w.any() else _constant(prob)
-    A = np.clip(A, 0, prob.q)
-    if duality_gap(prob, w, b, A) > 0.1 * tol:
+    masses = (prob.q, A) if prob.loss.signed else np.clip(A, 0, prob.q)
+    if duality_gap(prob, w, b, masses) > 0.1 * tol:
         return None
-    return w, b, A, n_iter
+    return w, b, masses, n_iter
 
 
 def _conic_table(prob):

@@ -317,19 +317,22 @@ def test_a_wide_warm_start_is_shorter():
     assert clf.fit(X, y).n_iter_[0] < first
 
 
-# --- the hinge by its own interior point ---
+# --- hinge and absolute loss by an interior point of their own ---
 @pytest.mark.parametrize("alpha_l1, alpha_l2", [(0, 0), (0.01, 0), (0, 0.02)])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_two_solvers_of_the_hinge_agree(
-    noisy, alpha_l1, alpha_l2, fit_intercept, monkeypatch, quiet
+@pytest.mark.parametrize("loss", ["hinge", "absolute"])
+def test_two_solvers_of_kinked_losses_agree(
+    noisy, loss, alpha_l1, alpha_l2, fit_intercept, monkeypatch, quiet
 ):
-    clf = AdversarialClassifier(
-        loss="hinge", alpha_l1=alpha_l1, alpha_l2=alpha_l2, fit_intercept=fit_intercept
-    )
+    model = AdversarialClassifier if loss == "hinge" else AdversarialRegressor
+    clf = model(loss=loss, alpha_l1=alpha_l1, alpha_l2=alpha_l2, fit_intercept=fit_intercept)
+    X = noisy[0]
+    y = noisy[1] if loss == "hinge" else X[:, 0] - X[:, 1] + np.sin(np.arange(300)) + 5
+    noisy = X, y
     own = clf.fit(*noisy)
     objective, coef = own.objective_, own.coef_
     assert own.gap_ < 1e-7
-    monkeypatch.setattr("advinterp.solver._hinge_by_blas", lambda *_: None)
+    monkeypatch.setattr("advinterp.solver._by_blas", lambda *_: None)
     by_cone = clf.fit(*noisy)
     assert objective == pytest.approx(by_cone.objective_, abs=1e-7)
     np.testing.assert_allclose(coef, by_cone.coef_, atol=1e-4)
