@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from advinterp.jobs import check_out, read_job, run_jobs
+from advinterp.evaluate import seed_interval
+from advinterp.jobs import check_out, read_job, run_jobs, write_study
 from advinterp.papers import c as paper_c
 from advinterp.papers.c import items_c
 from advinterp.papers.common import read_published
+from advinterp.papers.reproduce import paper_ledger
 
 TINY = dict(net="small", size=32, n_train=40, n_test=40, epochs=1, bs=20)
 MANY = dict(n=4, copies=4, steps=3, radii=[0.1, 0.2], patch=4, aopc=[5, 10, 20], soft=True)
@@ -102,15 +104,24 @@ def test_strengths_are_read_to_the_last_digit():
 
 
 def test_claims_are_differences_seed_by_seed(study):
-    items, out, shown = study
-    claims = shown["C.table2"][1].table.set_index("claim")
+    items, out, _ = study
+    jobs = [job for item in items.values() for job in item.jobs("quick")]
+    write_study(out, list({job.name: job for job in jobs}.values()))
+    claims = paper_ledger("C", out).set_index("claim")
     claim = claims.loc["Binary recall rises under the L1 norm"]
     better = rows_of(items["C.table2"], out, norm="l1")
     worse = rows_of(items["C.table2"], out, norm=None, protocol="fast")
     differences = [a["binary_recall"] - b["binary_recall"] for a, b in zip(better, worse)]
-    assert len(differences) == 3
-    assert claim.difference.startswith(f"{np.mean(differences):+.3f} [")
-    assert claim.measured == "L1 0.05 - standard, binary recall"
+    assert claim.runs == len(differences) == 3
+    assert claim.difference == pytest.approx(np.mean(differences))
+    assert (claim.low, claim.high) == pytest.approx(seed_interval(differences))
+    # image by image, of one comparison of trainings
+    agreement = read_job(items["C.fig5"].jobs("quick")[-1], out)["row"]
+    claim = claims.loc[
+        "Maps agree more between seeds under the L1 norm than after standard training"
+    ]
+    gain = np.subtract(agreement["l1"]["dice"], agreement["standard"]["dice"])
+    assert (claim.runs, claim.difference) == (4, pytest.approx(gain.mean()))
 
 
 def test_drop_of_fidelity_is_against_the_map_before(study):

@@ -1,17 +1,24 @@
-"""What the papers share: verdicts, claims, means with their intervals, items of runs."""
+"""What the papers share: verdicts and their statistics, means with intervals, items of runs."""
 
+import itertools
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from advinterp.jobs import Job, check_out, job_folder, run_jobs, store_row
 from advinterp.papers.common import (
-    claim_row,
-    claim_section,
+    detectable,
+    holm,
     item_of_runs,
+    legend,
     markdown_table,
     mean_and_half,
+    paired_test,
+    power,
+    prediction_interval,
     read_published,
     verdict,
 )
@@ -22,48 +29,120 @@ T_975 = 4.3027  # two degrees of freedom, from a printed table
 
 
 @pytest.mark.parametrize(
-    "low, high, published, expected",
+    "low, high, claimed, expected",
     [
-        (0.1, 0.2, None, "confirmed"),
-        (-0.2, -0.1, None, "contradicted"),
-        (-0.1, 0.2, None, "open"),
+        (0.1, 0.2, 1.0, "confirmed"),
+        (-0.2, -0.1, 1.0, "contradicted"),
+        (-0.1, 0.2, 1.0, "open"),
         (0.1, 0.2, 0.3, "confirmed"),
         (-0.2, -0.1, 0.3, "contradicted"),
         (0.1, 0.2, -0.3, "contradicted"),
         (-0.2, -0.1, -0.3, "confirmed"),
         (-0.1, 0.2, -0.3, "open"),
-        (0.0, 0.2, None, "open"),
-        (-0.2, 0.0, None, "open"),
-        (NAN, NAN, None, "no interval"),
-        (NAN, NAN, -0.3, "no interval"),
+        (0.0, 0.2, 1.0, "open"),
+        (-0.2, 0.0, 1.0, "open"),
+        (NAN, NAN, 1.0, "no interval"),
     ],
 )
-def test_a_verdict_is_about_the_sign(low, high, published, expected):
-    assert verdict(low, high, published) == expected
+def test_a_verdict_is_about_the_sign(low, high, claimed, expected):
+    assert verdict(0.1, (low, high), claimed) == expected
+    assert verdict(NAN, (low, high), claimed) == "not testable here"
+    assert f"*{expected}*" in legend()
+
+
+def test_a_published_number_inside_a_wide_interval_is_open():
+    """.030 [-.023, .082] around a published .060 once had the best mark."""
+    assert verdict(0.030, (-0.023, 0.082), claimed=0.060) == "open"
+
+
+@pytest.mark.parametrize("claimed", [0.0, NAN])
+def test_a_claim_has_a_sign(claimed):
+    with pytest.raises(ValueError, match=f"claimed={claimed}"):
+        verdict(0.1, (0.1, 0.2), claimed)
 
 
 def test_three_seeds_by_a_printed_table():
     """Mean 2, deviation 1: half the interval is t / sqrt(3)."""
     values = [1.0, 2.0, 3.0]
     half = T_975 / 3**0.5
-    row = claim_row("It rises", "after - before", values)
-    assert row["difference"] == 2
-    assert row["low"] == pytest.approx(2 - half, abs=1e-3)
-    assert row["high"] == pytest.approx(2 + half, abs=1e-3)
-    assert row["verdict"] == "open"
+    row = paired_test([*values, NAN])
+    assert (row["difference"], row["runs"], row["deviation"]) == (2, 3, 1)
+    assert (row["low"], row["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    assert row["p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert mean_and_half(values) == f"2.00 ± {half:.2f}"
     assert mean_and_half([*values, NAN], scale=100, digits=1) == f"200.0 ± {100 * half:.1f}"
     assert (mean_and_half([0.5]), mean_and_half([NAN])) == ("0.50", "")
 
 
-def test_claims_are_shown_with_their_intervals():
-    rows = [claim_row("It rises", "a - b", [1.0, 1.1]), claim_row("It falls", "b - a", [-1.0])]
-    shown = claim_section("Claims", pd.DataFrame(rows)).table
-    assert list(shown) == ["claim", "measured", "difference", "verdict"]
-    assert list(shown.verdict) == ["confirmed", "no interval"]
-    assert shown.difference[0].startswith("+1.050 [+0.415, ")
-    assert shown.difference[1] == "-1.000"
-    assert claim_section("Claims", pd.DataFrame()).table is None
+@pytest.mark.parametrize("shift", [-0.09, -0.02, 0.0, 0.03, 0.08])
+def test_alike_is_two_one_sided_tests(shift):
+    """The interval of margin - |difference| excludes zero exactly where both tests pass."""
+    values = np.array([0.01, -0.02, 0.0, 0.015]) + shift
+    row = paired_test(values, margin=0.05)
+    sides = [stats.ttest_1samp(values, end).pvalue / 2 for end in (-0.05, 0.05)]
+    inside = abs(values.mean()) < 0.05
+    assert (row["low"] > 0) == (inside and max(sides) < 0.025)
+    assert (row["high"] < 0) == (not inside and min(sides) < 0.025)
+    if inside:
+        assert row["p"] == pytest.approx(2 * max(sides))
+    assert row["difference"] == pytest.approx(0.05 - abs(values.mean()))
+
+
+def test_no_spread_and_no_seeds():
+    assert paired_test([0.5, 0.5, 0.5])["p"] == 0
+    assert paired_test([0.0, 0.0])["p"] == 1
+    empty = paired_test([])
+    assert empty["runs"] == 0
+    assert math.isnan(empty["difference"]) and math.isnan(empty["p"])
+
+
+def closed_testing(p):
+    """Holm's rule is the closure of Bonferroni's: the worst family that a claim is in."""
+    worst = np.zeros(len(p))
+    for size in range(1, len(p) + 1):
+        for family in itertools.combinations(range(len(p)), size):
+            members = list(family)
+            worst[members] = np.maximum(worst[members], min(1, size * p[members].min()))
+    return worst
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_holm_is_closed_testing(seed):
+    p = np.random.default_rng(seed).uniform(0, 0.2, 7)
+    np.testing.assert_allclose(holm(p), closed_testing(p))
+    with_gaps = np.insert(p, [0, 3], NAN)
+    adjusted = holm(with_gaps)
+    np.testing.assert_allclose(adjusted[~np.isnan(with_gaps)], closed_testing(p))
+    assert np.isnan(adjusted[np.isnan(with_gaps)]).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+@pytest.mark.parametrize("effect", [0.2, 1.0, 3.0])
+def test_power_is_that_of_the_non_central_t(n, effect):
+    end, shift = stats.t.ppf(0.975, n - 1), effect / 2 * n**0.5
+    exact = stats.nct.sf(end, n - 1, shift) + stats.nct.cdf(-end, n - 1, shift)
+    assert power(effect, 2.0, n) == power(-effect, 2.0, n) == pytest.approx(exact, abs=2e-4)
+    assert power(detectable(2.0, n), 2.0, n) == pytest.approx(0.8)
+
+
+def test_what_cannot_be_known_has_no_power():
+    assert math.isnan(power(NAN, 1.0, 3)) and math.isnan(power(1.0, NAN, 3))
+    assert math.isnan(power(1.0, 1.0, 1)) and math.isnan(detectable(1.0, 1))
+    assert (power(1.0, 0.0, 3), power(0.0, 0.0, 3), detectable(0.0, 3)) == (1, 0, 0)
+
+
+def test_further_runs_lie_in_the_prediction_interval():
+    """By the formula, and by drawing: 95 % of further means of r runs."""
+    values = [1.0, 2.0, 3.0]
+    half = T_975 * (1 / 3 + 1 / 2) ** 0.5
+    assert prediction_interval(values, 2) == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    draws = np.random.default_rng(0).normal(size=(500, 5))
+    inside = []
+    for draw in draws:
+        low, high = prediction_interval(draw[:3], 2)
+        inside.append(low <= draw[3:].mean() <= high)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+    assert math.isnan(prediction_interval([1.0])[0])
 
 
 def test_an_item_draws_the_runs_that_are_done(tmp_path):

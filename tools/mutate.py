@@ -48,6 +48,7 @@ TESTS = {
     "measures": ["comparison"],
     "experiments": ["comparison"],
     "papers.common": ["papers_common"],
+    "papers.claims": ["papers_claims"],
     "papers.scorecard": ["scorecard"],
     "papers.a": ["paper_a", "reproduce"],
     "papers.b": ["paper_b", "reproduce"],

@@ -46,7 +46,7 @@ from ..jobs import Job, job_folder, read_job
 from ..map_adversary import map_attack
 from ..metrics import binary_score, connectedness, five_band_score, gini, gray, topk_overlap
 from ..models import photo_efficientnet_b0, photo_resnet34, small_conv, softplus_copy
-from .common import Item, claim_row, claim_section, mean_and_half, read_published
+from .common import Item, mean_and_half, read_published
 from ..penalty import GradNorm
 from ..plots import robustness_curves, saliency_grid
 from ..report import Section, interval
@@ -867,117 +867,6 @@ def _shown(groups, out, columns):
 
 # %% ../../nbs/papers/54_c.ipynb #5e04ec61
 _harmonised = (None, 40.0, "harmonise")
-_claims3 = (  # sentence, better, worse, number
-    ("The Gini index rises with the strength of the L1 norm", ("l1", 0.1), ("l1", 0.01), "gini"),
-    ("... of the group norm", ("group", 1.0), ("group", 0.1), "gini"),
-    (
-        "... of the elastic net (eps1 from .01 to .05)",
-        _elastic,
-        ("elastic", (0.01, 0.05)),
-        "gini",
-    ),
-    (
-        "... and with eps2 from .01 to .1",
-        ("elastic", (0.05, 0.1)),
-        ("elastic", (0.05, 0.01)),
-        "gini",
-    ),
-    ("The weakest L1 norm is sparser than standard training", ("l1", 0.01), _standard, "gini"),
-    ("... the weakest group norm", ("group", 0.1), _standard, "gini"),
-    ("... the weakest elastic net", ("elastic", (0.01, 0.01)), _standard, "gini"),
-    (
-        "The L1 norm attains the highest sparsity: more than the group norm",
-        ("l1", 0.1),
-        ("group", 1.0),
-        "gini",
-    ),
-    ("... more than the elastic net", ("l1", 0.1), ("elastic", (0.05, 0.1)), "gini"),
-    (
-        "The group norm gives connected maps: more than standard training",
-        ("group", 1.0),
-        _standard,
-        "connectedness",
-    ),
-    ("... more than the L1 norm", ("group", 1.0), ("l1", 0.1), "connectedness"),
-    (
-        "DiffROAR is higher under the elastic net than under standard training",
-        ("elastic", (0.01, 0.05)),
-        _standard,
-        "diff_roar",
-    ),
-    ("... and than under the L1 norm", ("elastic", (0.01, 0.05)), ("l1", 0.01), "diff_roar"),
-    ("Accuracy falls with the strength of the L1 norm", ("l1", 0.01), ("l1", 0.1), "accuracy"),
-)
-_claims2 = (
-    ("Binary pixel accuracy rises under the L1 norm", _l1, _standard, "binary_pixel_acc"),
-    ("... group norm", _group, _standard, "binary_pixel_acc"),
-    ("... elastic net", _elastic, _standard, "binary_pixel_acc"),
-    ("... harmonisation", _harmonised, _standard, "binary_pixel_acc"),
-    ("Binary recall rises under the L1 norm", _l1, _standard, "binary_recall"),
-    ("... harmonisation", _harmonised, _standard, "binary_recall"),
-    ("Five-band recall falls under the L1 norm", _standard, _l1, "band_recall"),
-    ("... and rises under harmonisation", _harmonised, _standard, "band_recall"),
-    (
-        "Five-band precision is highest under harmonisation: above standard training",
-        _harmonised,
-        _standard,
-        "band_precision",
-    ),
-    ("... above the elastic net", _harmonised, _elastic, "band_precision"),
-)
-
-
-def _claims4(preset):
-    "Of harmonisation, at a strong and the weakest strength of a preset."
-    weakest = (None, _strengths[preset][1], "harmonise")
-    eps = _strong[preset]
-    strong = (None, eps, "harmonise")
-    return (
-        (
-            "Harmonisation brings the gradient to the map: top 10 %, against standard training",
-            strong,
-            _standard,
-            "top10",
-        ),
-        ("... top 5 %", strong, _standard, "top5"),
-        ("The overlap rises with the strength, top 10 %", strong, weakest, "top10"),
-        (
-            "The plain L2 norm does not do it: harmonisation above L2 at the same strength, "
-            "top 10 %",
-            strong,
-            ("l2", eps),
-            "top10",
-        ),
-        (
-            "It is the map that does it: harmonisation above that with the maps of other images, "
-            "top 10 %",
-            strong,
-            (None, eps, "wrong_maps"),
-            "top10",
-        ),
-    )
-
-# %% ../../nbs/papers/54_c.ipynb #b5cde778
-def _differences(better, worse, number, out):
-    "Of pairs of jobs of which both are done."
-    differences = []
-    for pair in zip(better, worse):
-        rows = _done(pair, out)
-        if len(rows) == 2:
-            differences.append(rows[0][number] - rows[1][number])
-    return differences
-
-
-def _claims(claims, kind, out, preset="quick", device="cpu", seeds=3):
-    "Claims of the paper as differences, seed by seed; a run is its (norm, eps, protocol)."
-    run = partial(_run, kind, preset=preset, device=device)
-    rows = []
-    for sentence, better, worse, number in claims:
-        jobs = [[run(*how, seed=seed) for seed in range(seeds)] for how in (better, worse)]
-        if differences := _differences(*jobs, number, out):
-            measured = f"{_title(*better)} - {_title(*worse)}, {number.replace('_', ' ')}"
-            rows.append(claim_row(sentence, measured, differences))
-    return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/54_c.ipynb #298e878e
 _scaled = dict(
@@ -989,21 +878,15 @@ _scaled = dict(
 )
 
 
-def _table_item(name, title, table, kind, columns, claims_of, text, remark="", gpu_hours="10"):
-    "An item of a published table and the claims about it (a function of the preset)."
+def _table_item(name, title, table, kind, columns, text, remark="", gpu_hours="10"):
+    "An item of a published table."
 
     def jobs(preset, device="cpu"):
         return [job for _, of_row in _jobs(table, kind, preset, device) for job in of_row]
 
     def sections(out, preset="quick", device="cpu"):
         shown = _shown(_jobs(table, kind, preset, device), out, columns)
-        if not len(shown):
-            return []
-        found = [Section(title, text, shown)]
-        claims = _claims(claims_of(preset), kind, out, preset, device)
-        if len(claims):
-            found.append(claim_section(f"{title}: the claims", claims))
-        return found
+        return [Section(title, text, shown)] if len(shown) else []
 
     return Item(f"C.{name}", title, jobs, sections, _scaled[kind] + remark, gpu_hours=gpu_hours)
 
@@ -1046,7 +929,6 @@ def _tables():
             table=_table2,
             kind="cells",
             columns=_score_columns,
-            claims_of=lambda preset: _claims2,
             text=f"{_in_per_cent} The score of the signed map of the true logit, summed over "
             "channels.",
             gpu_hours="6",
@@ -1057,7 +939,6 @@ def _tables():
             table=_table3,
             kind="photos",
             columns=_sparsity_columns,
-            claims_of=lambda preset: _claims3,
             text=f"{_in_per_cent} Robust accuracy: PGD-10 in the l-infinity ball of .05 "
             "(normalised).",
             remark="; DiffROAR: 10, 30 and 50 % kept, 1,500 images, 4 epochs",
@@ -1069,7 +950,6 @@ def _tables():
             table=_table4,
             kind="maps",
             columns=_overlap_columns,
-            claims_of=_claims4,
             text=f"{_in_per_cent} Overlap of the top of the gradient with the map; on masks: the "
             "part of the top pixels that lie on the object, which is the area of the map by "
             "chance.",
@@ -1081,7 +961,6 @@ def _tables():
             table=_table6,
             kind="maps",
             columns=_overlap_columns,
-            claims_of=lambda preset: (),
             text=f"{_in_per_cent} As Table 4, for models trained against the l2 ball.",
             gpu_hours="150",
         ),
@@ -1124,16 +1003,6 @@ def _deep_jobs(preset, device="cpu"):
     return [*runs, *curves, _stable_job(preset, device)]
 
 
-_robust_claims = (  # sentence, better, worse
-    ("Maps are more robust under the L1 norm than under standard training", "l1", "standard"),
-    ("... under the group norm", "group", "standard"),
-    ("... under the elastic net", "elastic", "standard"),
-    ("The elastic net is more robust than the L1 norm", "elastic", "l1"),
-    ("The group norm is more robust than the L1 norm", "group", "l1"),
-    ("Training gains more than SmoothGrad", "elastic", "standard, SmoothGrad"),
-)
-
-
 def _stacked_curves(rows, measure):
     "Curves of all seeds, each with the clean input in front: name -> `(seeds, radii)`."
     curves = {}
@@ -1144,7 +1013,7 @@ def _stacked_curves(rows, measure):
 
 
 def _robust_sections(rows, preset):
-    "Curves of robustness, and claims at the largest radius."
+    "Curves of robustness."
     radii = _many[preset]["radii"]
     figures = {}
     for measure, heading in dict(overlap="top 40 % kept", ssim="SSIM").items():
@@ -1154,44 +1023,19 @@ def _robust_sections(rows, preset):
         )
         alt = f"{heading} against the radius of the attack, for {', '.join(curves)}"
         figures[f"C_fig5_{measure}"] = fig, alt
-    overlap = _stacked_curves(rows, "overlap")
-    claims = []
-    for sentence, better, worse in map(_in_plain_words, _robust_claims):
-        measured = f"{better} - {worse}, top 40 % kept at radius {radii[-1]:g}"
-        differences = overlap[better][:, -1] - overlap[worse][:, -1]
-        claims.append(claim_row(sentence, measured, differences))
     text = (
         f"{_many[preset]['n']} test images; mean over {len(rows)} seeds, the band is their range. "
         "Post-processed maps of the standard model are judged on the inputs found for its gradient."
     )
-    return [
-        Section("Figure 5: maps under attack", text, figures=figures),
-        claim_section("Figure 5: claims on robustness", pd.DataFrame(claims)),
-    ]
-
-
-def _in_plain_words(claim):
-    sentence, better, worse = claim
-    return sentence, _plain(better), _plain(worse)
+    return [Section("Figure 5: maps under attack", text, figures=figures)]
 
 # %% ../../nbs/papers/54_c.ipynb #1b47f737
-_stable_claims = (  # sentence, better, worse
-    ("Maps are more stable under the L1 norm than under standard training", "l1", "standard"),
-    ("... under the group norm", "group", "standard"),
-    ("... under the elastic net", "elastic", "standard"),
-    ("The elastic net is the most stable: more than the L1 norm", "elastic", "l1"),
-    ("... more than the group norm", "elastic", "group"),
-    ("Training gains more than SmoothGrad (Dice score)", "elastic", "standard, SmoothGrad"),
-    ("... than sparse MoreauGrad", "elastic", "standard, sparse_MoreauGrad"),
-)
-
-
 def _mean_over_images(values):
     return interval(np.mean(values), *bootstrap_interval(values)).replace("+", "")
 
 
 def _stable_sections(row, preset):
-    "Mean agreement of each kind of map between seeds, and the claims about it."
+    "Mean agreement of each kind of map between seeds."
     lines = []
     for name, agreement in row.items():
         line = {
@@ -1200,24 +1044,11 @@ def _stable_sections(row, preset):
             "SSIM [95 %]": _mean_over_images(agreement["ssim"]),
         }
         lines.append(line)
-    claims = []
-    for sentence, better, worse in _stable_claims:
-        measured = f"{_plain(better)} - {_plain(worse)}, Dice score"
-        differences = np.subtract(row[better]["dice"], row[worse]["dice"])
-        claims.append(claim_row(sentence, measured, differences, bootstrap_interval))
     text = (
         f"{_many[preset]['n']} test images, mean over the pairs of three seeds; intervals are "
         "bootstrapped over images."
     )
-    how = (
-        "Differences image by image with bootstrap intervals over images (not over further "
-        "trainings): confirmed where the interval lies above zero, contradicted where it lies "
-        "below, open where it contains zero."
-    )
-    return [
-        Section("Figure 5: stability of maps between seeds", text, pd.DataFrame(lines)),
-        claim_section("Figure 5: claims on stability", pd.DataFrame(claims), how),
-    ]
+    return [Section("Figure 5: stability of maps between seeds", text, pd.DataFrame(lines))]
 
 
 def _fig5(out, preset="quick", device="cpu"):
@@ -1745,5 +1576,4 @@ __getattr__ = moved_names(
     jobs_c="advinterp.papers.c._jobs",
     title_c="advinterp.papers.c._title",
     shown_c="advinterp.papers.c._shown",
-    claims_c="advinterp.papers.c._claims",
 )

@@ -89,7 +89,8 @@ def _stability(models_a, models_b, x, y, k, sigma):
 
 
 def _judged(row):
-    return verdict(row.low, row.high, 1.0 if row.better == "higher" else -1.0)
+    claimed = 1.0 if row.better == "higher" else -1.0
+    return verdict(row.difference, (row.low, row.high), claimed)
 
 # %% ../../nbs/papers/51_scorecard.ipynb #ff55046b
 @renamed_arguments(radius="eps")
