@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['saliency', 'input_x_grad', 'integrated_gradients', 'completeness_gap', 'derivative', 'slope_between', 'is_affine',
            'is_homogeneous', 'paper_table_ig', 'paper_image_ig', 'smoothgrad', 'vargrad', 'sparsified_smoothgrad',
-           'moreau_grad', 'deep_shap', 'captum_map', 'feature_visualization']
+           'moreau_grad', 'deep_shap', 'expected_gradients', 'captum_map', 'feature_visualization']
 
 # %% ../nbs/maths/02_attribution.ipynb #a6caf1f1
 import warnings
@@ -49,13 +49,15 @@ def saliency(
     absolute: bool = False,  # magnitudes instead of signed values
     batch_size: int = 256,  # inputs that are in the model at once
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
+    create_graph: bool = False,  # keep the graph to the parameters, leave modes as they are
 ) -> Tensor:  # like `x`
     """The simple gradient (1) of the output of class `y`."""
 
     def _gradient(explained, x, y):
-        return input_grad(model, x, y, explained)[0]
+        return input_grad(model, x, y, explained, create_graph)[0]
 
-    g = _over_batches(_gradient, model, x, y, output, batch_size, progress)
+    settings = (output, batch_size, progress, create_graph)
+    g = _over_batches(_gradient, model, x, y, *settings)
     return g.abs() if absolute else g
 
 
@@ -68,10 +70,12 @@ def input_x_grad(
     output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size: int = 256,  # inputs that are in the model at once
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
+    create_graph: bool = False,  # keep the graph to the parameters, leave modes as they are
 ) -> Tensor:  # like `x`
     """The input times the gradient (1) of the output of class `y`."""
     check_float("x", x)
     settings = dict(output=output, batch_size=batch_size, progress=progress)
+    settings["create_graph"] = create_graph
     return x.detach() * saliency(model, x, y, **settings)
 
 # %% ../nbs/maths/02_attribution.ipynb #e2aaf3e4
@@ -83,12 +87,13 @@ def _over_batches(
     output,  # 'logit', 'prob', 'logprob' or 'loss'
     batch_size=256,  # inputs that are in the model at once
     progress=True,  # show a bar
+    create_graph=False,  # leave the model as it is, and keep the graph
 ):  # what `func` returns, of all batches
     """Run `func` over batches of `x` with the model frozen in evaluation mode; warn of NaN."""
-    return _finite(_batched(func, model, x, y, output, batch_size, progress))
+    return _finite(_batched(func, model, x, y, output, batch_size, progress, create_graph))
 
 
-def _batched(func, model, x, y, output, batch_size, progress):
+def _batched(func, model, x, y, output, batch_size, progress, create_graph=False):
     """`_over_batches` without the look at the result."""
     check_float("x", x)
     check_count("batch_size", batch_size)
@@ -99,6 +104,9 @@ def _batched(func, model, x, y, output, batch_size, progress):
     explained.takes_labels = True  # so that `input_grad` knows what to hand on
     n = min(batch_size, len(x))
     batches = [*zip(x.detach().split(n), y.reshape(-1).split(n))]
+    if create_graph:
+        with torch.enable_grad():
+            return torch.cat([func(explained, *batch) for batch in batches])
     with frozen(model, training=False), torch.enable_grad():
         return torch.cat([func(explained, *b).detach() for b in _bar(batches, progress)])
 
@@ -138,6 +146,7 @@ def integrated_gradients(
     batch_size: int = 128,  # inputs in the model at once; 64 to 128 are the fastest on a CPU
     return_gap: bool = False,  # also the completeness gap (3), `(B,)`
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
+    create_graph: bool = False,  # keep the graph to the parameters, leave modes as they are
 ) -> Tensor | tuple[Tensor, Tensor]:  # like `x`, the mean of several baselines; (map, gap)
     """Integrated gradients of the output of class `y`, by quadrature (2).
 
@@ -149,6 +158,8 @@ def integrated_gradients(
     check_float("x", x)
     one_layer = method == "auto" and is_affine(model)
     no_biases = method == "auto" and is_homogeneous(model)
+    if create_graph and output != "logit":
+        one_layer = no_biases = False  # their closed form is not differentiated
     check_count("steps", steps, 2)
     nodes = _rule("riemann_middle" if method == "auto" else method, steps)
     rule = [values.to(x) for values in nodes]
@@ -156,12 +167,12 @@ def integrated_gradients(
     def _map(explained, x_and_u, y):
         x, u = x_and_u.unbind(1)
         if one_layer or (no_biases and not u.any()):
-            return _one_gradient_ig(model, explained, x, u, y, output)
-        return _line_ig(model, explained, x, u, y, rule, batch_size)
+            return _one_gradient_ig(model, explained, x, u, y, output, create_graph)
+        return _line_ig(model, explained, x, u, y, rule, batch_size, create_graph)
 
     pairs = [torch.stack([x, u], 1) for u in _baselines(baseline, x)]
     if len(x):
-        rest = (y, output, batch_size, progress)
+        rest = (y, output, batch_size, progress, create_graph)
         ig = _finite(torch.stack([_batched(_map, model, pair, *rest) for pair in pairs]).mean(0))
     else:
         ig = torch.zeros_like(x)
@@ -211,7 +222,7 @@ def _ends(model, x, y, us, output, batch_size, progress):
 
     return _F(x), [_F(u) for u in us]
 
-# %% ../nbs/maths/02_attribution.ipynb #09500f33
+
 def _baselines(baseline, x):
     """The baselines as a list of tensors like `x`; None is zero."""
     if not isinstance(baseline, (list, tuple)):
@@ -254,7 +265,7 @@ def _rule(method, n):
     return (k + _nodes[method]) / n, c / n
 
 
-def _line_ig(model, explained, x, u, y, rule, batch_size):
+def _line_ig(model, explained, x, u, y, rule, batch_size, create_graph=False):
     """The quadrature (2) for one batch, as many nodes at a time as `batch_size` allows."""
     d = x - u
     total = torch.zeros_like(x)
@@ -262,8 +273,8 @@ def _line_ig(model, explained, x, u, y, rule, batch_size):
     nodes, weights = (values.split(min(per, len(values))) for values in rule)
     for a, c in zip(nodes, weights):
         xs = (u + a.view(-1, *[1] * x.ndim) * d).flatten(0, 1)
-        g = input_grad(model, xs, y.repeat(len(a)), explained)[0]
-        total += torch.tensordot(c, g.unflatten(0, (len(a), len(x))), 1)
+        g = input_grad(model, xs, y.repeat(len(a)), explained, create_graph)[0]
+        total = total + torch.tensordot(c, g.unflatten(0, (len(a), len(x))), 1)
     return d * total  # (2)
 
 # %% ../nbs/maths/02_attribution.ipynb #8a52a7d0
@@ -370,10 +381,10 @@ def _head_multipliers(explained, zx, zu, y, gauss):
     return torch.tensordot(c / 2, g.view(len(a), *zx.shape), 1)
 
 
-def _one_gradient_ig(model, explained, x, u, y, output):
+def _one_gradient_ig(model, explained, x, u, y, output, create_graph=False):
     """IG (4) of a model whose logits have the same gradients all the way from `u` to `x`."""
     if output == "logit":
-        return (x - u) * input_grad(model, x, y, explained)[0]
+        return (x - u) * input_grad(model, x, y, explained, create_graph)[0]
     with torch.no_grad():
         at_u = model(u)
     if is_binary(at_u) or at_u.shape[1] == 2:
@@ -462,10 +473,12 @@ def smoothgrad(
     seed: int = 0,  # of the noise
     batch_size: int = 256,  # inputs that are in the model at once
     progress: bool = True,  # show a progress bar where it takes longer than five seconds
+    create_graph: bool = False,  # keep the graph to the parameters, leave modes as they are
 ) -> Tensor:  # like `x`
     """Mean gradient under noise (6)."""
     noise = (n_samples, sigma, relative, bounds, seed)
-    return _noise_moments(model, x, y, output, noise, absolute, batch_size, progress)[:, 0]
+    how = (absolute, batch_size, progress, create_graph)
+    return _noise_moments(model, x, y, output, noise, *how)[:, 0]
 
 
 @renamed_arguments(abs="absolute")
@@ -490,7 +503,7 @@ def vargrad(
     return _noise_moments(model, x, y, output, noise, absolute, batch_size, progress)[:, 1]
 
 # %% ../nbs/maths/02_attribution.ipynb #405c1fe2
-def _noise_moments(model, x, y, output, noise, absolute, batch_size, progress):
+def _noise_moments(model, x, y, output, noise, absolute, batch_size, progress, create_graph=False):
     """Mean and variance (6) of the gradient under noise, stacked in dimension 1."""
     n_samples, sigma, relative, bounds, seed = noise
     check_count("n_samples", n_samples)
@@ -502,7 +515,8 @@ def _noise_moments(model, x, y, output, noise, absolute, batch_size, progress):
         shift = None
         total = 0
         squares = 0
-        for g in _noisy_grads(model, explained, x, y, n_samples, std, gen, batch_size, bounds):
+        how = (batch_size, bounds, create_graph)
+        for g in _noisy_grads(model, explained, x, y, n_samples, std, gen, *how):
             g = g.abs() if absolute else g
             if shift is None:
                 shift = g.mean(0)  # deviations from it: no cancellation of large squares
@@ -512,7 +526,7 @@ def _noise_moments(model, x, y, output, noise, absolute, batch_size, progress):
         variance = (squares / n_samples - mean**2).clamp(min=0)
         return torch.stack([shift + mean, variance], 1)  # (6)
 
-    moments = _over_batches(_moments, model, x, y, output, batch_size, progress)
+    moments = _over_batches(_moments, model, x, y, output, batch_size, progress, create_graph)
     return moments if len(x) else torch.stack([x, x], 1)
 
 
@@ -526,6 +540,7 @@ def _noisy_grads(
     gen,  # torch.Generator
     batch_size,  # inputs that are in the model at once
     bounds=None,  # clamp the noisy inputs to `(low, high)`
+    create_graph=False,  # keep the graph to the parameters
 ):  # yields `(k, B, ...)` with k adding up to n
     """Gradients at `n` noisy copies of a batch, a piece at a time."""
     per = max(1, batch_size // len(x))
@@ -534,7 +549,7 @@ def _noisy_grads(
         xs = (x + std * z[:, None]).flatten(0, 1)
         if bounds is not None:
             xs = xs.clamp(*bounds)
-        g = input_grad(model, xs, y.repeat(len(z)), explained)[0]
+        g = input_grad(model, xs, y.repeat(len(z)), explained, create_graph)[0]
         yield g.unflatten(0, (len(z), len(x)))
 
 
@@ -973,6 +988,53 @@ def _contributions(model, explained, x, u, y, gauss):
     zx, zu = logits.detach().chunk(2)
     g = torch.autograd.grad(logits[:n], xu, _head_multipliers(explained, zx, zu, y, gauss))[0]
     return g[:n] * (x - u)  # (9)
+
+# %% ../nbs/maths/02_attribution.ipynb #dfd1a9ad
+@entrance
+def expected_gradients(
+    model: nn.Module | Callable,  # `x -> logits`, or a `Learner`
+    x: Tensor,  # `(B, ...)` inputs
+    y: Tensor,  # `(B,)` class indices
+    background: Tensor,  # `(K, ...)` inputs from which baselines are drawn
+    *,
+    output: str = "logit",  # 'logit', 'prob', 'logprob' or 'loss'
+    n_samples: int = 50,  # draws of a baseline and a place
+    seed: int | None = 0,  # the same draws for all; None: others for each input and in each call
+    batch_size: int = 256,  # inputs that are in the model at once
+    progress: bool = True,  # show a progress bar where it takes longer than five seconds
+    create_graph: bool = False,  # keep the graph to the parameters, leave modes as they are
+) -> Tensor:  # like `x`
+    """Expected gradients (9b): integrated gradients over random baselines and places.
+
+    With `seed=None` the draws are from torch's own generator, as training needs it.
+    """
+    us = _background(background, check_float("x", x))
+    check_count("n_samples", n_samples)
+    fixed = None
+    if seed is not None:
+        fixed = _places(n_samples, 1, len(us), x, _generator(seed, x.device))
+
+    def _map(explained, x, y):
+        index, share = fixed or _places(n_samples, len(x), len(us), x, None)
+        per = max(1, batch_size // len(x))
+        total = torch.zeros_like(x)
+        for i, a in zip(index.split(per), share.split(per)):
+            d = x - us[i]
+            at = us[i] + a.view(*a.shape, *[1] * (x.ndim - 1)) * d
+            g = input_grad(model, at.flatten(0, 1), y.repeat(len(i)), explained, create_graph)[0]
+            total = total + (d * g.unflatten(0, (len(i), len(x)))).sum(0)
+        return total / n_samples  # (9b)
+
+    return _over_batches(_map, model, x, y, output, batch_size, progress, create_graph)
+
+
+def _places(n, n_rows, n_background, like, gen):
+    """Which baselines and where on the line, `(n, n_rows)` each."""
+    kind = dict(generator=gen, device=like.device)
+    index = torch.randint(n_background, (n, n_rows), **kind)
+    within = torch.rand(n, n_rows, dtype=like.dtype, **kind)
+    cell = torch.arange(n, dtype=like.dtype, device=like.device)[:, None]
+    return index, (cell + within) / n
 
 # %% ../nbs/maths/02_attribution.ipynb #8afd8e90
 def captum_map(

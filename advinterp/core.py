@@ -585,8 +585,9 @@ def entrance(
     def call(model, x, y=None, *args, **settings):
         if isinstance(model, Classifier):
             return function(model, x, y, *args, **settings)
-        with torch.inference_mode(False), differentiable_attention(second_order):
-            brought = bring(model, x, y, second_order=second_order, needs_y=needs_y)
+        again = second_order or bool(settings.get("create_graph"))
+        with torch.inference_mode(False), differentiable_attention(again):
+            brought = bring(model, x, y, second_order=again, needs_y=needs_y)
             return _in_precision_of(x, function(*brought, *args, **settings))
 
     return call

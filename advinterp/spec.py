@@ -218,7 +218,9 @@ def _address(value):
 # %% ../nbs/maths/08_spec.ipynb #77805c01
 _FUNCTIONS = {
     "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
-    "sparsified_smoothgrad moreau_grad deep_shap paper_table_ig paper_image_ig",
+    "sparsified_smoothgrad moreau_grad deep_shap paper_table_ig paper_image_ig "
+    "expected_gradients",
+    "metrics": "gini normalized_entropy total_variation leakage",
     "adversary": "margin_loss",
     "core": "task_loss",
 }
@@ -227,7 +229,13 @@ _MAKERS = {
     "adversary": "mi_fgsm paper_a_mnist paper_a_cifar paper_c_iterative paper_b_mnist "
     "paper_b_cifar",
 }
-_CLASSES = ("duals", "adversary", "penalty", "evaluate")  # a class is known once it is defined
+_CLASSES = (
+    "duals",
+    "adversary",
+    "penalty",
+    "priors",
+    "evaluate",
+)  # a class is known once it is defined
 
 
 def _load_known(name=None):

@@ -29,6 +29,7 @@ MATHS = [
     "duals",
     "adversary",
     "penalty",
+    "priors",
     "attribution",
     "metrics",
     "map_adversary",

@@ -21,7 +21,9 @@ from fastai.torch_core import TensorCategory, TensorImage
 from torch import nn
 
 from advinterp.adversary import PGD, Adversary, DualAdversary, Harmonise, OneStep
+from advinterp.attribution import saliency
 from advinterp.duals import L1, LInfBall
+from advinterp.metrics import gini
 from advinterp.penalty import (
     GradNorm,
     JacobianNorm,
@@ -31,8 +33,9 @@ from advinterp.penalty import (
     TargetMap,
     WeightNorm,
 )
+from advinterp.priors import MapPenalty
 
-MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "evaluate"]
+MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
 
 torch.manual_seed(0)
@@ -45,6 +48,7 @@ Y01 = torch.tensor([0, 1, 1, 0])
 # what a function asks for besides (model, x, y), by the name of the parameter
 MORE = {
     "map": lambda x: x,
+    "background": lambda x: x,
     "x_adv": lambda x: x + 0.01,
     "eps": lambda x: 0.1,
     "eps_grid": lambda x: [0.05, 0.1],
@@ -71,6 +75,7 @@ INSTANCES = {
     "StableIG": StableIG(0.1, steps=2),
     "WeightNorm": WeightNorm(1),
     "ScoreMatching": ScoreMatching(),
+    "MapPenalty": MapPenalty(saliency, gini),
 }
 ABSTRACT = (Adversary, DualAdversary, Penalty)
 # not functions of (model, x, y): what they are
