@@ -238,9 +238,17 @@ def subset(
     limits = (None, None) if self.lo is None else (self.lo[keep], self.hi[keep])
     y = tuple(t[keep] for t in self.y) if isinstance(self.y, tuple) else self.y[keep]
     part = (self.x[keep], y, self.loss_func, limits, self.sign)
-    problem = _Problem(self.dual, model, *part)
+    problem = _Problem(_for_rows(self.dual, keep, self.x), model, *part)
     problem.sums = self.sums
     return problem
+
+
+def _for_rows(dual, keep, x):
+    "The dual for some rows of the batch `x`, where it has radii for each of them."
+    eps = getattr(dual, "eps", None)
+    if isinstance(eps, Tensor) and eps.ndim == x.ndim and len(eps) == len(x):
+        return dual.with_eps(eps[keep.to(eps.device)])
+    return dual
 
 # %% ../nbs/maths/03_adversary.ipynb #e19f2919
 def joined(
@@ -567,6 +575,11 @@ def with_eps(
     "The same adversary with a dual of another `eps`; steps in units of the input keep their ratio."
     if self.dual is None:
         raise NotImplementedError(f"{type(self).__name__} must define with_eps(eps)")
+    if isinstance(getattr(self.dual, "eps", None), Tensor):
+        raise TypeError(
+            f"eps={eps!r}: the ball has a radius for each entry; scale it, as in "
+            "adversary.scaled(0.5)"
+        )
     new = copy.copy(self)
     if isinstance(self.dual, Ball) and self.dual.eps:
         new = self.scaled(check_strength("eps", eps) / self.dual.eps)
@@ -789,20 +802,20 @@ def _step(self: PGD, p, delta, g, m, t):
         size = flat(g).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny)
         m = self.momentum * m + g / bcast(size, g)
         g = m
-    rule = self._rule(t)
+    rule = self._rule(p.dual, t)
     if self.step_size is None and not isinstance(rule, LInfBall):
         g = p.free(delta, g)
     return p.inside(delta + rule.delta_star(g)), m  # (3)
 
 
 @patch
-def _rule(self: PGD, t):
+def _rule(self: PGD, dual, t):
     "The ball whose steepest move is step `t` (3)."
     if isinstance(self.step_size, Ball):
         return self.step_size
     if self.step_size is not None:
-        return self.dual.with_eps(self.step_size)
-    return self.dual.with_eps(self.dual.eps * (1 - t / self.steps))
+        return dual.with_eps(self.step_size)
+    return dual.with_eps(dual.eps * (1 - t / self.steps))
 
 # %% ../nbs/maths/03_adversary.ipynb #f16fe1a6
 @patch

@@ -400,11 +400,13 @@ class InputCallback(Callback):
     def _warn_of_grey_levels(self, units):
         for adversary in self.attackers():
             dual = getattr(adversary, "dual", None)
-            if units.bounds == (0.0, 1.0) and isinstance(dual, LInfBall) and dual.eps > 1:
+            if units.bounds != (0.0, 1.0) or not isinstance(dual, LInfBall):
+                continue
+            eps = torch.as_tensor(dual.eps).max().item()
+            if eps > 1:
                 warnings.warn(
-                    f"eps={dual.eps:g} on images in [0, 1]: every one is within reach of every "
-                    f"other one; grey levels are {dual.eps:g}/255, as in "
-                    f"LInfBall({dual.eps:g}/255)",
+                    f"eps={eps:g} on images in [0, 1]: every one is within reach of every "
+                    f"other one; grey levels are {eps:g}/255, as in LInfBall({eps:g}/255)",
                     stacklevel=2,
                 )
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import check_count, check_float, check_same_shape, check_strength, flat
+from .core import check_count, check_float, check_same_shape, check_strength, flat, plain
 from .spec import Spec
 
 # %% ../nbs/maths/01_duals.ipynb #e032a94b
@@ -67,9 +67,14 @@ class Dual(Spec):
             (delta,) = torch.autograd.grad(value.sum(), z, create_graph=keep)  # (2)
         return delta.masked_fill(delta.isnan() & (g == 0), 0.0)
 
+    def _checked(self, eps):
+        "A strength that this dual can have."
+        return check_strength("eps", eps)
+
     def is_zero(self) -> bool:
         "Are all strengths 0, so that nothing is penalised and nothing worth a move?"
-        return bool(self.strengths) and not any(getattr(self, name) for name in self.strengths)
+        values = [getattr(self, name) for name in self.strengths]
+        return bool(values) and not any(bool(torch.as_tensor(value).any()) for value in values)
 
     def _repr_markdown_(self):
         return f"`{self!r}` &harr; `{self.formula}`"
@@ -153,8 +158,43 @@ def with_eps(
     if tuple(self.strengths) != ("eps",):
         raise TypeError(f"{self!r} has no single strength eps: scale it instead, as in .5 * dual")
     new = copy.copy(self)
-    new.eps = check_strength("eps", eps)
+    new.eps = self._checked(eps)
     return new
+
+
+class _Copies(dict):
+    """Copies of a tensor on the devices where it is needed, each of them one transfer.
+
+    A dual shares them with its copies of another eps; they are left out of files.
+    """
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def on(self, tensor, device, dtype):
+        if tensor.device == device or tensor.requires_grad or tensor.is_inference():
+            return tensor.to(device, dtype)
+        known = self.get((device, dtype))
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            with torch.inference_mode(False):  # it may be differentiated later
+                known = tensor, tensor._version, tensor.to(device, dtype)
+            self[device, dtype] = known
+        return known[2]
+
+
+def _broadcast(name, values, x, copies):
+    "A tensor of settings in the dtype and on the device of `x`, to which it has to broadcast."
+    values = copies.on(values, x.device, x.dtype)
+    try:
+        fits = torch.broadcast_shapes(values.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}: expected {tuple(x.shape[1:])} (shared) "
+            f"or {tuple(x.shape)} (per example), or what broadcasts to it"
+        )
+    return values
 
 
 def _draw(sample, x, shape, generator):
@@ -164,26 +204,67 @@ def _draw(sample, x, shape, generator):
 
 # %% ../nbs/maths/01_duals.ipynb #e5c62fa9
 class LInfBall(Ball):
-    "Every coordinate may move by `eps`; on the map, `eps` times the l1 norm (6)."
+    """Every coordinate may move by `eps`; on the map, `eps` times the l1 norm (6).
+
+    With a tensor `eps` each entry has a radius of its own, 0 for one that stays where it is.
+    """
 
     formula = "L1: h* = eps*||g||_1"
+
+    def __init__(
+        self,
+        eps: float | Tensor,  # radius; a tensor that broadcasts to `x`: one for each entry
+    ):
+        self.eps = self._checked(eps)
+        self.copies = _Copies()
+
+    def _checked(self, eps):
+        return _radii(eps) if isinstance(eps, Tensor) else check_strength("eps", eps)
+
+    def _eps_for(self, x):
+        "The radius, or the radii of the entries of `x`."
+        if not isinstance(self.eps, Tensor):
+            return self.eps
+        return _broadcast("eps", self.eps, x, self.copies)
 
     def norm(self, delta: Tensor) -> Tensor:
         return flat(_batch("delta", delta)).abs().amax(1).to(delta.dtype)
 
+    def h(self, delta: Tensor) -> Tensor:
+        if not isinstance(self.eps, Tensor):
+            return super().h(delta)
+        wide = _batch("delta", delta)
+        room = self._eps_for(wide) * (1 + torch.finfo(delta.dtype).eps ** 0.5)
+        inside = flat(wide.abs() <= room).all(1)
+        return torch.zeros_like(inside, dtype=delta.dtype).masked_fill(~inside, math.inf)
+
     def h_star(self, g: Tensor) -> Tensor:
-        return (self.eps * flat(_batch("g", g)).abs().sum(1)).to(g.dtype)  # (6)
+        wide = _batch("g", g)
+        if isinstance(self.eps, Tensor):
+            return flat(self._eps_for(wide) * wide.abs()).sum(1).to(g.dtype)  # (6b)
+        return (self.eps * flat(wide).abs().sum(1)).to(g.dtype)  # (6)
 
     def delta_star(self, g: Tensor) -> Tensor:
-        return self.eps * check_float("g", g).sign()  # (6)
+        return self._eps_for(check_float("g", g)) * g.sign()  # (6)
 
     def project(self, delta: Tensor) -> Tensor:
-        return check_float("delta", delta).clamp(-self.eps, self.eps)
+        eps = self._eps_for(check_float("delta", delta))
+        return delta.clamp(-eps, eps)
 
     def random_point(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         like = _batch("x", x)
         uniform = _draw(torch.rand, like, like.shape, generator)
-        return (self.eps * (2 * uniform - 1)).to(x.dtype)
+        return (self._eps_for(like) * (2 * uniform - 1)).to(x.dtype)
+
+
+def _radii(eps):
+    "A tensor of radii, none of them negative."
+    if not eps.is_floating_point():
+        raise TypeError(f"eps: expected a number or a tensor of a floating dtype, got {eps.dtype}")
+    eps = plain(eps).detach()
+    if not ((eps >= 0) & eps.isfinite()).all():
+        raise ValueError(f"eps of shape {tuple(eps.shape)}: expected finite radii >= 0")
+    return eps
 
 
 L1 = LInfBall
@@ -337,26 +418,6 @@ def _check_groups(groups):
     return groups
 
 # %% ../nbs/maths/01_duals.ipynb #1d9ef897
-class _Copies(dict):
-    """Copies of a tensor on the devices where it is needed, each of them one transfer.
-
-    A dual shares them with its copies of another eps; they are left out of files.
-    """
-
-    def __reduce__(self):
-        return type(self), ()
-
-    def on(self, tensor, device, dtype):
-        if tensor.device == device or tensor.requires_grad or tensor.is_inference():
-            return tensor.to(device, dtype)
-        known = self.get((device, dtype))
-        if known is None or known[0] is not tensor or known[1] != tensor._version:
-            with torch.inference_mode(False):  # it may be differentiated later
-                known = tensor, tensor._version, tensor.to(device, dtype)
-            self[device, dtype] = known
-        return known[2]
-
-
 _reductions = {torch.sum: "sum", torch.amax: "amax", torch.amin: "amin"}
 
 
@@ -562,17 +623,7 @@ class WeightedL2(Dual):
 
     def _weight_for(self, x):
         "The weight in the dtype and on the device of `x`, to which it has to broadcast."
-        weight = self.copies.on(self.weight, x.device, x.dtype)
-        try:
-            fits = torch.broadcast_shapes(weight.shape, x.shape) == x.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"weight has shape {tuple(weight.shape)}: expected {tuple(x.shape[1:])} (shared) "
-                f"or {tuple(x.shape)} (per example), or what broadcasts to it"
-            )
-        return weight
+        return _broadcast("weight", self.weight, x, self.copies)
 
     def h(self, delta: Tensor) -> Tensor:
         if self.eps == 0:

@@ -33,7 +33,7 @@ from advinterp.penalty import (
     TargetMap,
     WeightNorm,
 )
-from advinterp.priors import MapPenalty
+from advinterp.priors import MapPenalty, Masked, RightReasons
 
 MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
@@ -76,6 +76,8 @@ INSTANCES = {
     "WeightNorm": WeightNorm(1),
     "ScoreMatching": ScoreMatching(),
     "MapPenalty": MapPenalty(saliency, gini),
+    "RightReasons": RightReasons(torch.ones(1, 8, 8)),
+    "Masked": Masked(ATTACK, torch.ones(1, 8, 8)),
 }
 ABSTRACT = (Adversary, DualAdversary, Penalty)
 # not functions of (model, x, y): what they are
