@@ -192,7 +192,7 @@ class Masked(Adversary):
     def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
         ball = LInfBall(self.adversary.dual.eps * _masks_for(self.masks, p.x, p.y))
         inner = copy.copy(self.adversary)
-        inner.dual = ball
+        inner.dual = ball  # type: ignore[assignment]  # the base class has none
         inside = copy.copy(p)
         inside.dual = ball
         inside.is_ball = True
