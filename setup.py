@@ -31,6 +31,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         "dev": cfg["dev_requirements"].split(),
+        "serve": cfg["serve_requirements"].split(),
         "peers": cfg["peers_requirements"].split(),
     },
     entry_points={
