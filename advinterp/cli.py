@@ -76,6 +76,10 @@ def main(
     "The command `advinterp`."
     # a warning of libraries that are imported, which nobody who reads it here can do anything about
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+    unheard = "ignore:`torch.jit.script` is deprecated:FutureWarning"
+    already = os.environ.get("PYTHONWARNINGS", "")
+    if unheard not in already:  # in worker processes as well
+        os.environ["PYTHONWARNINGS"] = f"{already},{unheard}".strip(",")
     code = 0
     try:
         typer.main.get_command(_app).main(argv, prog_name="advinterp")
@@ -163,6 +167,7 @@ def _compare(
     size: int | None = None,  # photos: pixels
     missing: str | None = None,  # tables: drop or median
     groups: str | None = None,  # tables: column of what is not to be parted
+    drop: Sequence[str] = (),  # tables: columns to leave out
     out: str = "results",  # where results.csv, report.html and the figures go
     device: str | None = None,  # cpu, cuda, mps ...; else the accelerator where there is one
     resume: bool = False,  # continue an earlier study in the folder: finished runs are kept
@@ -193,10 +198,12 @@ def _compare(
         size=size,
         missing=missing,
         groups=groups,
+        drop=drop,
         dry_run=dry_run,
         **where,
     )
     if dry_run:
+        results["strength"] = results.strength.map("{:.4g}".format)
         _show(results.round(2).to_string(index=False))
         _show(f"\nin all about {results.minutes.sum():.1f} minutes")
         return

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Method', 'method_of', 'default_model', 'make_model', 'Training', 'default_training', 'Experiment', 'Evaluation',
-           'keep_here', 'parts_of', 'fresh_learner', 'train_one', 'load_learner', 'numbers_of', 'evaluate_one']
+           'keep_here', 'parts_of', 'fresh_learner', 'check_fits', 'train_one', 'load_learner', 'numbers_of',
+           'evaluate_one']
 
 # %% ../nbs/studies/46_experiments.ipynb #e59fd541
 import importlib
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fastai.callback import schedule as _schedule  # noqa: F401, gives learners fit_one_cycle
 from fastai.learner import Learner
 from torch import nn
@@ -24,12 +28,13 @@ from torch import nn
 from .adversary import Adversary
 from .core import check_count, check_strength, nearest, set_seed
 from .duals import Dual
+from .estimator import AdversarialClassifier
 from .evaluate import is_correct
 from .jobs import Job
-from .measures import Setting, map_of, measure_all, measures_of
+from .measures import Setting, Trained, map_of, measure_all, measures_of
 from .models import madry_cnn, one_hidden, one_layer, small_conv
 from .parts import Parts, bring_data
-from .penalty import Penalty
+from .penalty import Penalty, TeacherMaps, WeightNorm
 from .spec import from_spec, to_spec
 from .study import SkipValidation, TellBatches
 from .train import adv_learner
@@ -44,6 +49,8 @@ class Method:
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # factors of the spec, weak to strong
     ramp: float = 0.0  # share of the training over which an adversary grows from 0
     free_replays: int | None = None  # free training: so many steps a batch
+    teacher: str | None = None  # registered method whose model at half its path is the teacher
+    optimum: bool = False  # one-layer nets: at the optimum of the adversary's objective
 
     def __post_init__(self):
         if self.spec is None:
@@ -54,6 +61,8 @@ class Method:
                 f"method {self.name!r}: {self.spec} is a {type(made).__name__}, expected an "
                 f"adversary or a penalty{_remedy(made)}"
             )
+        if isinstance(made, TeacherMaps) and self.teacher is None:
+            object.__setattr__(self, "teacher", "adversarial")
         for strength in self.strengths:
             check_strength("strengths", strength)
         if not self.strengths:
@@ -71,19 +80,21 @@ def _remedy(made):
     return f", such as PGD({made!r}), OneStep({made!r}) or GradNorm({made!r})"
 
 # %% ../nbs/studies/46_experiments.ipynb #7ba87a73
-_EPS = dict(table=(0.05, 0.1, 0.2, 0.4), image=(0.025, 0.05, 0.1, 0.2))
+_EPS = dict(table=(0.01, 0.03, 0.1, 0.3), image=(0.025, 0.05, 0.1, 0.2))
 _ATTACK = "PGD(LInfBall(1.0), steps=5, bounds=(0, 1))"
 _STEP = "OneStep(LInfBall(1.0))"
 _REGISTERED = {
     "table": {
         "natural": Method("natural"),
-        "l1": Method("l1", "WeightNorm(1, bias=False)", (0.005, 0.01, 0.02, 0.05)),
-        "l2": Method("l2", "WeightNorm(2, bias=False, squared=True)", (0.002, 0.01, 0.05, 0.2)),
+        "l1": Method("l1", "WeightNorm(1, bias=False)", (0.001, 0.003, 0.01, 0.03)),
+        "l2": Method("l2", "WeightNorm(2, bias=False, squared=True)", (0.0005, 0.005, 0.05, 0.2)),
         "adversarial": Method("adversarial", _STEP, _EPS["table"]),
         "one-step": Method("one-step", _STEP, _EPS["table"]),
         "free": Method("free", _STEP, _EPS["table"], free_replays=4),
         "gradient penalty": Method("gradient penalty", "GradNorm(L1(1.0))", _EPS["table"]),
         "jacobian": Method("jacobian", "JacobianNorm()", (0.01, 0.05, 0.2, 1.0)),
+        "target maps": Method("target maps", "TeacherMaps()", (0.03, 0.1, 0.3, 1.0)),
+        "optimum": Method("optimum", _STEP, _EPS["table"], optimum=True),
     },
     "image": {
         "natural": Method("natural"),
@@ -96,6 +107,7 @@ _REGISTERED = {
         ),
         "gradient penalty": Method("gradient penalty", "GradNorm(L1(1.0))", _EPS["image"]),
         "jacobian": Method("jacobian", "JacobianNorm(n_proj=1)", (0.001, 0.01, 0.05, 0.2)),
+        "target maps": Method("target maps", "TeacherMaps()", (0.003, 0.01, 0.03, 0.1)),
     },
 }
 
@@ -204,13 +216,23 @@ def make_model(
     if model in _OWN:
         return _OWN[model](parts)
     if ":" in model:
-        module, _, function = model.partition(":")
-        return getattr(importlib.import_module(module), function)(parts)
+        return _function(model)(parts)
     if model in _MODELS:
         if (model in _FOR_TABLES) != (parts.kind == "table"):
             raise ValueError(f"model={model!r}: does not take a {parts.kind}")
         return _MODELS[model](parts)
     return _of_library(model, parts)
+
+
+def _function(name):
+    "The function that 'module:function' names; modules of the working folder are found."
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={name!r}: cannot be imported ({error})") from None
 
 
 def _of_library(name, parts):
@@ -220,6 +242,11 @@ def _of_library(name, parts):
     if parts.kind == "table":
         raise ValueError(f"model={name!r}: expected one of {', '.join(_FOR_TABLES)} for a table")
     if name in list_models():
+        if parts.shape[0] != 3:
+            raise ValueError(
+                f"model={name!r}: takes photos of 3 channels, these have {parts.shape[0]}; use "
+                f"small_conv, or a function (parts) -> network"
+            )
         return get_model(name, weights=None, num_classes=len(parts.class_names))
     try:
         import timm
@@ -264,6 +291,8 @@ class Experiment:
     training: Training  # epochs and learning rate
     seed: int = 0  # of split, weights, batches and random starts
     device: str = "cpu"  # torch device
+    teacher: "Experiment | None" = None  # whose maps are the targets
+    modules: tuple[str, ...] = ()  # to import first: they register what the specs name
 
     def job(self) -> Job:
         """The training as a job; its cost counts forward and backward passes of an epoch."""
@@ -275,10 +304,12 @@ class Experiment:
 
 
 def _steps(method):
-    "Gradient steps of the search, beside the one of training."
+    "Passes of an adversary or a penalty, beside the one of training."
     if method.spec is None or method.free_replays:
         return (method.free_replays or 1) - 1
     made = from_spec(method.spec)
+    if isinstance(made, Penalty):
+        return 0 if isinstance(made, WeightNorm) else 2  # which differentiate a gradient
     return getattr(made, "steps", 1)
 
 
@@ -291,15 +322,26 @@ def _experiment(settings):
     "The experiment of a job's settings, which may come from JSON."
     method = dict(settings["method"])
     method["strengths"] = tuple(method["strengths"])
-    training = Training(**settings["training"])
-    return Experiment(**{**settings, "method": Method(**method), "training": training})
+    made: dict[str, Any] = dict(method=Method(**method), training=Training(**settings["training"]))
+    made["modules"] = tuple(settings.get("modules", ()))
+    if settings.get("teacher"):
+        made["teacher"] = _experiment(settings["teacher"])
+    return Experiment(**{**settings, **made})
+
+
+def _import_all(modules):
+    "Import what registers duals, attributions and methods of one's own."
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in modules:
+        importlib.import_module(module)
 
 # %% ../nbs/studies/46_experiments.ipynb #2e703266
 @dataclass(frozen=True)
 class Evaluation:
     """Measures of trained experiments on their test parts."""
 
-    of: tuple[Experiment, ...]  # which models, of one data set
+    of: tuple[Experiment, ...]  # the one that is measured, and others that this needs
     measures: tuple[str, ...]  # names, see `measures_of`
     setting: Setting  # of the measures
     n_test: int = 1000  # first so many test examples
@@ -336,6 +378,7 @@ def fresh_learner(
     experiment: Experiment,  # what to train
     parts: Parts,  # its data
     tick: Callable[[], None] | None = None,  # called after every training batch
+    teacher: Any = None,  # the trained model of its teacher; None: without the maps
 ) -> Learner:  # before training, with all its callbacks
     "The learner of an experiment."
     set_seed(experiment.seed)
@@ -343,9 +386,14 @@ def fresh_learner(
     cbs = [SkipValidation()] if tick is None else [TellBatches(tick), SkipValidation()]
     learn = adv_learner(parts.dls, model, cbs=cbs)
     method, strength = experiment.method, experiment.strength
-    if method.spec is None:
+    if method.spec is None or method.optimum:
         return learn
     made = from_spec(method.spec)
+    if isinstance(made, TeacherMaps):
+        if teacher is None:
+            return learn
+        x, y = parts.examples("train", None)
+        return learn.penalise(made.against(teacher, x, y, parts.bounds), strength)
     if isinstance(made, Penalty):
         return learn.penalise(made, strength)
     if method.free_replays:
@@ -366,6 +414,30 @@ def _fit(learn, training):
         learn.fit_one_cycle(training.epochs, training.lr)
     learn.model.eval()
 
+# %% ../nbs/studies/46_experiments.ipynb #4b65c36e
+def check_fits(
+    method: Method,  # of a study
+    model: str,  # for `make_model`
+    parts: Parts,  # the data
+):
+    """Raise ValueError for a method that the model cannot be trained by."""
+    if method.optimum and (model != "one_layer" or len(parts.class_names) != 2):
+        raise ValueError(
+            f"methods={method.name!r}: is for model='one_layer' and two classes, got {model!r} "
+            f"and {len(parts.class_names)} classes"
+        )
+
+
+def _to_optimum(learn, experiment, parts):
+    "Put the weights of the estimator into a one-layer net."
+    dual = from_spec(experiment.method.spec).scaled(experiment.strength).dual
+    x, y = parts.examples("train", None)
+    fitted = AdversarialClassifier(norm=dual).fit(x.cpu().double().numpy(), y.cpu().numpy())
+    with torch.no_grad():
+        learn.model.weight.copy_(torch.as_tensor(fitted.coef_))
+        learn.model.bias.copy_(torch.as_tensor(fitted.intercept_))
+    learn.model.eval()
+
 # %% ../nbs/studies/46_experiments.ipynb #4248c3ce
 def train_one(
     folder: Path,  # where to write
@@ -375,11 +447,16 @@ def train_one(
     """The job of an experiment: train, look at the validation part, and keep the weights."""
     from safetensors.torch import save_file
 
+    _import_all(settings.get("modules", ()))
     experiment = _experiment(settings)
     parts = parts_of(experiment)
     work = experiment.job().cost / (experiment.training.epochs * max(1, len(parts.dls.train)))
-    learn = fresh_learner(experiment, parts, partial(tick, work))
-    _fit(learn, experiment.training)
+    teacher = experiment.teacher and load_learner(experiment.teacher, folder.parent, parts)
+    learn = fresh_learner(experiment, parts, partial(tick, work), teacher)
+    if experiment.method.optimum:
+        _to_optimum(learn, experiment, parts)
+    else:
+        _fit(learn, experiment.training)
     x, y = parts.examples("valid", None)
     state = learn.model.state_dict().items()
     save_file({k: v.contiguous().cpu() for k, v in state}, folder / "model.safetensors")
@@ -411,10 +488,12 @@ def numbers_of(
     evaluation_measures: Sequence[str],  # names
     setting: Setting,  # of the study
     n_test: int,  # first so many test examples
+    trained: Trained | None = None,  # what some measures need beside it
 ) -> tuple[dict, dict]:  # (means by name, arrays by name)
     "What is known of one model: each measure for each test example, and some maps."
     x, y = parts.examples("test", n_test)
-    found = measure_all(learn, x, y, setting, measures_of(list(evaluation_measures)))
+    measures = measures_of(list(evaluation_measures))
+    found = measure_all(learn if trained is None else trained, x, y, setting, measures)
     arrays = {name: values.numpy() for name, values in found.items()}
     shown = slice(None) if parts.kind == "table" else slice(_SHOWN)
     maps = map_of(learn, x[shown], y[shown], setting)
@@ -425,18 +504,33 @@ def numbers_of(
 def evaluate_one(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
-    **settings,  # of an `Evaluation` of one experiment
+    **settings,  # of an `Evaluation`; the first experiment is measured
 ) -> dict:  # mean of each measure on the test part
     """The job of an evaluation: the measures for each test example, read once."""
-    (described,) = settings["of"]
-    experiment = _experiment(described)
+    for described in settings["of"]:
+        _import_all(described.get("modules", ()))
+    experiment, *rest = [_experiment(described) for described in settings["of"]]
     parts = parts_of(experiment)
-    learn = load_learner(experiment, folder.parent, parts)
+    learn, *others = [load_learner(each, folder.parent, parts) for each in (experiment, *rest)]
+    trained = Trained(
+        learn,
+        others,
+        parts,
+        partial(make_model, experiment.model, parts),
+        experiment.training.epochs,
+        _seconds_of(folder.parent / experiment.job().name),
+    )
     setting = Setting(**_tupled(settings["setting"]))
-    row, arrays = numbers_of(learn, parts, settings["measures"], setting, settings["n_test"])
+    names, n_test = settings["measures"], settings["n_test"]
+    row, arrays = numbers_of(learn, parts, names, setting, n_test, trained)
     np.savez_compressed(folder / "examples.npz", **arrays)
     tick(2.0)
     return row
+
+
+def _seconds_of(folder):
+    "How long a training took."
+    return json.loads((folder / "result.json").read_text())["seconds"]
 
 
 def _tupled(setting):

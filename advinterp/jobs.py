@@ -535,7 +535,10 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self):
-        return dict(super().format_dict, elapsed=self.clock.seconds(), rate=None)
+        shown = dict(super().format_dict, elapsed=self.clock.seconds(), rate=None)
+        if self.n < 0.02 * self.all:
+            shown["n"] = 0  # the first steps also start up: no time left is told from them
+        return shown
 
     def end(self, name):
         "A job has ended, well or not."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Penalty', 'GradNorm', 'finite_difference', 'JacobianNorm', 'TargetMap', 'threshold_map', 'permute_map', 'Targets',
-           'smoothgrad_targets', 'StableIG', 'WeightNorm', 'ScoreMatching']
+           'smoothgrad_targets', 'TeacherMaps', 'StableIG', 'WeightNorm', 'ScoreMatching']
 
 # %% ../nbs/maths/04_penalty.ipynb #5d81d4b2
 import math
@@ -473,6 +473,38 @@ def _smoothgrad_maps(teacher, x, y, *, include_clean, n_samples, absolute, batch
         return maps
     clean = saliency(teacher, x, y, absolute=absolute, batch_size=batch_size)
     return (n_samples * maps + clean) / (n_samples + 1)
+
+# %% ../nbs/maths/04_penalty.ipynb #77376245
+class TeacherMaps(Penalty):
+    """Distance of the magnitudes of the gradient map to SmoothGrad maps of a teacher (paper B).
+
+    It says how the maps are made; `against` gives the penalty for a trained teacher.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = 20,  # noisy copies of each input
+        sigma: float = 0.15,  # standard deviation of the noise, in the units of the inputs
+        phi: float = 1.0,  # deviations that an entry has to stand out by, see `threshold_map`
+    ):
+        self.n_samples = check_count("n_samples", n_samples)
+        self.sigma = check_strength("sigma", sigma)
+        self.phi = check_strength("phi", phi)
+
+    def against(
+        self,
+        teacher: nn.Module,  # a trained model, or a `Learner`
+        x: Tensor,  # `(N, ...)` training inputs
+        y: Tensor,  # `(N,)` class indices
+        bounds: tuple | None = (0.0, 1.0),  # of the inputs
+    ) -> TargetMap:
+        "The penalty for the maps of this teacher; of equal inputs the mean of their maps."
+        how = dict(n_samples=self.n_samples, sigma=self.sigma, phi=self.phi)
+        maps = smoothgrad_targets(teacher, x, y, bounds=bounds, **how)
+        return TargetMap(Targets(x, maps, y=y, equal="mean"), absolute=True)
+
+    def penalty(self, model: Callable, x: Tensor, y: Tensor, loss_func: Callable | None) -> Tensor:
+        raise ValueError("TeacherMaps: there are no maps yet, use .against(teacher, x, y)")
 
 # %% ../nbs/maths/04_penalty.ipynb #0140fc25
 class StableIG(Penalty):

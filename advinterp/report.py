@@ -152,7 +152,7 @@ def html_table(
     "A data frame as an HTML table: text to the left, everything else to the right."
     cells = df.map(_cell).set_axis([str(name) for name in df.columns], axis=1)
     cells = cells.reset_index(drop=True)
-    left = [{"selector": "", "props": "text-align: left"}]
+    left = [{"selector": "", "props": "text-align: left; white-space: normal; min-width: 6rem"}]
     text = [name for name, column in df.items() if _is_text(column)]
     digest = hashlib.md5(cells.to_json(orient="split").encode(), usedforsecurity=False)
     style = cells.style.hide(axis="index")

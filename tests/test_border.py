@@ -87,6 +87,7 @@ ELSEWHERE = {
     "bring": "the entrance itself",
     "feature_visualization": "has no x",
     "AutoAttack": "needs torchattacks",
+    "TeacherMaps": "has no maps before .against(teacher), which gives a TargetMap",
 }
 
 

@@ -68,6 +68,7 @@ DEFAULTS = dict(
     size=None,
     missing=None,
     groups=None,
+    drop=[],
     out="results",
     device=None,
     resume=False,
@@ -90,7 +91,7 @@ def test_compare_passes_its_defaults(compare, capsys):
 def test_compare_passes_every_option(compare):
     argv = "compare my.csv --target income --model mlp --methods l1 PGD(LInfBall(.1),steps=3)"
     argv += " --strengths 0.1 0.2 --measures accuracy gini_ig --tolerance 0.02 --seeds 5 --epochs 2"
-    argv += " --eps 0.3 --size 32 --missing drop --groups person"
+    argv += " --eps 0.3 --size 32 --missing drop --groups person --drop name city"
     argv += " --out folder --device cpu --resume --jobs -1 --backend dask"
     assert main(argv.split()) == 0
     ((args, kwargs),) = compare.calls
@@ -105,6 +106,7 @@ def test_compare_passes_every_option(compare):
         size=32,
         missing="drop",
         groups="person",
+        drop=["name", "city"],
         out="folder",
         device="cpu",
         resume=True,
@@ -115,9 +117,10 @@ def test_compare_passes_every_option(compare):
 
 
 def test_a_dry_run_prints_a_table(compare, capsys):
-    compare.result = pd.DataFrame(dict(method=["natural"], runs=[3], minutes=[0.25]))
+    compare.result = pd.DataFrame(dict(method=["l1"], strength=[2e-5], runs=[3], minutes=[0.25]))
     assert main(["compare", "--dry-run"]) == 0
-    assert "in all about 0.2 minutes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "in all about 0.2 minutes" in shown and "2e-05" in shown
 
 
 @pytest.mark.parametrize(

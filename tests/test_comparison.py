@@ -1,6 +1,10 @@
 """Studies over any data: what goes in, what is compared, what is refused."""
 
+import importlib
 import json
+import os
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +18,16 @@ from torch import nn
 from advinterp import PGD, GradientPenalty, LInfBall, bring_data, compare, gini, saliency, set_seed
 from advinterp.comparison import Results, at_equal_accuracy, open_study, paired_gains
 from advinterp.evaluate import accuracy, robust_accuracy
-from advinterp.experiments import Experiment, Method, Training, fresh_learner, method_of
+from advinterp.experiments import (
+    _REGISTERED,
+    Experiment,
+    Method,
+    Training,
+    _experiment,
+    fresh_learner,
+    method_of,
+)
+from advinterp.jobs import read_study
 from advinterp.measures import Setting, measures_of
 
 QUICK = dict(epochs=2, seeds=1, strengths=[0.1], device="cpu", progress=False)
@@ -168,6 +181,183 @@ def test_paths_by_kind():
     assert method_of("adversarial", "image", colour=True).path[-1] == 8 / 255
     assert method_of("natural").path == (0.0,)
     assert [each.name for each in measures_of(["aopc"])] == ["accuracy", "aopc"]
+
+
+@pytest.mark.parametrize(
+    "data, settings",
+    [
+        (table, dict(target="income", strengths=[0.1])),
+        (images, dict(strengths=[0.01], model="small_conv")),
+    ],
+)
+def test_every_registered_method_is_trained(tmp_path, data, settings):
+    kind = "table" if data is table else "image"
+    names = list(_REGISTERED[kind])
+    results = compare(data(), methods=names, out=tmp_path, **{**QUICK, **settings})
+    assert results.methods == names
+    assert np.isfinite(results.frame.gini_ig).all()
+    assert not (tmp_path / "failed").exists()
+    of_teacher = {e.teacher.method.name for e in _trained(tmp_path) if e.teacher is not None}
+    assert of_teacher == {"adversarial"}
+    labels = [job.label for job in read_study(tmp_path)["jobs"]]
+    assert len(labels) == len(set(labels)), "a teacher is trained once"
+
+
+def _trained(out):
+    jobs = read_study(out)["jobs"]
+    return [_experiment(job.settings) for job in jobs if "method" in job.settings]
+
+
+def test_the_optimum_is_for_one_layer_and_two_classes(tmp_path):
+    with pytest.raises(ValueError, match="is for model='one_layer' and two classes"):
+        compare(table(), "income", "mlp", methods="optimum", out=tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_measures_of_two_seeds(tmp_path):
+    settings = dict(QUICK, seeds=2)
+    results = compare(
+        *(table(), "income", "mlp", "l1"), measures="all", n_test=12, out=tmp_path, **settings
+    )
+    assert set(results.measures) == {each.name for each in measures_of("all")}
+    values = results.frame[results.measures]
+    assert np.isfinite(values.to_numpy()).all()
+    for name in ("stability", "map_robustness", "retraining", "randomisation", "share_ig"):
+        assert values[name].between(0, 1).all()
+    assert (values.robust_accuracy_half >= values.robust_accuracy).all()
+    assert (values.robust_accuracy >= values.robust_accuracy_double).all()
+    assert (values.seconds > 0).all()
+    page = (tmp_path / "report.html").read_text()
+    assert "The size of the attack" in page
+
+
+def test_measures_that_need_more_than_there_is_are_refused():
+    with pytest.raises(ValueError, match="'stability': needs models of two seeds"):
+        compare(table(), "income", measures=["stability"], **QUICK)
+    with pytest.raises(ValueError, match="'retraining': needs to know how the model was trained"):
+        compare(images(), learners=dict(mine=nn.Linear(1, 1)), measures=["retraining"])
+
+
+def test_a_metric_of_any_attribution_is_a_measure():
+    asked = ["gini(saliency(absolute=True))", "gini_gradient"]
+    results = compare(table(), "income", methods="l1", measures=asked, **QUICK)
+    assert results.frame[asked[0]].tolist() == pytest.approx(results.frame.gini_gradient.tolist())
+
+
+def coloured(n=24):
+    x, y = images(n)
+    return torch.nn.functional.interpolate(x, 32).expand(-1, 3, -1, -1).clone(), y
+
+
+def tiny_net(parts):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, len(parts.class_names)))
+
+
+MODULE = """
+from torch import nn
+
+def net(parts):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, len(parts.class_names)))
+"""
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", tiny_net, "own_net_of_a_test:net"])
+def test_models_of_ones_own(tmp_path, monkeypatch, model):
+    (tmp_path / "own_net_of_a_test.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    how = dict(QUICK, epochs=1, strengths=[0.01], n_test=4)
+    results = compare(coloured(), model=model, methods="one-step", out=tmp_path / "out", **how)
+    assert len(results) == 2
+    assert (tmp_path / "out" / "maps.png").exists() or "maps" in results.examples["natural", 0.0, 0]
+
+
+def test_an_unknown_function_for_a_model(tmp_path):
+    with pytest.raises(ValueError, match="cannot be imported"):
+        compare(coloured(), model="no_such_module:net", out=tmp_path / "out", **QUICK)
+    with pytest.raises(ValueError, match="takes photos of 3 channels, these have 1"):
+        compare(images(), model="resnet18", out=tmp_path / "out", **QUICK)
+
+
+OWN = """
+import os, signal
+from pathlib import Path
+
+from advinterp import LInfBall, saliency
+from advinterp.spec import register
+
+@register
+class HalfBall(LInfBall):
+    "A ball of one's own, whose first use ends the worker."
+
+    def delta_star(self, g):
+        sign = Path(__file__).parent / "killed"
+        if os.environ.get("ENDS_ONCE") and not sign.exists():
+            sign.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0.5 * super().delta_star(g)
+
+@register
+def squared_map(model, x, y):
+    return saliency(model, x, y).square()
+"""
+
+
+@pytest.mark.slow
+def test_a_dual_and_an_attribution_of_ones_own_on_a_cluster_that_loses_a_worker(
+    tmp_path, monkeypatch
+):
+    distributed = pytest.importorskip("dask.distributed", reason="Dask is not installed")
+    (tmp_path / "own_dual_of_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    importlib.import_module("own_dual_of_a_test")
+    how = dict(methods="OneStep(HalfBall(0.2))", measures=["gini(squared_map)"])
+    how.update(QUICK, strengths="auto")
+    here = compare(table(), "income", out=tmp_path / "here", **how)
+    monkeypatch.setenv("ENDS_ONCE", "1")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        there = compare(table(), "income", out=tmp_path / "there", n_jobs=2, backend="dask", **how)
+    assert (tmp_path / "killed").exists()
+    columns = ["method", "strength", "accuracy", "gini(squared_map)"]
+    pd.testing.assert_frame_equal(there.frame[columns], here.frame[columns])
+
+
+def test_a_column_that_is_the_answer_is_named_and_can_be_left_out():
+    data = table().assign(twice=lambda frame: frame.income.map(dict(high="yes", low="no")))
+    how = dict(target="income", methods="l1", **QUICK)
+    assert "Careful: 'twice' alone tells the class" in compare(data, **how).verdict()
+    assert "Careful" not in compare(data, drop="twice", **how).verdict()
+
+
+def test_a_study_with_missing_runs_is_reported(tmp_path):
+    how = dict(QUICK, seeds=2)
+    compare(table(), "income", out=tmp_path, **how)
+    shutil.rmtree(next((tmp_path / "runs").glob("l1-0.1-seed1*")))
+    results = open_study(tmp_path)
+    assert results.about["missing"] == ["l1-0.1-seed1"]
+    assert results.verdict().startswith("1 run of the study is missing, such as l1-0.1-seed1")
+    assert "1 seed" in results.verdict() or "One seed" in results.verdict()
+    assert set(results.matched().method) == {"natural", "l1", "adversarial"}
+    assert results.report().is_file()
+    for folder in (tmp_path / "runs").glob("natural-0-*"):
+        (folder / "result.json").write_text("{}")
+    results = open_study(tmp_path)
+    assert results.matched().empty and "natural" not in results.methods
+    assert results.report().is_file()
+
+
+@pytest.mark.parametrize("value, text", [(4 / 255, "4/255"), (0.2, "0.2"), (2e-5, "2e-05")])
+def test_strengths_are_written_as_people_say_them(tmp_path, value, text):
+    rows = [("natural", 0.0, 0, 0.9, 0.9), ("l1", value, 0, 0.9, 0.9)]
+    columns = ["method", "strength", "seed", "valid_accuracy", "accuracy"]
+    about = dict(tolerance=0.01, measures=["accuracy"], described="rows")
+    right = dict(accuracy=np.ones(4))
+    examples = {("natural", 0.0, 0): right, ("l1", value, 0): right}
+    results = Results(pd.DataFrame(rows, columns=columns), tmp_path, about, examples)
+    assert f"Validation chooses l1 {text}." in results.verdict()
 
 
 # ---------------------------------------------------------------- numbers worked out by hand

@@ -167,6 +167,7 @@ ELSEWHERE = {
     **dict.fromkeys(["own_buffers", "undisturbed"], "contexts of every attack"),
     **dict.fromkeys(["bootstrap_interval", "seed_interval"], "of numbers, by SciPy"),
     "AutoAttack": "torchattacks computes it",
+    "TeacherMaps": "gives a TargetMap",
     "captum_map": "captum computes it",
     "finite_difference": "reads a number after each of its two moves",
     "has_bf16": "asks the hardware",
