@@ -54,7 +54,7 @@ from advinterp.jobs import (
     write_study,
 )
 from .linear import feature_impact
-from .measures import NEEDS, Setting, measures_of
+from .measures import _NEEDS, Setting, measures_of
 from .parts import Parts, bring_data, store_data
 from .penalty import Penalty
 from .plots import feature_impact_bars, overlay_grid, robustness_curves, tradeoff
@@ -823,7 +823,7 @@ def _at_hand(seeds, learners):
     "What measures can get, see `Measure.needs`."
     if learners is not None:
         return ["model"]
-    return [need for need in NEEDS if need != "seeds" or len(seeds) > 1]
+    return [need for need in _NEEDS if need != "seeds" or len(seeds) > 1]
 
 # %% ../nbs/studies/47_comparison.ipynb #931ca956
 _ARGUMENTS = tuple(compare.__annotations__)

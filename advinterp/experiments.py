@@ -373,7 +373,7 @@ def parts_of(
         return _HERE[experiment.data]
     return bring_data(**json.loads(experiment.data), seed=experiment.seed, device=experiment.device)
 
-
+# %% ../nbs/studies/46_experiments.ipynb #92f22c47
 def fresh_learner(
     experiment: Experiment,  # what to train
     parts: Parts,  # its data
