@@ -17,13 +17,7 @@ from scipy.optimize import Bounds, brentq, minimize, nnls
 from scipy.special import entr, expit
 
 from .core import check_choice
-from advinterp.optimisers import (
-    Columns,
-    WideHessian,
-    absolute_interior_point,
-    coordinate_descent,
-    hinge_interior_point,
-)
+from .optimisers import Columns, WideHessian, coordinate_descent, interior_point
 
 # %% ../nbs/one_layer/12_solver.ipynb #52c3eee1
 class EpsBall:
@@ -1028,27 +1022,31 @@ def _solve_conic(prob, w, b, tol, max_iter):
 
 
 def _by_blas(prob, tol, max_iter):
-    "As `_solve_conic`, for hinge and absolute loss and the `inf` ball; None where that fails."
+    "As `_solve_conic`, for losses with kinks and the `inf` ball; None where that fails."
     n, d = prob.X.shape
     dense = isinstance(prob.X, np.ndarray) and n >= 4 * d and d <= 500
-    kinked = isinstance(prob.loss, (HingeLoss, Absolute)) and _kinked(prob).all()
-    if not (dense and kinked and prob.ball.singles) or isinstance(prob.ball, EpsBall1):
+    if not (dense and type(prob.loss) in _program_of and _kinked(prob).all()):
+        return None
+    if not prob.ball.singles or isinstance(prob.ball, EpsBall1):
         return None
     X = (prob.X - prob.mean) / prob.scale
     inside = prob.ball.e * (1 - 1e-8)
-    minimise = absolute_interior_point if prob.loss.signed else hinge_interior_point
+    penalties = prob.l1, prob.l2, _program_of[type(prob.loss)], prob.fit_intercept
     with np.errstate(all="ignore"):
-        w, b, A, n_iter = minimise(
-            X, prob.y, prob.q, inside, prob.l1, prob.l2, prob.fit_intercept, max_iter=max_iter
+        w, b, a, n_iter = interior_point(
+            X, prob.y, prob.q, inside, *penalties, max_iter=min(max_iter, 60)
         )
     if not np.isfinite(np.append(w, b)).all():
         return None
     w = _snap(prob, w, b, tol)
     b = b if w.any() else _constant(prob)
-    masses = (prob.q, A) if prob.loss.signed else np.clip(A, 0, prob.q)
+    masses = (a[0] + a[1], a[0] - a[1]) if prob.loss.signed else np.clip(a[0], 0, prob.q)
     if duality_gap(prob, w, b, masses) > 0.1 * tol:
         return None
     return w, b, masses, n_iter
+
+
+_program_of = {HingeLoss: "hinge", Absolute: "absolute", Squared: "squared"}
 
 
 def _conic_table(prob):

@@ -320,7 +320,7 @@ def test_a_wide_warm_start_is_shorter():
 # --- hinge and absolute loss by an interior point of their own ---
 @pytest.mark.parametrize("alpha_l1, alpha_l2", [(0, 0), (0.01, 0), (0, 0.02)])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize("loss", ["hinge", "absolute"])
+@pytest.mark.parametrize("loss", ["hinge", "absolute", "squared"])
 def test_two_solvers_of_kinked_losses_agree(
     noisy, loss, alpha_l1, alpha_l2, fit_intercept, monkeypatch, quiet
 ):
@@ -342,8 +342,8 @@ def test_a_hinge_that_is_not_certified_goes_to_the_cone_solver(noisy, monkeypatc
     good = AdversarialClassifier(loss="hinge").fit(*noisy)
 
     def spoilt(X, y, q, *_, **__):
-        return np.ones(X.shape[1]), 0.0, q / 2, 1
+        return np.ones(X.shape[1]), 0.0, np.tile(q / 2, (2, 1)), 1
 
-    monkeypatch.setattr("advinterp.solver.hinge_interior_point", spoilt)
+    monkeypatch.setattr("advinterp.solver.interior_point", spoilt)
     again = AdversarialClassifier(loss="hinge").fit(*noisy)
     assert again.objective_ == pytest.approx(good.objective_, abs=1e-7)
