@@ -264,6 +264,40 @@ def test_search_works_from_a_file(site, chromium):
         assert page.eval(SEARCH) > 0
 
 
+# what users of captum, shap, foolbox and their kind ask, in their words, and the place
+# of the cookbook that answers
+QUESTIONS = {
+    "images are normalised": "in-which-units-is-eps",
+    "BatchNorm and dropout": "in-train-or-in-eval-mode",
+    "DeepSHAP do not add up": "deepshap-values-do-not-add-up",
+    "attribution inside the training loss": "stand-inside-the-training-loss",
+    "run out of memory": "integrated-gradients-run-out-of-memory",
+    "mixed precision": "half-mixed-or-double-precision",
+    "the same attack again": "how-do-i-get-the-same-attack-again",
+    "attack too weak": "is-the-attack-too-weak",
+    "export without this package": "how-do-i-export",
+    "took absolute values": "when-i-took-absolute-values",
+}
+FIND = """async (words) => {
+  const input = document.querySelector('.smalldocs-search input');
+  input.value = words;
+  input.dispatchEvent(new Event('input', {bubbles: true}));
+  const results = '.smalldocs-search-results a';
+  await new Promise(done => setTimeout(done, 400));
+  for (let i = 0; i < 100 && !document.querySelector(results); i++)
+    await new Promise(done => setTimeout(done, 100));
+  return [...document.querySelectorAll(results)].slice(0, 3).map(a => a.getAttribute('href'));
+}"""
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_a_question_is_answered_by_searching_for_its_words(words, site, chromium):
+    """Among the first three results is the answer."""
+    with chromium.open((site[0] / "index.html").as_uri()) as page:
+        found = page.tab.evaluate(FIND, words)
+    assert [link for link in found if "cookbook" in link and QUESTIONS[words] in link], found
+
+
 COPY = """(async () => {
   let copied = null;
   navigator.clipboard.writeText = (text) => { copied = text; return Promise.resolve(); };
