@@ -27,6 +27,7 @@ _HOMES = {
     "data": "load get_data",
     "parts": "bring_data",
     "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
+    "averages": "WeightAverage",
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
     "interpretation": "AttributionInterpretation compare_maps",
