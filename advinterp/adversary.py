@@ -666,6 +666,7 @@ def first_order_gap(
     loss_func: Callable | None = None,  # `(logits, y)`, see `unreduced`; None: `task_loss`
 ) -> Tensor:  # `(B,)`, >= 0 up to rounding, for a feasible `x_adv` without bounds
     "How far an attack is from first-order optimality (5); 0 where no small move helps."
+    _check_dual(dual)
     check_same_shape(x=check_float("x", x), x_adv=check_float("x_adv", x_adv))
     with torch.inference_mode(False):
         delta = plain(x_adv).detach() - plain(x).detach()

@@ -985,6 +985,10 @@ def _contributions(model, explained, x, u, y, gauss):
     xu = torch.cat([x, u]).requires_grad_()
     with _Multipliers(n):
         logits = model(xu)
+    if not logits.requires_grad:
+        raise ValueError(
+            "model: no gradient reaches the input; is part of it detached or under no_grad?"
+        )
     zx, zu = logits.detach().chunk(2)
     g = torch.autograd.grad(logits[:n], xu, _head_multipliers(explained, zx, zu, y, gauss))[0]
     return g[:n] * (x - u)  # (9)

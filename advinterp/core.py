@@ -502,12 +502,14 @@ def bring(
     units = learner_units(model, None if many else xs[0]) if _is_learner(model) else None
     inside = _inside(model, second_order, units)
     first = next((part for part in xs if isinstance(part, Tensor)), None)
-    if isinstance(inside, nn.Module) and first is not None:
+    if first is None:
+        raise TypeError(f"x: expected a torch.Tensor, got a {type(x).__name__} without tensors")
+    if isinstance(inside, nn.Module):
         xs = _fitting(inside, xs)
     as_it_is = loss_func is not None and not getattr(loss_func, "takes_labels", False)
     if as_it_is:
         y = type(y)(map(plain, y)) if type(y) in (tuple, list) else plain(y)
-    elif first is not None and (needs_y or y is not None):
+    elif needs_y or y is not None:
         y = as_labels(y, len(first), first.device)
     labels = None if as_it_is else y
     classifier = Classifier(inside, labels, as_it_is)
@@ -585,6 +587,8 @@ def entrance(
     def call(model, x, y=None, *args, **settings):
         if isinstance(model, Classifier):
             return function(model, x, y, *args, **settings)
+        if isinstance(x, (tuple, list)):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         again = second_order or bool(settings.get("create_graph"))
         with torch.inference_mode(False), differentiable_attention(again):
             brought = bring(model, x, y, second_order=again, needs_y=needs_y)

@@ -56,6 +56,7 @@ def block_toy(
     "A sample of the block toy distribution."
     check_count("n", n, low=0)
     check_strength("noise", noise)
+    check_count("seed", seed, low=0)
     (x, y, truth), p = block_toy_exact(d, n_signal, block_dim, magnitude)
     rng = np.random.default_rng(seed)
     i = rng.integers(len(p), size=n)
@@ -73,20 +74,20 @@ def gaussian_blocks(
     seed: int = 0,  # of labels and features
 ) -> Labelled:  # x `(n, d)` float64, y `(n,)`, truth `(n, d)`: a_i is not 0
     "Gaussian data that satisfy FEAT-TRANS with independent blocks given the label."
-    a = np.asarray(strength, dtype=np.float64)
+    a = _strengths_of(strength)
     blocks = [1] * len(a) if blocks is None else list(blocks)
     check_count("n", n, low=0)
+    check_count("seed", seed, low=0)
+    for size in blocks:
+        check_count("blocks", size)
     if sum(blocks) != len(a):
         raise ValueError(
             f"blocks={blocks}: expected sizes that add up to {len(a)}, the length of strength"
         )
-    if not np.isfinite(a).all():
-        raise ValueError(f"strength={strength!r}: expected finite numbers, one for each feature")
-    if not (0 <= rho <= 1 and 0 <= p_pos <= 1 and 0 <= sigma < np.inf):
-        raise ValueError(
-            f"rho={rho}, p_pos={p_pos}, sigma={sigma}: "
-            "expected rho and p_pos from 0 to 1 and a finite sigma >= 0"
-        )
+    check_strength("sigma", sigma)
+    for name, share in dict(rho=rho, p_pos=p_pos).items():
+        if check_strength(name, share) > 1:
+            raise ValueError(f"{name}={share!r}: expected a number from 0 to 1")
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < p_pos).astype(np.int64)
     s = (2 * y - 1)[:, None]
@@ -94,6 +95,17 @@ def gaussian_blocks(
     z = rng.standard_normal((n, len(a)))
     x = s * a + sigma * (rho**0.5 * z_block + (1 - rho) ** 0.5 * z)  # (3)
     return Labelled(x, y, np.broadcast_to(a != 0, x.shape))
+
+
+def _strengths_of(values):
+    "Directed strengths as an array `(d,)`; ValueError for none, and for what is no finite number."
+    try:
+        strengths = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        strengths = np.array([np.nan])
+    if strengths.ndim != 1 or not len(strengths) or not np.isfinite(strengths).all():
+        raise ValueError(f"strength={values!r}: expected finite numbers, one for each feature")
+    return strengths
 
 # %% ../nbs/train/16_generators.ipynb #6ce2d97e
 def stack_blocks(
@@ -104,7 +116,12 @@ def stack_blocks(
 ) -> Labelled:  # x `(N, C, 2h, w)`, y, truth `(N, 2h, w)`: the signal's block
     "Stack each image with a null block, in random order."
     check_choice("null", null, ("square", "uniform"))
+    check_count("seed", seed, low=0)
     x = np.asarray(x)
+    if x.ndim != 4 or x.dtype.kind != "f":
+        raise ValueError(
+            f"x has dtype {x.dtype} and shape {x.shape}: expected images (N, C, h, w) in [0, 1]"
+        )
     n, _, h, w = x.shape
     rng = np.random.default_rng(seed)
     if null == "square":
@@ -174,6 +191,7 @@ def cells(
     check_count("n", n, low=0)
     check_count("size", size, low=8)
     check_count("chunk", chunk)
+    check_count("seed", seed, low=0)
     classes = list(classes)
     if not classes or not set(classes) <= set(range(10)):
         raise ValueError(f"classes={classes}: expected some of 0 to 9")

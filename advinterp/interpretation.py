@@ -159,7 +159,7 @@ def _loader(learn, ds_idx, dl):
     _check_learner(learn)
     if dl is None:
         last = len(learn.dls.loaders) - 1
-        if not 0 <= ds_idx <= last:
+        if not isinstance(ds_idx, int) or not 0 <= ds_idx <= last:
             raise ValueError(f"ds_idx={ds_idx!r}: the learner has loaders 0 to {last}")
         dl = learn.dls.loaders[ds_idx]
     if not hasattr(dl, "dataset"):
@@ -938,13 +938,19 @@ def _as_numbers(learn, items, each):
 
 def _shape_of_inputs(learn):
     "The shape of an example, as far as the data tell, and whether it is an image."
+    known = _inputs_in_memory(learn)
+    if known is None:
+        return None, _is_of_files(learn)
+    return tuple(known.shape[1:]), known.ndim == 4
+
+
+def _inputs_in_memory(learn):
+    "The inputs of a data set of tensors; None of another one."
     data = learn.dls.loaders[0].dataset
     known = getattr(data, "x", None)
     if known is None:
         known = next(iter(getattr(data, "tensors", ())), None)
-    if isinstance(known, Tensor):
-        return tuple(known.shape[1:]), known.ndim == 4
-    return None, _is_of_files(learn)
+    return known if isinstance(known, Tensor) else None
 
 
 def _raw_batch(learn, x):
@@ -973,8 +979,9 @@ def _raw_batch(learn, x):
     if not x.numel():
         raise ValueError(f"items has shape {tuple(x.shape)}: expected at least one example")
     _check_finite("items", x)
-    bounds = units.bounds if is_image else None
-    if bounds is not None and not is_within(x, bounds):
+    known = _inputs_in_memory(learn)
+    is_unit = known is not None and is_within(known[:256], (0.0, 1.0))
+    if is_image and (units.bounds or is_unit) and not is_within(x, (0.0, 1.0)):
         low, high = x.min().item(), x.max().item()
         raise ValueError(
             f"items: pixels from {low:.3g} to {high:.3g}, those of the learner are in [0, 1]; "
