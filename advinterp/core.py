@@ -464,7 +464,9 @@ def _called(model, xs):
         return model(*xs)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, TypeError) and len(xs) < 2:
+            raise  # the model's own
         shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in xs)
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model: it does not take x of shape {shapes}: {reason}") from error

@@ -30,6 +30,7 @@ from tests.test_border import (
     ABSTRACT,
     BINARY,
     FUNCTIONS,
+    INSTANCES,
     MORE,
     NET,
     QUICK,
@@ -148,9 +149,11 @@ def _rows():
         if function in ABSTRACT:
             continue
         if is_adversary_or_penalty(function):
-            rows[name] = Row(
-                function, _spec(_OF_CLASSES[name]), _on_batch, _parameters(function.__init__)
-            )
+            asked = dict(model=NET, x=X, y=Y)
+            rows[f"{name}()"] = Row(INSTANCES[name], asked, names=tuple(asked))
+            if name in _OF_CLASSES:
+                arguments = _spec(_OF_CLASSES[name])
+                rows[name] = Row(function, arguments, _on_batch, _parameters(function.__init__))
         else:
             rows[name] = _asks_model(name, function)
     duals = importlib.import_module("advinterp.duals")
@@ -468,6 +471,7 @@ OTHERWISE = {
     *((name, "n") for name in _GENERATORS),
     *((name, "groups") for name in ("GroupBall",)),
     ("bring_data", "size"),
+    *(("WeightNorm()", key) for key in ("model", "x", "y")),  # of the weights alone
 }
 
 
