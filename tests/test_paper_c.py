@@ -5,6 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock
+from PIL import Image
 
 from advinterp.evaluate import seed_interval
 from advinterp.jobs import check_out, read_job, run_jobs, write_study
@@ -174,3 +176,48 @@ def test_models_are_loaded_or_trained_again(study, tmp_path):
 def test_old_names_say_the_new_ones():
     with pytest.warns(FutureWarning, match="run_c is now advinterp.papers.c._run"):
         assert paper_c.run_c is paper_c._run
+
+
+# ---------------------------------------------------------------- photos in folders
+
+
+@pytest.fixture
+def photo_folder(tmp_path, monkeypatch):
+    """Forty training photos of two classes in place of Imagenette; each has a grey of its own."""
+    for i in range(50):
+        part = "train" if i < 40 else "val"
+        folder = tmp_path / part / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i:02d}.png")
+    block = DataBlock(
+        (ImageBlock, CategoryBlock),
+        get_items=lambda folder: sorted(folder.rglob("*.png")),
+        get_y=lambda file: file.parent.name,
+        splitter=GrandparentSplitter("train", "val"),
+    )
+
+    def loaders(name, after_batch, size, bs, device):
+        return block.dataloaders(tmp_path, bs=bs, device=device, num_workers=0)
+
+    monkeypatch.setattr(paper_c, "get_data", loaders)
+
+
+def trained_photos(labels, seed):
+    """Which photos a run of the paper preset is trained on, with their labels."""
+    changes = dict(labels=labels, seed=seed, n_train=30, bs=10)
+    settings = paper_c._run("photos", preset="paper").settings | changes
+    train = paper_c._loaders(settings).train
+    return {round(float(x.mean() * 255)): int(y) for x, y in train.new(shuffle=False, bs=1)}
+
+
+def test_photos_are_exchanged_and_their_labels_permuted(photo_folder):
+    true, other, permuted = (
+        trained_photos(*which) for which in (("true", 0), ("true", 1), ("permuted", 0))
+    )
+    assert len(true) == len(other) == 30
+    kept = [*range(0, 40, 2), *range(1, 20, 2)]  # the first 30 files: all of class a, half of b
+    assert len(true.keys() - set(kept)) == len(other.keys() - set(kept)) == 3  # 10.6 %
+    assert true.keys() != other.keys()
+    assert all(label == photo % 2 for photo, label in true.items())
+    assert permuted.keys() == true.keys() and permuted != true
+    assert sorted(permuted.values()) == sorted(true.values())
