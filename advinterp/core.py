@@ -326,7 +326,7 @@ def _the_tensor(out, n_rows):
         return named
     parts = list(out.values()) if isinstance(out, Mapping) else out
     parts = parts if isinstance(parts, (tuple, list)) else []
-    found = [p for p in parts if isinstance(p, Tensor) and p.ndim == 2 and len(p) == n_rows]
+    found = [p for p in parts if isinstance(p, Tensor) and p.ndim in (1, 2) and len(p) == n_rows]
     if len(found) == 1:
         return found[0]
     raise ValueError(
@@ -340,31 +340,50 @@ _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Sl
 _MOVES = (*_VIEWS, "Clone", "ToCopy", "Expand", "T", "Transpose", "Permute", "AsStrided")
 
 
-def _made_by(out):
-    "The name of the operation that computed a tensor; '' where autograd did not watch."
-    node = out.grad_fn
-    while node is not None:
-        name = node.name().partition("Backward")[0]
-        if name not in _MOVES:
-            return name
-        node = node.next_functions[0][0] if node.next_functions else None
-    return ""
+_SQUASHES = "Sigmoid", "Softmax", "Hardsigmoid"
+_TOUCHES = "Clamp", "ClampMin", "ClampMax", "NanToNum", "Mean"
+
+
+def _is_squashed(out):
+    "Did a sigmoid or softmax compute a tensor, but for operations that leave it a probability?"
+    return _squashes(out.grad_fn)
+
+
+def _squashes(node):
+    name = _named(node)
+    if name in _SQUASHES:
+        return True
+    parents = [] if node is None else [parent for parent, _ in node.next_functions if parent]
+    if name in ("Cat", "Stack") and parents:
+        return all(_squashes(parent) for parent in parents)
+    if len(parents) != 1:
+        return False
+    (parent,) = parents
+    if name == "Mul" and _named(parent) == "Reciprocal":  # 1 / (1 + exp(-z))
+        total = parent.next_functions[0][0]
+        return _named(total) == "Add" and _named(total.next_functions[0][0]) == "Exp"
+    return name in _MOVES + _TOUCHES and _squashes(parent)
+
+
+def _named(node):
+    return "" if node is None else node.name().partition("Backward")[0]
 
 # %% ../nbs/maths/00_core.ipynb #666cd565
 class _Facts:
-    "What is known of a model from its calls so far."
+    "What is known of a model, in training or in evaluation mode, from its calls so far."
 
     writes = None  # into its input?; None: not seen yet
     is_probable = None  # does it end in a sigmoid or softmax?; None: not seen yet
     has_bf16 = True  # does it run in bfloat16?; False: it was tried and failed
 
 
-_known: weakref.WeakKeyDictionary[Any, _Facts] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, dict[bool, _Facts]] = weakref.WeakKeyDictionary()
 
 
 def _facts_of(model):
+    is_training = bool(getattr(model, "training", False))
     try:
-        return _known.setdefault(model, _Facts())
+        return _known.setdefault(model, {}).setdefault(is_training, _Facts())
     except TypeError:  # it cannot be referred to weakly
         return _Facts()
 
@@ -403,6 +422,8 @@ class Classifier(nn.Module):
 
     def forward(self, *xs):
         call = self.call
+        if not call.seen:
+            call.facts = _facts_of(self.inside)
         writes = call.facts.writes
         if writes is not False:
             xs = [x.clone() if isinstance(x, Tensor) else x for x in xs]
@@ -420,19 +441,20 @@ class Classifier(nn.Module):
     def _ends_in_probabilities(self, logits, xs):
         "Is the last operation a sigmoid or softmax? Without a graph, two examples are tried once."
         facts = self.call.facts
-        if logits.grad_fn is None and facts.is_probable is None:
-            logits = self._with_graph(xs, logits)
-        if logits.grad_fn is not None or facts.is_probable is None:
-            facts.is_probable = _made_by(logits) in ("Sigmoid", "Softmax")
+        original = getattr(self.inside, "_orig_mod", None)  # compiled code shows no operations
+        if facts.is_probable is None and (logits.grad_fn is None or original is not None):
+            logits = self._with_graph(original or self.inside, xs, logits)
+        if facts.is_probable is None or (logits.grad_fn is not None and original is None):
+            facts.is_probable = _is_squashed(logits)
         return facts.is_probable
 
-    def _with_graph(self, xs, logits):
+    def _with_graph(self, inside, xs, logits):
         "The logits of two examples as autograd sees them; those given where it sees nothing."
         cuda = [x.device for x in xs if getattr(x, "is_cuda", False)]
         with torch.enable_grad(), torch.random.fork_rng(cuda[:1]):
             few = [x[:2].detach().requires_grad_(x.is_floating_point()) for x in xs]
             try:
-                return _logits_of(self.inside(*[x.clone() for x in few]), len(few[0]))
+                return _logits_of(inside(*[x.clone() for x in few]), len(few[0]))
             except Exception:  # of arrays, not of tensors: such a function has no graph
                 return logits
 

@@ -30,6 +30,11 @@ class MarginLoss:
 
     centre: float | None = None
 
+    def __init_subclass__(cls):
+        "A `g` of one's own has the slope of its own, not that of the loss it is derived from."
+        if "g" in vars(cls) and "dg" not in vars(cls):
+            cls.dg = MarginLoss.dg
+
     def g(
         self,
         z: Tensor,  # margins `(B,)`

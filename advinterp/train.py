@@ -27,8 +27,8 @@ from advinterp.callbacks import (
 )
 from advinterp.core import (
     _check_classes,
+    _is_squashed,
     _logits_of,
-    _made_by,
     as_labels,
     check_strength,
     is_binary,
@@ -58,7 +58,7 @@ class TaskLoss(nn.Module):
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         logits = _logits_of(logits, _length(y))
-        if _made_by(logits) in ("Sigmoid", "Softmax"):
+        if _is_squashed(logits):
             raise ValueError(
                 "model: its outputs are probabilities, expected logits; "
                 "leave out the sigmoid or softmax at its end"

@@ -132,6 +132,7 @@ def _transforms_in(data):
     "The transforms of a data set, after those of the data sets inside it."
     inside = []
     own = {}  # each once: torchvision's data sets hold theirs under two names
+    pipelines = []  # that normalise
     for name, value in getattr(data, "__dict__", {}).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0
         if isinstance(value, Dataset):
@@ -139,8 +140,21 @@ def _transforms_in(data):
         elif several and isinstance(value[0], Dataset):
             inside += _same_transforms(value)
         elif "target" not in name and (callable(value[0] if several else value)):
-            own |= {id(part): part for part in _parts(value)}
+            parts = {id(part): part for part in _parts(value) if id(part) not in own}
+            stats = [pair for part in parts.values() if (pair := _stats_of(part))]
+            if stats and pipelines and not _are_alike(stats, pipelines[0]):
+                raise ValueError(
+                    f"loader: {type(data).__name__} holds several transforms that normalise, and "
+                    "nothing says which is applied; give the one with normalize=(mean, std)"
+                )
+            if not (stats and pipelines):  # of those for training and for validation one acts
+                own |= parts
+            pipelines += [stats] if stats else []
     return inside + list(own.values())
+
+
+def _are_alike(stats, others):
+    return repr(stats) == repr(others)
 
 
 def _same_transforms(parts):

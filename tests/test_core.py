@@ -24,6 +24,7 @@ from advinterp.core import (
     top_count,
     unreduced,
 )
+from advinterp.evaluate import accuracy
 
 
 def batch():
@@ -375,3 +376,74 @@ def test_choices():
         check_choice("mode", "trian", ("train", "eval"))
     with pytest.raises(ValueError, match=r"norm=3: expected one of 'l1'$"):
         check_choice("norm", 3, ("l1",))
+
+
+# ---------------------------------------------------------------- probabilities, and what is not
+
+
+class OneLogit(nn.Module):
+    """A linear logit `x @ WEIGHTS` with something done to it."""
+
+    WEIGHTS = torch.tensor([[1.0, -2.0, 0.5]])
+
+    def __init__(self, ends_in):
+        super().__init__()
+        self.linear = nn.Linear(3, 1, bias=False)
+        self.linear.weight.data = self.WEIGHTS.clone()
+        self.ends_in = ends_in
+
+    def forward(self, x):
+        return self.ends_in(self.linear(x))
+
+
+def labelled_points():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    return x, (x @ OneLogit.WEIGHTS[0] > 0).long()
+
+
+PROBABLE = dict(
+    clamped=lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6),
+    hard=nn.functional.hardsigmoid,
+    joined=lambda z: torch.cat([z.sigmoid()], 1),
+    written_out=lambda z: 1 / (1 + (-z).exp()),
+    averaged=lambda z: torch.stack([z.sigmoid(), (2 * z).sigmoid()]).mean(0),
+)
+LOGITS = dict(
+    plain=lambda z: z,
+    gated=lambda z: z * z.sigmoid(),
+    bounded=lambda z: 10 * z.sigmoid() - 5,
+)
+
+
+@pytest.mark.parametrize("ends_in", PROBABLE.values(), ids=PROBABLE)
+def test_a_logit_that_is_a_probability_is_refused(ends_in):
+    with pytest.raises(ValueError, match="outputs are probabilities"):
+        accuracy(OneLogit(ends_in), *labelled_points())
+
+
+def test_a_compiled_probability_is_refused():
+    compiled = torch.compile(OneLogit(torch.sigmoid), backend="aot_eager")
+    with pytest.raises(ValueError, match="outputs are probabilities"):
+        accuracy(compiled, *labelled_points())
+
+
+@pytest.mark.parametrize("ends_in", LOGITS.values(), ids=LOGITS)
+def test_a_logit_that_has_met_a_sigmoid_is_one(ends_in):
+    assert accuracy(OneLogit(ends_in), *labelled_points()) == 1
+
+
+def test_what_is_known_of_a_model_is_known_of_its_mode():
+    model = OneLogit(None)
+    model.ends_in = lambda z: z if model.training else z.sigmoid()
+    x, y = labelled_points()
+    bring(model.train(), x, y)[0](x)  # logits
+    with pytest.raises(ValueError, match="outputs are probabilities"):
+        accuracy(model, x, y)
+
+
+def test_logits_of_one_dimension_beside_features_are_ambiguous():
+    def pair(x):
+        return x @ OneLogit.WEIGHTS[0], x[:, :2]
+
+    with pytest.raises(ValueError, match="2 tensors could be the logits"):
+        accuracy(pair, *labelled_points())

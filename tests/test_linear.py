@@ -851,3 +851,12 @@ def test_empty_batches_return_empty(k):
     assert adv_perturbation(w, y, dual, slope).shape == (0, 3)
     assert linear_ig(L, w, x, 0.0).shape == (0, 3)
     assert ova_adv_loss(torch.ones(2, 3).double(), x, y.long(), dual, L).shape == (0,)
+
+
+def test_a_loss_derived_from_another_has_its_own_slope():
+    class Twice(Logistic):
+        def g(self, z):
+            return 2 * super().g(z)
+
+    z = torch.linspace(-3, 3, 13).double()
+    torch.testing.assert_close(Twice().dg(z), 2 * Logistic().dg(z))

@@ -509,3 +509,32 @@ def test_several_inputs_of_a_learner_are_normalised_as_fastai_does():
     learn.adversarial(PGD(LInfBall(EPS), 2), which=1)
     with quiet(learn):
         learn.fit(1)
+
+
+class TwoTransforms(Dataset):
+    """Images normalised by one transform in training and by another in validation."""
+
+    def __init__(self, train, valid):
+        self.train, self.valid = train, valid
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return self.train(torch.rand(3, 8, 8)), i % 2
+
+
+def test_one_of_several_transforms_of_a_data_set_acts():
+    both = [v2.Normalize([0.5] * 3, [0.25] * 3) for _ in range(2)]
+    units = find_units(
+        TorchLoader(TwoTransforms(v2.Compose([v2.RandomHorizontalFlip(), both[0]]), both[1]))
+    )
+    delta = torch.full((1, 3, 8, 8), 0.1)
+    normalised = units.encode(0.5 + delta) - units.encode(0.5 + 0 * delta)
+    torch.testing.assert_close(normalised, delta / 0.25)
+
+
+def test_transforms_of_a_data_set_that_differ_are_refused():
+    two = v2.Normalize([0.5] * 3, [0.25] * 3), v2.Normalize([0.0] * 3, [1.0] * 3)
+    with pytest.raises(ValueError, match=r"several transforms.*normalize=\(mean, std\)"):
+        find_units(TorchLoader(TwoTransforms(*two)))
