@@ -438,6 +438,11 @@ def of_background(place):
     return call
 
 
+def of_draws(net, x, y, n):
+    background = given(3, 4, *SHAPE).to(x.device)
+    return attribution.expected_gradients(net, x, y, background, n_samples=4 * n)
+
+
 def to_completeness(net, x, y, n):
     return attribution.completeness_gap(net, x, y, given(4, 6, *SHAPE).to(x.device))
 
@@ -447,6 +452,7 @@ def visualised(net, x, y, n):
 
 
 ATTRIBUTIONS = {
+    "expected_gradients": of_draws,
     "saliency": explained("saliency", batch_size=pieces),
     "input_x_grad": explained("input_x_grad", output="prob", batch_size=pieces),
     "integrated_gradients": explained("integrated_gradients", steps=steps, batch_size=12),
