@@ -250,6 +250,8 @@ def as_labels(
         raise TypeError(f"y=None: expected {n_rows} class indices")
     if not isinstance(y, Tensor):
         y = _array_of(y.to_numpy() if hasattr(y, "to_numpy") else y, n_rows)
+    if y.layout != torch.strided or y.is_quantized:
+        raise TypeError(f"y: expected a dense tensor of {n_rows} class indices, as y.to_dense() is")
     y = plain(y).detach().to(device)
     if y.dtype == torch.long and y.ndim == 1 and len(y) == n_rows:
         return y
@@ -263,17 +265,22 @@ def as_labels(
         raise ValueError(f"y has shape {tuple(y.shape)}: {expected}, one for each row of x")
     if y.is_complex():
         raise TypeError(f"y has dtype {y.dtype}: {expected}")
-    if y.is_floating_point() and not torch.equal(y, y.round()):
+    if y.is_floating_point() and not (y.isfinite() & (y == y.round())).all():
         raise ValueError(
-            f"y has fractions or NaN: {expected}; a regression target is no class, "
+            f"y has fractions, NaN or infinities: {expected}; a regression target is no class, "
             "pass loss_func= where there is one"
         )
     return y.reshape(n_rows).long()
 
 
 def _array_of(y, n_rows):
+    if np.ma.is_masked(y):
+        raise TypeError(
+            f"y: expected {n_rows} class indices, got an array in which some are masked"
+        )
     try:
-        return torch.as_tensor(np.array(y))  # a copy: others cannot be written to
+        array = np.array(y)  # a copy: others cannot be written to
+        return torch.as_tensor(np.array(array.tolist()) if array.dtype == object else array)
     except (TypeError, ValueError):
         raise TypeError(
             f"y: expected {n_rows} class indices, got {type(y).__name__} of other things than "
@@ -486,6 +493,12 @@ def _called(model, xs):
         return model(*xs)
     except torch.OutOfMemoryError:
         raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise  # the model's own
+        raise ValueError(
+            "model: its batch norm in training mode needs more than one example; x has one"
+        ) from error
     except (RuntimeError, TypeError) as error:
         if isinstance(error, TypeError) and len(xs) < 2:
             raise  # the model's own

@@ -5,10 +5,12 @@ import re
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from advinterp.adversary import PGD
 from advinterp.core import (
     as_labels,
     bring,
@@ -24,6 +26,7 @@ from advinterp.core import (
     top_count,
     unreduced,
 )
+from advinterp.duals import LInfBall
 from advinterp.evaluate import accuracy
 
 
@@ -447,3 +450,21 @@ def test_logits_of_one_dimension_beside_features_are_ambiguous():
 
     with pytest.raises(ValueError, match="2 tensors could be the logits"):
         accuracy(pair, *labelled_points())
+
+
+def test_forms_of_labels_that_are_no_dense_arrays():
+    y = torch.tensor([0, 1, 1])
+    assert torch.equal(as_labels(np.array([0, 1, 1], dtype=object), 3), y)
+    masked = np.ma.masked_array([0, 1, 1], mask=[False, True, False])
+    for wrong in (y.to_sparse(), masked):
+        with pytest.raises(TypeError, match="y: expected"):
+            as_labels(wrong, 3)
+    with pytest.raises(ValueError, match="infinities"):
+        as_labels(torch.tensor([0.0, 1.0, torch.inf]), 3)
+
+
+def test_one_example_for_a_batch_norm_in_training_mode():
+    x, y = torch.randn(1, 3, 4), torch.tensor([0])
+    normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2)).train()
+    with pytest.raises(ValueError, match="needs more than one example"):
+        PGD(LInfBall(0.1), training=True)(normed, x, y)
