@@ -738,7 +738,7 @@ class PGD(DualAdversary):
             new.step_size = factor * self.step_size  # type: ignore[operator]  # balls by @patch
         return new
 
-
+# %% ../nbs/maths/03_adversary.ipynb #51090970
 def _check_step(dual, step_size, momentum):
     "Refuse steps that the dual cannot take, naming the remedy."
     ball = isinstance(dual, Ball)

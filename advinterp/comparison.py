@@ -322,7 +322,7 @@ def verdict(self: Results) -> str:  # plain sentences
     sentences.append(_what_to_use(self))
     return " ".join(sentences)
 
-
+# %% ../nbs/studies/47_comparison.ipynb #a2076696
 def _cautions(results):
     "What a reader has to know before the numbers."
     for name in results.about.get("giveaways", ()):
@@ -626,7 +626,7 @@ class _FewBatches(Callback):
             if len(self.ends) == self.n_batches:
                 raise CancelFitException()
 
-
+# %% ../nbs/studies/47_comparison.ipynb #c0946882
 def _seconds_per_batch(experiment, parts, n_batches=6):
     "Of training by a method: the median, for the first batch also starts up."
     few = _FewBatches(n_batches)
@@ -904,7 +904,7 @@ class _Study:
         about = dict(about, missing=missing)
         return Results(pd.DataFrame(rows), Path(out), about, examples, temporary)
 
-
+# %% ../nbs/studies/47_comparison.ipynb #49d8b959
 def _row(data, experiment, trained, test, out):
     "One row of the frame."
     row = dict(data=data, model=experiment.model, method=experiment.method.name)

@@ -1052,7 +1052,7 @@ def _stacked(name, null="square", seed=0):
     stacked_test = stack_blocks(*test, null, int(seeds[1]))
     return _with_truth(stacked, stacked_test, None, data.class_names)
 
-
+# %% ../nbs/train/15_data.ipynb #047d2cdd
 _SHAH = (
     "Shah, Jain, Netrapalli, Do input gradients highlight discriminative features?, "
     "arXiv:2102.12781, 2021"

@@ -216,7 +216,7 @@ def _ignores_multi_class(init):
 
     return call
 
-
+# %% ../nbs/one_layer/13_estimator.ipynb #33c5defe
 class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     """A linear classifier trained against the worst perturbation of every row, to the optimum.
 
@@ -293,7 +293,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         "Logarithms of the probabilities, exact for rows at any distance."
         return _log_probabilities(self.decision_function(X))
 
-
+# %% ../nbs/one_layer/13_estimator.ipynb #441042d6
 def _log_probabilities(scores):
     "Of each class: normalised before the exponential, which is 0 in every class of a far row."
     if scores.ndim == 1:

@@ -989,7 +989,7 @@ def _raw_batch(learn, x):
         )
     return x
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #b2231a57
 def _with_batch(x, shape, is_image, n_channels):
     "`(n, ...)` of one example or several; ValueError for examples of another shape."
     if shape is None and not is_image:

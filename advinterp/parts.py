@@ -398,7 +398,7 @@ def _as_array(name, value):
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
-
+# %% ../nbs/train/19_parts.ipynb #619c8e4a
 def _numbers(x):
     "Inputs as an array of numbers `(N, ...)`."
     x = _as_array("x", x)
@@ -944,7 +944,7 @@ def _is_place(name):
     "Is it a whole number, as columns without a name have?"
     return isinstance(name, (int, np.integer)) and not isinstance(name, bool)
 
-
+# %% ../nbs/train/19_parts.ipynb #774b75cf
 def _column(argument, name):
     "The name of one column; TypeError for what is none, several names for instance."
     if isinstance(name, str) or _is_place(name):

@@ -31,12 +31,11 @@ from tests.test_border import (
     BINARY,
     FUNCTIONS,
     INSTANCES,
-    MORE,
     NET,
-    QUICK,
     X,
     Y,
     is_adversary_or_penalty,
+    quick_arguments,
 )
 
 HOME = Path(advinterp.__file__).parent
@@ -62,15 +61,7 @@ class Row:
 def _asks_model(name, function):
     "A function of (model, x, y)."
     parameters = inspect.signature(function).parameters
-    arguments = {key: value for key, value in QUICK.items() if key in parameters}
-    if name in ("smoothgrad", "vargrad", "sparsified_smoothgrad", "moreau_grad"):
-        arguments.pop("sigma")
-    if name == "smoothgrad_targets":
-        arguments.pop("sigma")
-    for key, parameter in parameters.items():
-        if key in MORE and parameter.default is parameter.empty:
-            arguments[key] = MORE[key](X)
-    arguments |= dict(x=X, y=Y)
+    arguments = quick_arguments(name, parameters, X) | dict(x=X, y=Y)
     if "models" in parameters:
         return Row(function, arguments | dict(models=[NET, NET]), names=tuple(parameters))
     key = "teacher" if "teacher" in parameters else "model"

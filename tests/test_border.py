@@ -114,6 +114,24 @@ def public_functions() -> dict:
 
 
 FUNCTIONS = public_functions()
+TAKES_NO_SIGMA = (  # QUICK's is that of a window
+    "smoothgrad",
+    "vargrad",
+    "sparsified_smoothgrad",
+    "moreau_grad",
+    "smoothgrad_targets",
+)
+
+
+def quick_arguments(name, parameters, x):
+    """What a function needs besides model, x and y, small enough to be quick."""
+    arguments = {key: value for key, value in QUICK.items() if key in parameters}
+    if name in TAKES_NO_SIGMA:
+        arguments.pop("sigma")
+    for key, parameter in parameters.items():
+        if key in MORE and parameter.default is parameter.empty:
+            arguments[key] = MORE[key](x)
+    return arguments
 
 
 def call(name, model, x, y):
@@ -122,14 +140,7 @@ def call(name, model, x, y):
     if is_adversary_or_penalty(FUNCTIONS[name]):
         return INSTANCES[name](model, x, y)
     parameters = inspect.signature(FUNCTIONS[name]).parameters
-    arguments = {key: value for key, value in QUICK.items() if key in parameters}
-    if name in ("smoothgrad", "vargrad", "sparsified_smoothgrad", "moreau_grad"):
-        arguments.pop("sigma")
-    if name == "smoothgrad_targets":
-        arguments.pop("sigma")
-    for key, parameter in parameters.items():
-        if key in MORE and parameter.default is parameter.empty:
-            arguments[key] = MORE[key](x)
+    arguments = quick_arguments(name, parameters, x)
     if "models" in parameters:
         return FUNCTIONS[name]([model, model], x, y, **arguments)
     key = "teacher" if "teacher" in parameters else "model"

@@ -278,7 +278,7 @@ def _masked(settings, arrays):
         maps_valid=masks[test],
     )
 
-
+# %% ../../nbs/papers/54_c.ipynb #30c0d46f
 def _cells(settings):
     return get_data(
         "cells",

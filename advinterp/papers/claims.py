@@ -169,7 +169,7 @@ def _rows_of_maps(row):
             made += of_images.assign(unit=of_images.index).to_dict("records")
     return made
 
-
+# %% ../../nbs/papers/57_claims.ipynb #057e0733
 def _row_of_training(row):
     eps = tuple(row["eps"]) if isinstance(row["eps"], list) else row["eps"]
     arm = _name_c(row.get("norm"), eps, row["protocol"])
