@@ -206,8 +206,10 @@ class _Problem:
 
     def inside(self, delta):
         "The nearest feasible perturbation (ball), clipped to the bounds."
-        if self.is_ball:
-            delta = self.dual.project(delta)
+        return self.within_bounds(self.dual.project(delta) if self.is_ball else delta)
+
+    def within_bounds(self, delta):
+        "The perturbation clipped to the bounds, in the ball or not."
         return delta if self.lo is None else delta.clamp(self.down, self.up)
 
     def free(self, delta, v):

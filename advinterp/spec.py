@@ -228,12 +228,14 @@ _MAKERS = {
     "duals": "L1 L2 LInf GroupL21",
     "adversary": "mi_fgsm paper_a_mnist paper_a_cifar paper_c_iterative paper_b_mnist "
     "paper_b_cifar",
+    "cheap": "n_fgsm",
 }
 _CLASSES = (
     "duals",
     "adversary",
     "penalty",
     "priors",
+    "cheap",
     "evaluate",
 )  # a class is known once it is defined
 

@@ -30,6 +30,7 @@ MATHS = [
     "adversary",
     "penalty",
     "priors",
+    "cheap",
     "attribution",
     "metrics",
     "map_adversary",

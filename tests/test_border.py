@@ -22,6 +22,7 @@ from torch import nn
 
 from advinterp.adversary import PGD, Adversary, DualAdversary, Harmonise, OneStep
 from advinterp.attribution import saliency
+from advinterp.cheap import n_fgsm
 from advinterp.duals import L1, LInfBall
 from advinterp.metrics import gini
 from advinterp.penalty import (
@@ -35,7 +36,16 @@ from advinterp.penalty import (
 )
 from advinterp.priors import MapPenalty, Masked, RightReasons
 
-MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
+MODULES = [
+    "core",
+    "attribution",
+    "adversary",
+    "penalty",
+    "map_adversary",
+    "priors",
+    "cheap",
+    "evaluate",
+]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
 
 torch.manual_seed(0)
@@ -77,6 +87,7 @@ INSTANCES = {
     "ScoreMatching": ScoreMatching(),
     "MapPenalty": MapPenalty(saliency, gini),
     "RightReasons": RightReasons(torch.ones(1, 8, 8)),
+    "NoisyStep": n_fgsm(0.1, noise=0.0),  # a function has no weights to seed the noise
     "Masked": Masked(ATTACK, torch.ones(1, 8, 8)),
 }
 ABSTRACT = (Adversary, DualAdversary, Penalty)

@@ -16,7 +16,16 @@ from fastai.optimizer import SGD
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from advinterp import adversary, attribution, duals, evaluate, map_adversary, metrics, penalty
+from advinterp import (
+    adversary,
+    attribution,
+    cheap,
+    duals,
+    evaluate,
+    map_adversary,
+    metrics,
+    penalty,
+)
 from advinterp.adversary import (
     PGD,
     Harmonise,
@@ -39,6 +48,7 @@ from advinterp.callbacks import (
     GradientPenalty,
     RobustMetrics,
 )
+from advinterp.cheap import NoisyStep, n_fgsm
 from advinterp.data import tensor_dls
 from advinterp.duals import Ball, ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall, WeightedL2
 from advinterp.evaluate import (
@@ -312,6 +322,8 @@ ADVERSARIES = {
     "Harmonise": lambda n: Harmonise(0.1, given(1, *SHAPE)),
     "Harmonise, attention by a function": lambda n: Harmonise(0.1, lambda x, y: x),
     "drawn_as_in_0_1": lambda n: drawn_as_in_0_1(PGD(LInfBall(0.1), n)),
+    "NoisyStep": lambda n: NoisyStep(LInfBall(0.1)),
+    "n_fgsm": lambda n: n_fgsm(0.1, bounds=UNIT),
     "mi_fgsm": lambda n: mi_fgsm(0.1, n),
     "paper_a_mnist": lambda n: with_steps(paper_a_mnist(), n),
     "paper_a_cifar": lambda n: with_steps(paper_a_cifar(), n),
@@ -677,7 +689,7 @@ CALLS = {name for calls in (DUALS, *CALLS, TRAINING) for name in calls}
 
 
 def test_every_public_name_is_called():
-    modules = [duals, adversary, penalty, attribution, metrics, evaluate, map_adversary]
+    modules = [duals, adversary, penalty, attribution, metrics, evaluate, map_adversary, cheap]
     public = {name for module in modules for name in module.__all__}
     called = {name.replace(",", " ").split()[0] for name in CALLS}
     assert public - called == ELSEWHERE.keys()
