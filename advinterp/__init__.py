@@ -18,7 +18,7 @@ _HOMES = {
     "duals": "LInfBall L1Ball L2Ball GroupBall ElasticNet WeightedL2 L1 L2 LInf GroupL21",
     "adversary": "OneStep PGD Harmonise",
     "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm",
-    "priors": "MapPenalty RightReasons",
+    "priors": "MapPenalty RightReasons GradientStability",
     "cheap": "n_fgsm",
     "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
     "sparsified_smoothgrad moreau_grad deep_shap expected_gradients completeness_gap",

@@ -34,7 +34,7 @@ from advinterp.penalty import (
     TargetMap,
     WeightNorm,
 )
-from advinterp.priors import MapPenalty, Masked, RightReasons
+from advinterp.priors import GradientStability, MapPenalty, Masked, RightReasons
 
 MODULES = [
     "core",
@@ -88,6 +88,7 @@ INSTANCES = {
     "MapPenalty": MapPenalty(saliency, gini),
     "RightReasons": RightReasons(torch.ones(1, 8, 8)),
     "NoisyStep": n_fgsm(0.1, noise=0.0),  # a function has no weights to seed the noise
+    "GradientStability": GradientStability(LInfBall(0.1)),
     "Masked": Masked(ATTACK, torch.ones(1, 8, 8)),
 }
 ABSTRACT = (Adversary, DualAdversary, Penalty)
@@ -464,8 +465,8 @@ def test_nothing_is_disturbed(name, make, training):
     is_penalty = is_adversary_or_penalty(FUNCTIONS[name]) and issubclass(FUNCTIONS[name], Penalty)
     if is_penalty and training:
         return  # a penalty is part of training: it runs in the model's mode
-    if name == "ScoreMatching":
-        return  # it draws from torch's generator, as dropout does
+    if name in ("ScoreMatching", "GradientStability"):
+        return  # they draw from torch's generator, as dropout does
     if name == "input_grad" and training:
         return  # it calls the model as it is, in its mode, like `model(x)`
     before = state_of(net, x, y)

@@ -14,8 +14,8 @@ from advinterp.attribution import (
 )
 from advinterp.duals import L1, LInfBall
 from advinterp.metrics import connectedness, gini, pointing_game, total_variation
-from advinterp.penalty import Targets
-from advinterp.priors import MapPenalty, Masked, RightReasons
+from advinterp.penalty import GradNorm, Targets
+from advinterp.priors import GradientStability, MapPenalty, Masked, RightReasons
 from advinterp.spec import Call, from_spec
 
 torch.manual_seed(0)
@@ -118,3 +118,74 @@ def test_box_of_radii_keeps_its_shape():
         OneStep(ball).with_eps(0.1)
     with pytest.raises(ValueError, match=r"eps has shape \(2,\)"):
         ball.project(torch.ones(3, 5))
+
+
+def gradient_by_hand(x):
+    x = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(NET(x), Y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0].flatten(1)
+
+
+def test_stability_is_the_published_formulas():
+    """CURE at its step h, GradAlign at the point that both draw."""
+    here = gradient_by_hand(X)
+    step = here.sign() / here.sign().norm(dim=1, keepdim=True)
+    there = gradient_by_hand(X + 1.5 * step.reshape(X.shape))
+    cure = GradientStability(LInfBall(1.5 / 8), point="steepest")
+    assert torch.allclose(cure(NET, X, Y), (there - here).square().sum(1), rtol=1e-10)
+    torch.manual_seed(1)
+    there = gradient_by_hand(X + 0.4 * (torch.rand_like(X) - 0.5))
+    torch.manual_seed(1)
+    align = GradientStability(LInfBall(0.2), distance="cosine")
+    cosine = torch.cosine_similarity(there, here)
+    assert torch.allclose(align(NET, X, Y), 1 - cosine, atol=1e-12)
+
+
+def test_stability_asks_for_another_thing_than_a_small_gradient():
+    """Zero for a linear logit however steep, and scale-free by the angle."""
+    steep = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    with torch.no_grad():
+        steep[1].weight.mul_(100)
+    of_logit = GradientStability(LInfBall(0.3), output="logit")
+    assert (of_logit(steep, X, Y) < 1e-20).all()
+    assert (GradNorm(L1(1.0), output="logit")(steep, X, Y) > 100).all()
+    by_angle = GradientStability(LInfBall(0.3), distance="cosine", output="logit")
+    torch.manual_seed(2)
+    plain = by_angle(NET, X, Y)
+    torch.manual_seed(2)
+    tiny = by_angle(lambda x: 1e-9 * NET(x), X, Y)
+    assert plain.min() > 1e-6 and torch.allclose(plain, tiny, rtol=1e-8)
+
+
+def test_stability_without_a_radius_or_a_gradient_is_zero_with_finite_slopes():
+    blank = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    nn.init.zeros_(blank[1].weight)
+    for distance in ("l2", "cosine"):
+        assert (GradientStability(LInfBall(0.0), distance)(NET, X, Y) < 1e-12).all()
+        value = GradientStability(LInfBall(0.1), distance)(blank, X, Y)
+        assert not value.any()
+        (slope,) = torch.autograd.grad(value.sum(), blank[1].weight)
+        assert slope.isfinite().all()
+
+
+def test_minimising_it_turns_gradients_less():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Softplus(), nn.Linear(6, 3))
+    x, prior = X.float(), GradientStability(LInfBall(0.5), distance="cosine")
+    before = prior(net, x, Y).mean()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        prior(net, x, Y).mean().backward()
+        optimizer.step()
+    assert prior(net, x, Y).mean() < 0.5 * before
+
+
+def test_stability_refuses():
+    with pytest.raises(TypeError, match="ball='small': expected a ball such as LInfBall"):
+        GradientStability("small")
+    with pytest.raises(ValueError, match=r"distance='l1': expected one of 'l2' or 'cosine'"):
+        GradientStability(LInfBall(0.1), "l1")
+    with pytest.raises(ValueError, match=r"point='worst': expected one of"):
+        GradientStability(LInfBall(0.1), point="worst")
+    spec = "GradientStability(L2Ball(0.5), distance='cosine', point='steepest', output='logit')"
+    assert repr(from_spec(spec)) == spec
