@@ -547,19 +547,28 @@ def _group_index(groups, d):
     return np.unique(groups, return_inverse=True)[1]
 
 # %% ../nbs/one_layer/13_estimator.ipynb #5ce49beb
-def _moments(X, q, block_size=1 << 15):
+def _moments(X, q, block_size=1 << 17):
     "Weighted means and standard deviations of the columns; 1 where a column is constant."
     mean = X.T @ q
     var = np.zeros(X.shape[1])
-    for start in range(0, len(q), block_size):
-        rows = slice(start, start + block_size)
-        block = X[rows]
+    for rows, columns in _blocks(X, block_size):
+        block = X[rows, columns]
         if sparse.issparse(block):
             var += _sparse_moment(block, q[rows], mean)
         else:
-            var += q[rows] @ (block - mean) ** 2
+            var[columns] += q[rows] @ (block - mean[columns]) ** 2
     sd = np.sqrt(var)
     return mean, np.where(sd > 1e-9 * np.abs(mean), sd, 1.0)
+
+
+def _blocks(X, size):
+    "Rows and columns of blocks of `size` entries close together in memory, fewer where sparse."
+    n, d = X.shape
+    if isinstance(X, np.ndarray) and X.flags.f_contiguous:
+        width = max(1, size // max(n, 1))
+        return [(slice(None), slice(start, start + width)) for start in range(0, d, width)]
+    height = max(1, size // (4 if sparse.issparse(X) else d))
+    return [(slice(start, start + height), slice(None)) for start in range(0, n, height)]
 
 
 def _sparse_moment(block, q, mean):

@@ -254,9 +254,10 @@ class RobustProblem:
             products = self.X @ ws
         return products + (b - self.mean @ ws)
 
-    def pull(self, r: np.ndarray) -> np.ndarray:
-        "The sum of the rows, each times its entry of `r`."
-        return (self.X.T @ r - self.mean * r.sum()) / self.scale
+    def pull(self, r: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        "The sum of the rows, each times its entry of `r`; or only the chosen entries of that sum."
+        X = self.X if isinstance(chosen, slice) else self.X[:, chosen]
+        return (X.T @ r - self.mean[chosen] * r.sum()) / self.scale[chosen]
 
     def args(self, w: np.ndarray, b: float) -> np.ndarray:
         "The argument `z` of the loss in each row."
@@ -337,6 +338,8 @@ def _shrink(prob, v, mass):
 
     if slack(1.0) >= 0:
         return 1.0
+    if not prob.l1.any():  # the gauge shrinks with s, and so do the masses of labels
+        return mass / prob.ball.gauge(v) if prob.loss.signed else 0.0
     lower, upper = 0.0, 1.0
     for _ in range(60):
         mid = (lower + upper) / 2
@@ -398,7 +401,7 @@ def _correct(prob, w, A, margin=1e-12):
         return A
     for _ in range(3):  # the first is exact but for clipping and rounding
         target = A.sum() * u + prob.l1 * s
-        residual = ((1 - margin) * target - prob.pull(prob.y * A))[active]
+        residual = (1 - margin) * target[active] - prob.pull(prob.y * A, active)
         enough = 0.1 * margin * np.abs(target)[active]
         if prob.fit_intercept:
             residual = np.append(residual, -prob.y @ A)
@@ -474,13 +477,13 @@ def _constant(prob):
         order = np.argsort(prob.y)
         return float(prob.y[order][np.searchsorted(np.cumsum(prob.q[order]), 0.5)])
 
-    def slope(b):
-        return -prob.q @ (prob.y * prob.loss.dg(-prob.y * b))
-
-    reach = 1.0
-    while slope(-reach) > 0 or slope(reach) < 0:
-        reach *= 2
-    return brentq(slope, -reach, reach, xtol=1e-15)
+    positive = prob.q @ (prob.y > 0)
+    negative = prob.q.sum() - positive
+    c = np.exp(-prob.loss.shift)
+    half = (positive - negative) / 2
+    root = np.sqrt(half**2 + c**2 * positive * negative)
+    parts = (half + root, c * negative) if half >= 0 else (c * positive, root - half)  # of (4b)
+    return float(np.log(np.maximum(parts, _tiny)) @ [1, -1])
 
 
 def _masses(prob, z):

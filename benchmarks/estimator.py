@@ -3,6 +3,7 @@
 python benchmarks/estimator.py speed    # beside SGD on the same objective, scikit-learn's l1, CVXPY
 python benchmarks/estimator.py peers    # CPU time over that of skglm, celer, liblinear (those that
                                         # are installed), each with as many weights
+python benchmarks/estimator.py goals    # CPU time of what a user waits for, beside what is aimed at
 python benchmarks/estimator.py growth   # with rows and columns (--full: to 1e6 x 50, 2000 x 20000)
 python benchmarks/estimator.py tables   # Chalasani et al. 2020, Table 1 and Fig. 3, 20 splits: the
                                         # exact optimum beside SGD (needs ADVINTERP_DATA)
@@ -20,7 +21,7 @@ import torch
 from joblib import Parallel, delayed
 from scipy import sparse, special
 from scipy.stats import t as student
-from sklearn.datasets import load_breast_cancer, make_classification
+from sklearn.datasets import load_breast_cancer, make_blobs, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import normalize
@@ -29,6 +30,7 @@ from advinterp.data import load
 from advinterp.estimator import (
     AdversarialClassifier,
     AdversarialClassifierCV,
+    AdversarialRegressor,
     adversarial_path,
     class_strengths,
 )
@@ -274,6 +276,41 @@ def peers():
             print(pd.DataFrame(rows[-1:]).to_string(index=False), flush=True)
 
 
+# --- goals ---
+
+
+def goal_runs():
+    "What a user waits for, the seconds of CPU time aimed at, and the function that does it."
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((100, 2000))
+    noisy = wide[:, :10].sum(1) + rng.standard_normal(100) > 0
+    yield "choice of eps on 100 x 2000", 3.0, lambda: AdversarialClassifierCV().fit(wide, noisy)
+    blobs, classes = make_blobs(5000, 20, centers=100, random_state=0)
+    blobs = (blobs - blobs.mean(0)) / blobs.std(0)
+    yield "100 classes, 5000 x 20", 1.0, lambda: AdversarialClassifier(0.1).fit(blobs, classes)
+    data = load("spambase")
+    X = data.x.astype(float)
+    X = (X - X.mean(0)) / X.std(0)
+    hinge = AdversarialClassifier(0.1, loss="hinge")
+    yield "hinge on Spambase", 0.1, lambda: hinge.fit(X, data.y)
+    by_norm = AdversarialRegressor(0.1, norm=2)
+    yield "squared loss, norm 2, on Spambase", 0.1, lambda: by_norm.fit(X, data.y)
+    grid = np.linspace(0.01, 0.3, 30)
+
+    def paths():
+        for seed in range(20):
+            path_of_split(X, data.y, seed, grid)
+
+    yield "30 eps x 20 splits of Spambase", 3.0, paths
+
+
+def goals():
+    AdversarialClassifier(eps=0.3).fit(*made_table(100, 400))  # compiled once, then kept on disk
+    for what, goal, run in goal_runs():
+        _, seconds = cpu_of(run, 1 if goal > 1 else 3)
+        print(f"{what:34} {seconds:6.2f} s of CPU time, goal {goal} s", flush=True)
+
+
 # --- growth ---
 
 
@@ -459,7 +496,15 @@ def main():
         RUNS[options.what]()
 
 
-RUNS = dict(speed=speed, peers=peers, growth=growth, tables=tables, refits=refits, null=null)
+RUNS = dict(
+    speed=speed,
+    peers=peers,
+    goals=goals,
+    growth=growth,
+    tables=tables,
+    refits=refits,
+    null=null,
+)
 
 if __name__ == "__main__":
     main()
