@@ -7,6 +7,7 @@ __all__ = ['AttributionInterpretation', 'compare_maps']
 
 # %% ../nbs/measure/33_interpretation.ipynb #c9384a66
 import contextlib
+import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,6 +147,7 @@ class AttributionInterpretation:
 # %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
 def _check_learner(learn):
     if isinstance(learn, Learner):
+        _check_has_classes(learn)
         return
     shown = repr(learn).split("\n")[0][:60]
     hint = ""
@@ -154,13 +156,25 @@ def _check_learner(learn):
     raise TypeError(f"learn={shown}: expected a fastai Learner{hint}")
 
 
+def _check_has_classes(learn):
+    "TypeError for a regression: fastai gives a learner of classes a `vocab`."
+    loss = getattr(learn.loss_func, "func", learn.loss_func)
+    of_numbers = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+    if isinstance(loss, of_numbers) and getattr(learn.dls, "vocab", None) is None:
+        raise TypeError(
+            f"learn: its loss is {type(loss).__name__} and its data have no classes, expected a "
+            "classifier; the gradient of a number is saliency(learn, x, torch.ones(len(x)))"
+        )
+
+
 def _loader(learn, ds_idx, dl):
     "The loader to read."
     _check_learner(learn)
     if dl is None:
         last = len(learn.dls.loaders) - 1
         if not isinstance(ds_idx, int) or not 0 <= ds_idx <= last:
-            raise ValueError(f"ds_idx={ds_idx!r}: the learner has loaders 0 to {last}")
+            hint = " only, of the training set" if last == 0 else f" to {last}"
+            raise ValueError(f"ds_idx={ds_idx!r}: the learner has loaders 0{hint}")
         dl = learn.dls.loaders[ds_idx]
     if not hasattr(dl, "dataset"):
         raise TypeError(f"dl: expected a loader, fastai's or PyTorch's, got {type(dl).__name__}")
@@ -224,11 +238,19 @@ def _name_of(method):
 
 # %% ../nbs/measure/33_interpretation.ipynb #d5bc5615
 def _check_method(method):
+    "TypeError for what is no attribution, such as a metric or a learner."
+    like = "such as saliency or partial(smoothgrad, n_samples=100)"
     if not callable(method):
-        raise TypeError(
-            f"method={method!r}: expected an attribution such as saliency or "
-            "partial(smoothgrad, n_samples=100)"
-        )
+        raise TypeError(f"method={method!r}: expected an attribution {like}")
+    with contextlib.suppress(ValueError):  # of a callable that does not tell what it takes
+        takes = inspect.signature(method)
+        try:
+            takes.bind("model", "x", "y", output="logit", batch_size=1)
+        except TypeError as error:
+            raise TypeError(
+                f"method={_name_of(method)}: it takes {takes}, expected an attribution "
+                f"(model, x, y, output=..., batch_size=...) {like}"
+            ) from error
 
 
 def _check_finite(name, x):
@@ -249,8 +271,9 @@ def _one_sentence(name):
     except Exception as error:  # of any library that opens, collates or transforms
         lines = str(error).strip().splitlines() or [""]
         reason = lines[-1] if "Traceback" in str(error) else lines[0]
+        hint = "; fastai's verify_images finds such files" if isinstance(error, OSError) else ""
         raise ValueError(
-            f"{name}: an example cannot be read ({type(error).__name__}: {reason})"
+            f"{name}: an example cannot be read ({type(error).__name__}: {reason}){hint}"
         ) from error
 
 
@@ -312,10 +335,37 @@ class _Explained(NamedTuple):
     ginis: Tensor | None
 
 
-def _joined(parts):
-    "The batches as one."
-    fields = zip(*parts)
-    return _Explained(*(None if field[0] is None else torch.cat(field) for field in fields))
+class _Joined:
+    "Batches as one: each is copied to its rows, so that nothing is in memory twice."
+
+    def __init__(self, n_rows):
+        self.n_rows = n_rows
+        self.n_done = 0
+        self.fields = None  # made with the first batch
+
+    def add(self, batch):
+        "Put a batch after those that are there."
+        if self.fields is None:
+            self.fields = [self._room_for(part) for part in batch]
+        rows = slice(self.n_done, self.n_done + len(batch.preds))
+        for name, field, part in zip(batch._fields, self.fields, batch):
+            if part is None:
+                continue
+            if part.shape[1:] != field.shape[1:]:
+                sizes = f"{tuple(field.shape[1:])} and {tuple(part.shape[1:])}"
+                raise ValueError(
+                    f"dl: its batches have {name} of shapes {sizes}, expected one shape; "
+                    "for photos item_tfms=Resize(224) makes it"
+                )
+            field[rows] = part
+        self.n_done = rows.stop
+
+    def _room_for(self, part):
+        return None if part is None else part.new_empty((self.n_rows, *part.shape[1:]))
+
+    def all(self):
+        "What is known of all rows."
+        return _Explained(*self.fields)
 
 
 _KEPT = 2**30  # bytes of inputs and maps that an interpretation holds
@@ -414,24 +464,38 @@ class _Explainer:
             frozen(self.net, training=False),
             tqdm(total=len(rows), delay=2, leave=False) as bar,
         ):
-            parts = []
+            joined = _Joined(len(rows))
             for batch in _batches(self.dl, rows):
-                parts.append(self(to_device(batch, weight.device)))
-                bar.update(len(parts[-1].preds))
-        return _joined(parts)
+                joined.add(self(to_device(batch, weight.device)))
+                bar.update(joined.n_done - bar.n)
+        return joined.all()
 
 # %% ../nbs/measure/33_interpretation.ipynb #ba1f2bde
 def _class_to_explain(explain, vocab):
     "'target', 'predicted' or the number of the class of that name."
     names = [str(name) for name in vocab or ()]
-    if explain in names:
-        return names.index(explain)
+    if str(explain) in names:  # classes may be numbers
+        return names.index(str(explain))
     if explain in ("target", "predicted"):
         return explain
     raise ValueError(
         f"explain={explain!r}: expected 'target', 'predicted' or the name of a class"
-        f"{nearest(explain, ['target', 'predicted', *names])}"
+        f"{_meant_class(explain, names)}"
     )
+
+
+def _meant_class(explain, names):
+    "The end of a message about a class that is not there: which was meant, or which there are."
+    if isinstance(explain, int) and 0 <= explain < len(names):
+        return f"; class {explain} is {names[explain]!r}"
+    close = nearest(explain, ["target", "predicted", *names])
+    if close:
+        return close
+    parts = [name for name in names if str(explain).lower() in name.lower()]
+    if parts:
+        return f"; did you mean {parts[0]!r}?"
+    shown = ", ".join(map(repr, names[:10]))
+    return f"; the classes are {shown}{' ...' if len(names) > 10 else ''}" if names else ""
 
 # %% ../nbs/measure/33_interpretation.ipynb #93c77247
 @patch(cls_method=True)
@@ -577,11 +641,16 @@ def _labels(self: AttributionInterpretation, idxs):
     return labels
 
 
+def _numbers_of(idxs, n):
+    "Indices, a mask or a slice of `n` examples as a list of indices."
+    chosen = torch.arange(n)[idxs if isinstance(idxs, slice) else torch.as_tensor(idxs)]
+    return chosen.reshape(-1).tolist()
+
+
 @patch
 def _numbers(self: AttributionInterpretation, idxs):
     "Indices, a mask or a slice as a list of indices."
-    chosen = torch.arange(len(self))[idxs if isinstance(idxs, slice) else torch.as_tensor(idxs)]
-    return chosen.reshape(-1).tolist()
+    return _numbers_of(idxs, len(self))
 
 
 @patch
@@ -663,7 +732,14 @@ def plot_concise(
 # %% ../nbs/measure/33_interpretation.ipynb #c4ce9a1d
 def _named(learns):
     "A dictionary with a name of its own for each learner."
+    if isinstance(learns, (Learner, nn.Module, AttributionInterpretation)):
+        raise TypeError(
+            f"learns: got one {type(learns).__name__}, expected a dictionary or a list of learners "
+            "as in compare_maps({'natural': one, 'adversarial': other}); "
+            "learn.show_maps() shows the maps of one"
+        )
     if not isinstance(learns, dict):
+        learns = list(learns)
         titles = [getattr(learn, "title", "learner") for learn in learns]
         named = {}
         for i, (title, learn) in enumerate(zip(titles, learns), 1):
@@ -700,13 +776,26 @@ def _largest_losses(learn, n, sample, ds_idx=1, dl=None, seed=0, which=None, nor
 def _places_to_show(first, idxs, n, sample, **kwargs):
     "Places in the data set: those of `idxs`, or of the largest losses of the first learner."
     if isinstance(first, AttributionInterpretation):
+        if idxs is None and first.targs is None:  # photos without labels
+            idxs = slice(min(check_count("n", n), len(first)))
         numbers = first.top_losses(n)[1] if idxs is None else first._numbers(idxs)
         return first.idxs[numbers].tolist()
     if idxs is None:
         return _largest_losses(first, n, sample, **kwargs)
     dl = _loader(first, kwargs.get("ds_idx", 1), kwargs.get("dl"))
-    rows = _sample(sample, len(dl.dataset), kwargs.get("seed", 0))
-    return torch.tensor(rows)[torch.as_tensor(idxs)].reshape(-1).tolist()
+    rows = torch.tensor(_sample(sample, len(dl.dataset), kwargs.get("seed", 0)))
+    return rows[_numbers_of(idxs, len(rows))].tolist()
+
+
+def _check_settings(settings):
+    "TypeError for what `from_learner` does not take, such as arguments of the figure."
+    known = list(inspect.signature(AttributionInterpretation.from_learner).parameters)
+    for name, value in settings.items():
+        if name not in known:
+            raise TypeError(
+                f"compare_maps: no argument {name!r}{nearest(name, known)}; arguments of the "
+                f"figure go in plot=dict({name}={value!r})"
+            )
 
 # %% ../nbs/measure/33_interpretation.ipynb #280591c6
 def _at_places(name, learn, places, kwargs):
@@ -726,7 +815,7 @@ def _at_places(name, learn, places, kwargs):
 @renamed_arguments(k="n")
 def compare_maps(
     learns: dict | Sequence,  # `{name: Learner}` or a list; also `AttributionInterpretation`s
-    idxs: Tensor | Sequence[int] | None = None,  # of examples; None: largest losses of the first
+    idxs: Tensor | Sequence[int] | slice | None = None,  # None: the first one's largest losses
     n: int = 4,  # how many examples to show
     plot: dict | None = None,  # arguments of the figure: `saliency_grid`, `contribution_bars` ...
     sample: int | None = None,  # explain so many examples, drawn at random; None: all
@@ -735,10 +824,12 @@ def compare_maps(
 ) -> Figure:
     """The maps of several learners on the same examples, a column for each.
 
-    An `AttributionInterpretation` that is there already may stand for a learner. Only examples that
-    are drawn are explained. Raises ValueError where the loaders deliver different examples.
+    An `AttributionInterpretation` that is there already may stand for a learner; without targets
+    its first examples are drawn. Only examples that are drawn are explained. Raises ValueError
+    where the loaders deliver different examples, TypeError for what is no learner.
     """
     learns = _named(learns)
+    _check_settings(kwargs)
     places = _places_to_show(next(iter(learns.values())), idxs, n, sample, **kwargs)
     shown = {name: _at_places(name, learn, places, kwargs) for name, learn in learns.items()}
     _check_same_examples({name: interp.inputs for name, interp in shown.items()})
@@ -795,13 +886,37 @@ def _items(learn, items):
         return _rows(learn, items, each)
     if not _is_of_files(learn):
         return _as_numbers(learn, items, each)
-    if all(isinstance(one, pd.Series) for one in each):
-        return pd.DataFrame(each)
-    if isinstance(items, pd.DataFrame):
+    if _opens_names(learn):
+        each = _names_in(items, each)
+    elif isinstance(items, pd.DataFrame):
         return items
+    elif all(isinstance(one, pd.Series) for one in each):
+        return pd.DataFrame(each)
     if all(map(_is_number, each)):
         return _as_numbers(learn, items, each)
     return [opened for one in each for opened in _to_open(one)]
+
+
+def _opens_names(learn):
+    "Is to open a file the first that its transforms do, rather than to read a row?"
+    names = [tfm.name for tfm in learn.dls.loaders[0].dataset.tls[0].tfms.fs]
+    return [name for name in names if name != "noop"][:1] == ["PILBase.create"]
+
+
+def _names_in(items, each):
+    "Each of the items; the names of the files where they stand in a column of a table."
+    if isinstance(items, pd.DataFrame) and items.shape[1] == 1:
+        items = items.iloc[:, 0]
+    if isinstance(items, pd.Series) and all(isinstance(one, (str, Path)) for one in items):
+        return list(items)
+    tables = [one for one in each if isinstance(one, (pd.DataFrame, pd.Series))]
+    if tables:
+        columns = tables[0].columns if isinstance(tables[0], pd.DataFrame) else tables[0].index
+        raise TypeError(
+            f"items: rows of a table with {', '.join(map(repr, columns[:5]))}, but this learner "
+            "opens files; pass the column of their names, items=frame['name']"
+        )
+    return each
 
 
 def _is_number(value):
@@ -1056,13 +1171,22 @@ def explain(
     a missing column, pixels that leave [0, 1]; ValueError for a class that is not known.
     """
     _check_method(method)
+    _check_learner(self)
     with torch.inference_mode(False):
         brought = _items(self, items)
         if isinstance(brought, Tensor):
             return _of_raw(self, brought, method, explain, **kwargs)
         with _one_sentence("items"):
             dl = self.dls.test_dl(brought)
-    return AttributionInterpretation.from_learner(self, method, dl=dl, explain=explain, **kwargs)
+    try:
+        return AttributionInterpretation.from_learner(
+            self, method, dl=dl, explain=explain, **kwargs
+        )
+    except ValueError as error:
+        said = str(error)
+        if said.startswith("dl: "):  # the loader that was made of the items
+            raise ValueError(said.replace("dl", "items", 1)) from error
+        raise
 
 # %% ../nbs/measure/33_interpretation.ipynb #0cdde4b1
 @patch

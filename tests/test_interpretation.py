@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.interpret import Interpretation
 from fastai.learner import Learner, load_learner
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.tabular.all import (
     Categorify,
     CategoryBlock,
@@ -19,7 +20,13 @@ from fastai.tabular.all import (
     TabularDataLoaders,
     tabular_learner,
 )
-from fastai.vision.all import ImageDataLoaders, MultiCategoryBlock, Resize, vision_learner
+from fastai.vision.all import (
+    ImageDataLoaders,
+    MultiCategoryBlock,
+    RegressionBlock,
+    Resize,
+    vision_learner,
+)
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
@@ -30,7 +37,7 @@ from torchvision.models import resnet18
 from advinterp import attribution
 from advinterp.data import tensor_dls
 from advinterp.evaluate import accuracy
-from advinterp.interpretation import AttributionInterpretation, compare_maps
+from advinterp.interpretation import AttributionInterpretation, _Joined, compare_maps
 from advinterp.metrics import gini
 from advinterp.train import adv_learner, logits_accuracy
 
@@ -643,6 +650,143 @@ def test_folders_and_classes_that_are_not_there(of_photos, photos, tmp_path):
         of_photos.explain(photos).top_losses(2)
 
 
+def test_names_in_a_column_are_files(of_photos, photos):
+    """A column of names, a frame of one column, one of its rows."""
+    files = [photos / "cat" / "0.png", photos / "frog" / "1.png"]
+    frame = pd.DataFrame(dict(name=[str(file) for file in files]))
+    expected = of_photos.explain(files)
+    for form in (frame, frame["name"], files):
+        torch.testing.assert_close(of_photos.explain(form).maps, expected.maps)
+    torch.testing.assert_close(of_photos.explain(frame.iloc[1]).maps, expected.maps[1:])
+    frame["label"] = ["cat", "frog"]
+    for form in (frame, frame.assign(age=3).iloc[0]):
+        with pytest.raises(TypeError, match=r"opens files; pass the column .*=frame\['name'\]"):
+            of_photos.explain(form)
+
+
+def test_rows_of_names_and_labels(photos):
+    """A learner whose data came from a frame takes its rows, also after export."""
+    files = [str(file) for file in sorted(photos.rglob("*.png"))]
+    frame = pd.DataFrame(dict(name=files, label=[Path(file).parent.name for file in files]))
+    dls = ImageDataLoaders.from_df(
+        frame, path="/", fn_col="name", label_col="label", valid_pct=0.5, seed=0,
+        item_tfms=Resize(6), bs=4, num_workers=0, device="cpu",
+    )  # fmt: skip
+    learn = Learner(dls, small_network(classes=2), loss_func=CrossEntropyLossFlat())
+    expected = learn.explain(frame).maps
+    assert len(expected) == 12
+    torch.testing.assert_close(learn.explain(frame.iloc[3]).maps, expected[3:4])
+
+
+def test_photos_without_labels_are_compared(of_photos, photos, learn):
+    """The first ones are drawn, as many as there are."""
+    found = of_photos.explain(photos)
+    fig = compare_maps([found, found], n=2, overlay=True)
+    drawn = [text for text in captions(fig) if text]
+    assert drawn == [
+        f"as {found._class_name(found.preds[i])}\nGini {found.ginis[i]:.3f}" for i in (0, 0, 1, 1)
+    ]
+    two = of_photos.explain([photos / "cat" / "0.png", photos / "cat" / "1.png"])
+    assert isinstance(compare_maps([two]), Figure)
+    some = compare_maps([learn], idxs=slice(2, 4))
+    assert captions(some) == captions(compare_maps([learn], idxs=[2, 3]))
+    plt.close("all")
+
+
+def test_classes_may_be_numbers():
+    torch.manual_seed(0)
+    x, y = torch.rand(12, 3, 6, 6), torch.arange(12) % 4
+    dls = tensor_dls(x, y, x, y, vocab=[5, 6, 7, 8], device="cpu")
+    learn = adv_learner(dls, small_network())
+    expected = attribution.saliency(learn, x, torch.full((12,), 2))
+    for name in (7, "7"):
+        torch.testing.assert_close(learn.explain(x, explain=name).maps, expected)
+
+
+@pytest.mark.parametrize(
+    "explain, words",
+    [
+        ("Cat", "did you mean 'cat'"),
+        ("rog", "did you mean 'frog'"),
+        ("o", "did you mean 'frog'"),
+        ("zebra", "the classes are 'cat', 'frog'"),
+        (1, "class 1 is 'frog'"),
+        (None, "the classes are 'cat', 'frog'"),
+    ],
+)
+def test_classes_that_are_not_there_are_named(of_photos, photos, explain, words):
+    with pytest.raises(ValueError, match=words):
+        of_photos.explain(photos / "cat" / "0.png", explain=explain)
+
+
+def test_a_regression_has_no_classes(photos):
+    """It says which call gives the gradient of the number, and that call does."""
+    frame = pd.DataFrame(dict(name=sorted(photos.rglob("*.png")), age=np.arange(12) / 10))
+    dls = ImageDataLoaders.from_df(
+        frame, path="/", fn_col="name", label_col="age", valid_pct=0.5, seed=0, bs=4,
+        item_tfms=Resize(6), num_workers=0, device="cpu", y_block=RegressionBlock(),
+    )  # fmt: skip
+    x = torch.rand(5, 3, 6, 6)
+    learn = Learner(dls, small_network(classes=1), loss_func=MSELossFlat())
+    for call in (partial(learn.explain, x), learn.show_maps, partial(compare_maps, [learn])):
+        with pytest.raises(TypeError, match=r"MSELoss.*saliency\(learn, x, torch\.ones"):
+            call()
+    maps = attribution.saliency(learn, x, torch.ones(len(x)))
+    x.requires_grad_()
+    learn.model.eval()
+    (expected,) = torch.autograd.grad(learn.model(x).sum(), x)
+    torch.testing.assert_close(maps, expected)
+
+
+def test_a_learner_without_validation_set(of_photos):
+    alone = Learner(DataLoaders(of_photos.dls.train), of_photos.model, loss_func=nn.MSELoss())
+    with pytest.raises(ValueError, match="loaders 0 only, of the training set"):
+        alone.show_maps()
+
+
+def test_files_that_are_no_photos(of_photos, tmp_path):
+    (tmp_path / "half.png").write_bytes(b"\x89PNG, and no more")
+    with pytest.raises(ValueError, match=r"items: .*half\.png.*verify_images"):
+        of_photos.explain(tmp_path)
+
+
+def test_photos_of_several_sizes_need_one(photos):
+    dls = ImageDataLoaders.from_folder(
+        photos, valid_pct=0.5, seed=0, bs=1, num_workers=0, device="cpu"
+    )
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(ValueError, match=r"dl: .*inputs of shapes .*Resize\(224\)"):
+        interpret(Learner(dls, net, loss_func=CrossEntropyLossFlat()))
+
+
+def test_nothing_is_in_memory_twice(monkeypatch):
+    """An interpretation takes the bytes that it keeps and a batch, not its batches and their sum.
+
+    Where maps are too large to be kept it takes a batch, however many examples there are.
+    """
+    x, y = torch.rand(96, 3, 64, 64), torch.zeros(96, dtype=torch.long)
+    dls = tensor_dls(x[:1], y[:1], x, y, val_bs=8, device="cpu")
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat())
+    made = []
+    real = _Joined._room_for
+
+    def counted(self, part):
+        room = real(self, part)
+        made.append(0 if room is None else room.untyped_storage().nbytes())
+        return room
+
+    monkeypatch.setattr(_Joined, "_room_for", counted)
+    kept = interpret(learn)
+    assert kept.maps.untyped_storage().nbytes() == kept.inputs.untyped_storage().nbytes()
+    of_photos = 2 * x.numel() * 4
+    assert of_photos <= sum(made) < 1.01 * of_photos
+    made.clear()
+    monkeypatch.setattr("advinterp.interpretation._KEPT", of_photos - 1)
+    assert interpret(learn).maps is None
+    assert sum(made) < 50 * len(x)  # numbers of each example, no pixels
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -654,6 +798,7 @@ def maps_of_another_shape(model, x, y, **kwargs):
     "arguments, error, words",
     [
         (dict(method="saliency"), TypeError, "method='saliency'"),
+        (dict(method=gini), TypeError, r"method=gini: it takes .*\(model, x, y, output="),
         (dict(method=maps_of_another_shape), ValueError, "expected tensors of one shape"),
         (dict(ds_idx=7), ValueError, "loaders 0 to 1"),
         (dict(n=0), ValueError, "n=0"),
@@ -733,11 +878,21 @@ def test_bad_numbers_are_refused(learn, verb, arguments, words):
         ({}, ValueError, "at least one"),
         (["net"], TypeError, "net"),
         ([nn.Linear(2, 2)], TypeError, r"Learner\(dls, model, loss_func\)"),
+        (nn.Sequential(nn.Linear(2, 2)), TypeError, "got one Sequential, expected a dictionary"),
     ],
 )
 def test_compare_needs_learners(learns, error, words):
     with pytest.raises(error, match=words):
         compare_maps(learns)
+
+
+def test_compare_says_what_one_learner_and_arguments_of_figures_are_for(learn):
+    with pytest.raises(TypeError, match=r"one Learner.*learn\.show_maps\(\)"):
+        compare_maps(learn)
+    with pytest.raises(TypeError, match=r"plot=dict\(alpha=0\.5\)"):
+        compare_maps([learn], overlay=True, alpha=0.5)
+    with pytest.raises(TypeError, match="'methd'; did you mean 'method'"):
+        compare_maps([learn], methd=attribution.saliency)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
