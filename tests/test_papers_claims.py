@@ -1,14 +1,25 @@
 """The records of the papers' claims, and the ledger that judges them."""
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from advinterp.papers.claims import claims_table, ledger, read_claims, tally
-from advinterp.papers.common import legend
+from advinterp.papers.claims import (
+    claims_table,
+    find_claim,
+    ledger,
+    quote,
+    read_claims,
+    reproducibility_report,
+    tally,
+)
+from advinterp.papers.common import legend, power, read_published
 
 RESULTS = Path(__file__).parents[1] / "nbs/repro/results"
 PAPERS = "ABCD"
@@ -46,6 +57,9 @@ def test_no_record_is_misspelt(ledgers):
     absent = {(name, "features_with_impact") for name in tables}
     absent |= {(name, "ig_shap_agreement") for name in tables}
     absent |= {("birds", "top10"), ("birds", "top5")}
+    seen = {"seen_as_meaningful", "seen_as_coherent", "ssim_randomised"}
+    absent |= {("photos", name) for name in seen}
+    absent |= {("toy", "share")}  # pairs of penalties whose models only guess
     assert untested == absent
 
 
@@ -122,3 +136,100 @@ def test_rows_of_one_seed_decide_nothing():
         found = ledger(paper, rows[(rows.seed == 0) & ~is_of_images])
         assert set(found.verdict) <= {"no interval", "not testable here"}, paper
         assert np.isnan(found.p_holm).all()
+
+
+def test_test_images_only_widen(ledgers):
+    """Where rates were counted on so many images, the interval gets wider, and nowhere else."""
+    for paper, found in ledgers.items():
+        wide = found[found.wide != ""]
+        assert (wide.wide_low < wide.low).all() and (wide.wide_high > wide.high).all()
+        assert (wide.images > 0).all()
+        assert found.wide_low[found.wide == ""].isna().all()
+        assert len(wide) > 0 or paper in "AD"  # Gini indices have no rates, toy points no sampling
+    b = ledgers["B"]
+    line = find_claim(b, "interp", "natural", "robust_accuracy", "cifar10")
+    rates = [0.287, 0.258]  # of 500 images, as Table 2 of the results shows them
+    by_images = 1.96**2 * sum(rate * (1 - rate) for rate in rates) / 500
+    by_seeds = ((line.high - line.low) / 2) ** 2
+    assert (line.wide_high - line.wide_low) / 2 == pytest.approx(
+        (by_images + by_seeds) ** 0.5, rel=1e-2
+    )
+    assert (line.verdict, line.wide) == ("confirmed", "open")
+
+
+def test_seeds_that_are_needed_are_enough_and_no_more(ledgers):
+    needed = pd.concat(ledgers.values()).dropna(subset=["seeds_needed"])
+    assert len(needed) > 50
+    for line in needed.itertuples():
+        n = int(line.seeds_needed)
+        assert power(line.published, line.deviation, n) >= 0.8
+        assert n == 2 or power(line.published, line.deviation, n - 1) < 0.8
+
+
+def test_a_claim_is_found_and_quoted(ledgers):
+    line = find_claim(ledgers["A"], "adversarial", "natural", "gini", "fashion_mnist")
+    assert quote(line) == "+0.046 [+0.044, +0.049], published +0.060"
+    untested = find_claim(ledgers["C"], "harmonise-5", "standard", "top10", "birds")
+    assert quote(untested) == "not testable here"
+    with pytest.raises(ValueError, match="7 claims are so, expected one"):
+        find_claim(ledgers["A"], "adversarial", "natural", "gini")
+
+
+def report(paper, found, form):
+    about = json.loads((RESULTS / f"{paper}-quick.json").read_text())["about"]
+    return reproducibility_report(paper, found, about, form)
+
+
+def lines_of(markdown):
+    rows = markdown.split("### All claims")[1].strip().splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_a_report_has_each_claim_once_with_the_numbers_of_the_ledger(ledgers):
+    for paper, found in ledgers.items():
+        lines = lines_of(report(paper, found, "markdown"))
+        assert [line[:3] for line in lines] == found[["item", "claim", "data"]].values.tolist()
+        for line, row in zip(lines, found.itertuples()):
+            assert line[6] == row.verdict
+            if not np.isnan(row.difference):
+                assert float(line[3].split()[0]) == pytest.approx(row.difference, abs=6e-4)
+            ends = re.findall(r"\[(\S+),\s(\S+)\]", line[3])
+            assert len(ends) == (not np.isnan(row.low))
+            for shown, end in zip(ends[0] if ends else (), (row.low, row.high)):
+                assert float(shown) == pytest.approx(end, abs=6e-4)
+
+
+def test_a_report_counts_what_the_tally_counts(ledgers):
+    for paper, found in ledgers.items():
+        text = report(paper, found, "markdown")
+        plain, strict = tally(found).to_dict("records")
+        for word in plain:
+            assert f"{plain[word]:.0f} {word}" in text
+            assert f"{strict[word]:.0f} {word}" in text
+
+
+def test_a_report_in_latex_is_whole_and_escaped(ledgers, tmp_path):
+    for paper, found in ledgers.items():
+        text = report(paper, found, "latex")
+        begun = re.findall(r"\\begin\{(\w+)\}", text)
+        ended = re.findall(r"\\end\{(\w+)\}", text)
+        assert sorted(begun) == sorted(ended) and begun.count("longtable") == 2
+        body = text.split(r"\begin{document}")[1]
+        tables = re.findall(r"\\midrule\n.*?\\end\{longtable\}", body, flags=re.S)
+        assert sum(line.endswith(r"\\") for line in tables[-1].splitlines()) >= len(found)
+        prose = re.sub(r"\\begin\{longtable\}.*?\\end\{longtable\}", "", body, flags=re.S)
+        assert not re.search(r"(?<!\\)[&%$#_^~]", prose)
+        assert text.isascii() or text.encode("latin-1")  # what the declared fonts have
+        file = tmp_path / f"{paper}.tex"
+        file.write_text(text, encoding="utf-8")
+        if shutil.which("pdflatex"):
+            command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", file.name]
+            subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_texts_of_reports_are_complete():
+    texts = read_published("reports")
+    parts = {"scope", "methodology", "models", "easy", "difficult", "communication"}
+    of_paper = {paper: set(group.part) for paper, group in texts.groupby("paper")}
+    assert of_paper == dict.fromkeys(PAPERS, parts)
+    assert not texts.isna().any(axis=None)
