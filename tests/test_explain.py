@@ -263,7 +263,7 @@ BAD_PHOTOS = {
     "no image file": (lambda file: __file__, ValueError, "cannot be read"),
     "no name": (lambda file: "", ValueError, "items=''"),
     "none": (lambda file: iter([]), ValueError, "expected at least one"),
-    "frame": (lambda file: frame_of(), ValueError, "items"),
+    "frame": (lambda file: frame_of(), TypeError, "items: rows of a table"),
     "a matrix": (lambda file: torch.rand(6, 6), ValueError, "items has shape"),
     "grey levels": (lambda file: 255 * torch.rand(3, 6, 6), ValueError, "divide grey levels"),
 }
