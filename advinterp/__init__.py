@@ -19,7 +19,7 @@ _HOMES = {
     "adversary": "OneStep PGD Harmonise",
     "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm",
     "priors": "MapPenalty RightReasons GradientStability",
-    "cheap": "n_fgsm",
+    "cheap": "n_fgsm TRADES",
     "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
     "sparsified_smoothgrad moreau_grad deep_shap expected_gradients completeness_gap",
     "metrics": "gini topk_overlap ssim",

@@ -234,7 +234,11 @@ class _RawBatch:
 
     def put(self, u):
         "Make the raw input `u` the learner's, normalised."
-        self.learn.xb = self._with(self.units.encode(u))
+        self.learn.xb = self.inputs_with(u)
+
+    def inputs_with(self, u):
+        "The model's inputs with the raw input `u` in its place, normalised."
+        return self._with(self.units.encode(u))
 
     def _with(self, x):
         return *self.xb[: self.i], x, *self.xb[self.i + 1 :]
@@ -302,7 +306,7 @@ class _FitState:
     precision: MixedPrecision | None = None  # the learner's
     readings: dict = field(default_factory=dict)  # of the loaders for training and validation
     raw: _RawBatch | None = None  # the batch; None: it is left alone
-    moved: Tensor | None = None  # free training: the perturbed input, which receives the gradient
+    moved: Tensor | None = None  # the perturbed input, where it is needed after the forward pass
 
 # %% ../nbs/train/20_callbacks.ipynb #9631476c
 _events = frozenset(Callback._methods)
@@ -483,6 +487,11 @@ class AdversarialTraining(InputCallback):
         self.warmup = check_strength("warmup", warmup)
         if self.alpha > 1:
             raise ValueError(f"alpha={alpha!r}: expected a number in [0, 1]")
+        if self.alpha and _is_added(adversary):
+            raise ValueError(
+                f"alpha={alpha!r}: {type(adversary).__name__} is added to the clean loss, "
+                "weighted by its beta; leave alpha out"
+            )
         if schedule is None:
             return
         if not callable(schedule):
@@ -519,19 +528,42 @@ class AdversarialTraining(InputCallback):
     def before_batch(self):
         "Put the adversary's input in the place of the batch's."
         adversary = self.now()
-        if adversary is None or self.alpha == 1:
+        is_added = _is_added(adversary)
+        if adversary is None or self.alpha == 1 or (is_added and not adversary.beta):
             self._state.raw = None
             return
         batch = self.take()
         with self.autocast():
-            batch.put(batch.attack(adversary))
+            moved = batch.attack(adversary)
+        if is_added:
+            self._state.moved = moved
+        else:
+            batch.put(moved)
 
     def after_loss(self):
-        "Mix in the clean loss (2), on `loss_grad`: the adversarial loss alone is reported."
-        if self.raw is None or not self.alpha:
+        "Mix in the clean loss (2), or add the divergence, on `loss_grad`: neither is reported."
+        if self.raw is None:
+            return
+        if self._state.moved is not None:
+            self.learn.loss_grad = self.learn.loss_grad + self._divergence()
+        if not self.alpha:
             return
         clean = self.learn.loss_func(to_float(self.raw.net(*self.raw.xb)), *self.learn.yb)
         self.learn.loss_grad = (1 - self.alpha) * self.learn.loss_grad + self.alpha * clean  # (2)
+
+    def _divergence(self):
+        "What an adversary that is added adds to the loss of the batch, which stays clean."
+        batch = self.raw
+        moved, self._state.moved = self._state.moved, None
+        outputs = self.learn.pred, batch.net(*batch.inputs_with(moved))
+        clean, moved = (_logits_of(out, len(moved)) for out in outputs)
+        divergence = self.adversary.divergence(clean, moved.to(clean.dtype))
+        return self.adversary.beta * divergence.mean()
+
+
+def _is_added(adversary):
+    "Is its divergence added to the loss of the clean batch, which stays as it is?"
+    return hasattr(adversary, "divergence")
 
 # %% ../nbs/train/20_callbacks.ipynb #c2d02d90
 class FreeAdversarialTraining(InputCallback):

@@ -22,7 +22,7 @@ from torch import nn
 
 from advinterp.adversary import PGD, Adversary, DualAdversary, Harmonise, OneStep
 from advinterp.attribution import saliency
-from advinterp.cheap import n_fgsm
+from advinterp.cheap import TRADES, n_fgsm
 from advinterp.duals import L1, LInfBall
 from advinterp.metrics import gini
 from advinterp.penalty import (
@@ -47,6 +47,8 @@ MODULES = [
     "evaluate",
 ]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
+SEEDED_TRADES = TRADES(LInfBall(0.1), steps=2)
+SEEDED_TRADES.call_seed = lambda *arguments: 0  # a function has no weights to seed the start
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Softplus(), nn.Linear(8, 3)).eval()
@@ -87,6 +89,7 @@ INSTANCES = {
     "ScoreMatching": ScoreMatching(),
     "MapPenalty": MapPenalty(saliency, gini),
     "RightReasons": RightReasons(torch.ones(1, 8, 8)),
+    "TRADES": SEEDED_TRADES,
     "NoisyStep": n_fgsm(0.1, noise=0.0),  # a function has no weights to seed the noise
     "GradientStability": GradientStability(LInfBall(0.1)),
     "Masked": Masked(ATTACK, torch.ones(1, 8, 8)),

@@ -5,12 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.optimizer import SGD
 from torch import nn
 
 from advinterp.adversary import OneStep
-from advinterp.cheap import NoisyStep, n_fgsm
+from advinterp.callbacks import AdversarialTraining
+from advinterp.cheap import TRADES, NoisyStep, n_fgsm
+from advinterp.core import set_seed
+from advinterp.data import get_data
 from advinterp.duals import ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall
+from advinterp.experiments import method_of
 from advinterp.spec import from_spec, to_spec
+from advinterp.study import SkipValidation
+from advinterp.train import adv_learner
 
 torch.manual_seed(0)
 X = torch.rand(24, 12)
@@ -133,5 +141,183 @@ def test_specs_of_noisy_steps():
     ],
 )
 def test_noisy_steps_that_make_no_sense(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+# ---------------------------------------------------------------- TRADES
+
+
+def kl(net, x, x_adv):
+    p, q = net(x).softmax(1), net(x_adv).softmax(1)
+    return (p * (p / q).log()).sum(1).detach()
+
+
+def trades_by_hand(net, x, y, eps, steps, start):
+    """The public algorithm with falling steps, from a given start."""
+    said = net(x).softmax(1).detach()
+    delta = start
+    for t in range(steps):
+        z = (x + delta).requires_grad_()
+        loss = F.kl_div(net(z).log_softmax(1), said, reduction="sum")
+        slope = torch.autograd.grad(loss, z)[0]
+        delta = (delta + eps * (1 - t / steps) * slope.sign()).clamp(-eps, eps)
+    return x + delta
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_search_is_the_algorithm(steps):
+    net, x = mlp(dtype=torch.double), X.double()
+    start = 0.1 * (2 * torch.rand_like(x) - 1)
+
+    class Given(LInfBall):
+        def random_point(self, x, generator=None):
+            return start
+
+    found = TRADES(Given(0.1), steps)(net, x, Y)
+    assert torch.allclose(found, trades_by_hand(net, x, Y, 0.1, steps, start), atol=1e-12)
+    assert torch.equal(found, TRADES(Given(0.1), steps)(net, x, (Y + 1) % 3))  # labels: not used
+    assert (kl(net, x, found) > kl(net, x, x + start)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", ["(B, 1)", "(B,)"])
+def test_one_logit_is_two_classes(shape):
+    torch.manual_seed(0)
+    one = nn.Linear(12, 1)
+
+    class Both(nn.Module):
+        def forward(self, x):
+            return torch.cat([torch.zeros(len(x), 1), one(x)], 1)
+
+    single = one if shape == "(B, 1)" else nn.Sequential(one, nn.Flatten(0))
+    made = TRADES(LInfBall(0.1), 3)
+    made.call_seed = lambda *arguments: 0
+    assert torch.allclose(made(single, X, Y % 2), made(Both(), X, Y % 2), atol=1e-6)
+    expected = kl(Both(), X, X + 0.1)
+    assert torch.allclose(made.divergence(single(X), single(X + 0.1)), expected, atol=1e-6)
+
+
+def test_no_divergence_from_itself_and_none_is_negative():
+    a, b = 20 * torch.randn(2, 1000, 5)
+    made = TRADES(LInfBall(0.1))
+    assert (made.divergence(a, a) == 0).all()
+    assert (made.divergence(a, b) > -1e-6).all()
+    assert made.divergence(1e4 * a, 1e4 * b).isfinite().all()  # probabilities that round to 0
+
+
+def conv_net():
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)]
+    return nn.Sequential(*layers).double()
+
+
+def loaders():
+    dls = get_data("digits", bs=64, n_train=192, n_valid=64, device="cpu")
+    for part in (dls.train_ds, dls.valid_ds):
+        part.x = part.x.double()
+    return dls
+
+
+def learned(adversary, *cbs, epochs=1, **settings):
+    learn = adv_learner(loaders(), conv_net(), opt_func=SGD, lr=0.1, cbs=[SkipValidation(), *cbs])
+    if adversary is not None:
+        learn.adversarial(adversary, **settings)
+    set_seed(0)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs)
+    return learn
+
+
+class SameStart(TRADES):
+    """Starts that follow from the bits of the weights would differ after the first rounding."""
+
+    def call_seed(self, digest, model, x):
+        return 0
+
+
+def state(net):
+    return torch.cat([v.detach().double().flatten() for v in net.state_dict().values()])
+
+
+def looped(beta, adversary, epochs=1):
+    net = conv_net()
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    set_seed(0)
+    dls = loaders()
+    for _ in range(epochs):
+        for x, y in dls.train:
+            net.eval()
+            x_adv = adversary(net, x, y)
+            net.train()
+            clean = net(x)
+            moved = net(x_adv)
+            term = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
+            opt.zero_grad()
+            (F.cross_entropy(clean, y) + beta * term).backward()
+            opt.step()
+    return state(net)
+
+
+def test_training_is_the_loop_with_batch_norm():
+    made = SameStart(LInfBall(0.1), 3, beta=4.0, bounds=(0, 1))
+    weights = state(learned(made, epochs=2).model)
+    assert torch.allclose(weights, looped(4.0, made, epochs=2), atol=1e-9)
+    assert (weights - looped(3.0, made, epochs=2)).abs().max() > 1e-3
+
+
+def test_beta_0_is_natural_training_statistics_included():
+    natural = state(learned(None).model)
+    assert torch.equal(state(learned(TRADES(LInfBall(0.1), 3, beta=0.0)).model), natural)
+    assert not torch.equal(state(learned(TRADES(LInfBall(0.1), 3)).model), natural)
+
+
+def test_the_clean_loss_is_reported_and_the_batch_stays_clean():
+    class Watch(Callback):
+        order = 90
+
+        def after_loss(self):
+            self.pairs.append((self.learn.loss.item(), self.learn.loss_grad.item()))
+            clean = F.cross_entropy(self.learn.model(self.learn.xb[0]), self.learn.yb[0]).item()
+            assert self.learn.loss.item() == pytest.approx(clean)
+            assert self.learn.xb[0].ndim == 4
+
+        def before_fit(self):
+            self.pairs = []
+
+    watch = Watch()
+    learned(TRADES(LInfBall(0.1), 2), watch)
+    assert all(total > reported for reported, total in watch.pairs)
+    learned(TRADES(LInfBall(0.1), 2), watch, warmup=1)
+    assert all(total == reported for reported, total in watch.pairs)
+
+
+def test_schedules_and_accumulation():
+    made = TRADES(LInfBall(0.1), 2, bounds=(0, 1))
+    whole = state(learned(made, schedule=lambda share: 0.1).model)
+    assert torch.equal(whole, state(learned(made).model))
+    weak = state(learned(made, schedule=lambda share: 0.01).model)
+    assert not torch.allclose(weak, whole, atol=1e-4)
+
+
+def test_it_is_a_method_of_studies():
+    method = method_of("TRADES(LInfBall(0.05), steps=2, beta=3)", "image")
+    assert from_spec(method.spec).beta == 3
+    made = TRADES(LInfBall(8 / 255), 7, beta=3.0, training=True, seed=2)
+    assert from_spec(to_spec(made)) == made
+    assert made.with_eps(0.1).beta == made.scaled(0.5).beta == 3.0
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda: TRADES(LInfBall(0.1), beta=-1.0), "beta=-1.0: expected a finite number >= 0"),
+        (lambda: TRADES(LInfBall(0.1), beta=float("nan")), "beta=nan"),
+        (lambda: TRADES(LInfBall(0.1), targeted=True), "targeted=True"),
+        (lambda: TRADES(ElasticNet(0.1, 0.1)), "expected a ball"),
+        (lambda: TRADES(LInfBall(0.1), steps=0), "steps=0"),
+        (lambda: AdversarialTraining(TRADES(LInfBall(0.1)), alpha=0.5), "weighted by its beta"),
+    ],
+)
+def test_trades_that_make_no_sense(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()

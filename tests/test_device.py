@@ -48,7 +48,7 @@ from advinterp.callbacks import (
     GradientPenalty,
     RobustMetrics,
 )
-from advinterp.cheap import NoisyStep, n_fgsm
+from advinterp.cheap import TRADES, NoisyStep, n_fgsm
 from advinterp.data import tensor_dls
 from advinterp.duals import Ball, ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall, WeightedL2
 from advinterp.evaluate import (
@@ -323,6 +323,7 @@ ADVERSARIES = {
     "Harmonise, attention by a function": lambda n: Harmonise(0.1, lambda x, y: x),
     "drawn_as_in_0_1": lambda n: drawn_as_in_0_1(PGD(LInfBall(0.1), n)),
     "NoisyStep": lambda n: NoisyStep(LInfBall(0.1)),
+    "TRADES": lambda n: TRADES(LInfBall(0.1), n),
     "n_fgsm": lambda n: n_fgsm(0.1, bounds=UNIT),
     "mi_fgsm": lambda n: mi_fgsm(0.1, n),
     "paper_a_mnist": lambda n: with_steps(paper_a_mnist(), n),
