@@ -31,6 +31,7 @@ _HOMES = {
     "averages": "WeightAverage",
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
+    "stability": "output_stability",
     "interpretation": "AttributionInterpretation compare_maps",
     "spec": "from_spec to_spec",
     "comparison": "compare",

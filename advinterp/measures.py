@@ -31,6 +31,7 @@ from .models import softplus_copy
 from .parts import Parts
 from .roar import FitAdam, keep_part
 from .spec import from_spec
+from .stability import output_stability
 
 # %% ../nbs/studies/45_measures.ipynb #783bf4d2
 @dataclass(frozen=True)
@@ -224,6 +225,13 @@ def _has_relu(net):
     return isinstance(net, nn.Module) and any(isinstance(each, kinds) for each in net.modules())
 
 
+def _output_changes(model, x, y, setting):
+    "Logarithm of 1 + relative output stability of the gradient map, in the ball of the attack."
+    ball = LInfBall(setting.eps)
+    how = dict(bounds=setting.bounds, same_class=False)  # a number for each example
+    return output_stability(model, x, y, ball, **how).output.log1p()
+
+
 def _of_random_weights(model, x, y, setting):
     "How alike the gradient map is to that of a network whose weights are all random."
     return cascading_randomization(model, x, y).similarity.rank[-1].abs()
@@ -314,6 +322,14 @@ for measure in (
         "Levine, Singla and Feizi 2019 (arXiv:1905.12105)",
         "slow",
         "top entries kept under an attack on the map",
+    ),
+    Measure(
+        "ros",
+        _output_changes,
+        "lower",
+        "Agarwal et al. 2022 (arXiv:2203.06877)",
+        "slow",
+        "change of the map by change of the logits (ROS, log)",
     ),
     Measure(
         "randomisation",

@@ -46,6 +46,8 @@ MODULES = [
     "cheap",
     "evaluate",
 ]
+MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
+MODULES += ["stability"]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
 SEEDED_TRADES = TRADES(LInfBall(0.1), steps=2)
 SEEDED_TRADES.call_seed = lambda *arguments: 0  # a function has no weights to seed the start
@@ -67,6 +69,7 @@ MORE = {
     "adversary": lambda x: ATTACK,
     "adversaries": lambda x: [ATTACK],
     "dual": lambda x: LInfBall(0.1),
+    "ball": lambda x: LInfBall(0.1),
 }
 # small numbers where the default takes long
 QUICK = {
