@@ -32,7 +32,7 @@ from .estimator import AdversarialClassifier
 from .evaluate import is_correct
 from .jobs import Job
 from .measures import Setting, Trained, map_of, measure_all, measures_of
-from .models import madry_cnn, one_hidden, one_layer, small_conv
+from .models import madry_cnn, one_hidden, one_layer, small_conv, smooth_activations
 from .parts import Parts, bring_data
 from .penalty import Penalty, TeacherMaps, WeightNorm
 from .spec import from_spec, to_spec
@@ -170,6 +170,10 @@ def _of_small_conv(parts):
     return small_conv(channels, len(parts.class_names), sides[0])
 
 
+def _of_smooth_conv(parts):
+    return smooth_activations(_of_small_conv(parts))
+
+
 def _of_one_layer(parts):
     n_classes = len(parts.class_names)
     return one_layer(parts.shape[0], 1 if n_classes == 2 else n_classes)
@@ -183,7 +187,13 @@ def _of_madry(parts):
     return madry_cnn(n_out=len(parts.class_names))
 
 
-_MODELS = dict(one_layer=_of_one_layer, mlp=_of_mlp, small_conv=_of_small_conv, madry_cnn=_of_madry)
+_MODELS = dict(
+    one_layer=_of_one_layer,
+    mlp=_of_mlp,
+    small_conv=_of_small_conv,
+    small_conv_silu=_of_smooth_conv,
+    madry_cnn=_of_madry,
+)
 _FOR_TABLES = ("one_layer", "mlp")
 
 # %% ../nbs/studies/46_experiments.ipynb #dbfd8177

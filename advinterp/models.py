@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn', 'noack_cnn', 'ResidualUnit', 'InputScale',
-           'wide_resnet', 'one_hidden', 'photo_resnet34', 'photo_efficientnet_b0', 'SmoothLeakyReLU', 'softplus_copy']
+           'wide_resnet', 'one_hidden', 'photo_resnet34', 'photo_efficientnet_b0', 'SmoothLeakyReLU', 'softplus_copy',
+           'smooth_activations']
 
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Tracer
 
 from ._deprecated import moved_names
-from .core import check_count, check_strength
+from .core import check_choice, check_count, check_strength
 
 # %% ../nbs/train/18_models.ipynb #8f18828a
 def n_params(
@@ -373,7 +374,7 @@ def _check_smooth(model):
         warnings.warn(
             f"model: the code of {type(model).__name__} cannot be followed "
             f"({type(error).__name__}), so functional ReLUs in it stay as they are",
-            stacklevel=3,
+            stacklevel=4,
         )
     for node in nodes:
         if node.op in ("call_function", "call_method") and _is_kinked(node.target):
@@ -397,18 +398,24 @@ def softplus_copy(
     """
     if not check_strength("beta", beta):
         raise ValueError(f"beta={beta!r}: expected a number > 0")
+
+    def soft(module):
+        if isinstance(module, nn.ReLU6):
+            return _SmoothReLU6(beta)
+        return SmoothLeakyReLU(getattr(module, "negative_slope", 0.0), beta)
+
+    return _without_kinks(model, soft)
+
+
+def _without_kinks(model, smooth_for):
+    "A copy in which `smooth_for(module)` stands in the place of each ReLU."
     smooth = copy.deepcopy(model)
     n_replaced = 0
     for parent in list(smooth.modules()):
         for name, module in list(parent._modules.items()):  # one module may have several names
-            if isinstance(module, nn.ReLU6):
-                setattr(parent, name, _SmoothReLU6(beta))
-            elif isinstance(module, (nn.ReLU, nn.LeakyReLU)):
-                slope = getattr(module, "negative_slope", 0.0)
-                setattr(parent, name, SmoothLeakyReLU(slope, beta))
-            else:
-                continue
-            n_replaced += 1
+            if isinstance(module, (nn.ReLU, nn.ReLU6, nn.LeakyReLU)):
+                setattr(parent, name, smooth_for(module))
+                n_replaced += 1
     if not n_replaced:
         raise ValueError(
             f"model: {type(model).__name__} has no ReLU module; "
@@ -416,3 +423,19 @@ def softplus_copy(
         )
     _check_smooth(smooth)
     return smooth
+
+# %% ../nbs/train/18_models.ipynb #2f05e106
+_SMOOTH = dict(silu=nn.SiLU, softplus=nn.Softplus, gelu=nn.GELU)
+
+
+def smooth_activations(
+    model: nn.Module,  # a network whose ReLUs are modules, before training; it is left as it is
+    activation: str = "silu",  # 'silu', 'softplus' (with sharpness 1) or 'gelu'
+) -> nn.Module:
+    """A copy with the same weights and another activation for every ReLU, leaky or not.
+
+    Raises ValueError where there is no ReLU module to replace and where a kink would be left, as
+    `softplus_copy`, which stays near to its original. Max-pooling stays.
+    """
+    make = _SMOOTH[check_choice("activation", activation, _SMOOTH)]
+    return _without_kinks(model, lambda module: make())

@@ -15,18 +15,22 @@ from torch import nn
 from advinterp import models
 from advinterp.core import set_seed
 from advinterp.data import data_table, load
+from advinterp.experiments import make_model
 from advinterp.models import (
     InputScale,
     madry_cnn,
+    n_params,
     noack_cnn,
     one_hidden,
     one_layer,
     photo_efficientnet_b0,
     photo_resnet34,
     small_conv,
+    smooth_activations,
     softplus_copy,
     wide_resnet,
 )
+from advinterp.parts import bring_data
 
 ARCHITECTURES = {
     "one_layer": (functools.partial(one_layer, 64, 10), (64,)),
@@ -344,6 +348,38 @@ def test_softplus_copy_refuses_kinked_modules_and_says_what_it_cannot_follow():
         softplus_copy(Branches(None))
 
 
+@pytest.mark.parametrize("activation, kind", [("silu", nn.SiLU), ("gelu", nn.GELU)])
+def test_smooth_activations_replace_every_relu(activation, kind):
+    model = photo_resnet34()
+    smooth = smooth_activations(model, activation)
+    assert count_of(smooth, kind) == 33 == count_of(model, nn.ReLU)
+    assert count_of(smooth, nn.ReLU) == 0
+    state = smooth.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_smooth_activations_compute_what_they_say():
+    set_seed(0)
+    first, last = nn.Linear(4, 8), nn.Linear(8, 2)
+    x = torch.randn(5, 4)
+    for layer in (nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2)):
+        smooth = smooth_activations(nn.Sequential(first, layer, last))
+        hidden = first(x)
+        torch.testing.assert_close(smooth(x), last(hidden * hidden.sigmoid()))
+
+
+def test_smooth_activations_refuse_what_keeps_a_kink():
+    with pytest.raises(ValueError, match=r"kinks are left in its copy \("):
+        smooth_activations(FunctionalReLU(F.relu))
+    with pytest.raises(ValueError, match="no ReLU module"):
+        smooth_activations(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="activation='relu': expected one of"):
+        smooth_activations(photo_resnet34(), "relu")
+    with pytest.warns(UserWarning, match="the code of Branches cannot be followed") as told:
+        smooth_activations(Branches(None))
+    assert told[0].filename == __file__
+
+
 @pytest.mark.parametrize("old", ["resnet34", "efficientnet_b0"])
 def test_old_names_work_with_a_warning(old):
     with pytest.warns(FutureWarning, match=f"models.photo_{old}"):
@@ -377,3 +413,10 @@ def test_torchvision_is_imported_only_where_it_is_used():
 def test_impossible_sizes_are_refused(make, argument):
     with pytest.raises((ValueError, TypeError), match=argument):
         make()
+
+
+def test_a_study_knows_the_smooth_network():
+    parts = bring_data("digits", device="cpu")
+    smooth = make_model("small_conv_silu", parts)
+    assert count_of(smooth, nn.ReLU) == 0 < count_of(smooth, nn.SiLU)
+    assert n_params(smooth) == n_params(make_model("small_conv", parts))
