@@ -716,7 +716,7 @@ def _for_jobs(data, parts, target, groups, options, out):
 
 # %% ../nbs/studies/47_comparison.ipynb #70b31f38
 def compare(
-    data: Any = "breast_cancer",  # name, CSV, folder, frame, (x, y), loaders: see `bring_data`
+    data: Any = None,  # see `bring_data`; None: that of the `learners`, else breast_cancer
     target: str | None = None,  # of a table: the column of classes
     model: Any = None,  # a name, a function, see `make_model`; None: by the data
     methods: Any = ("natural", "l1", "adversarial"),  # names, specs, `Method`s
@@ -755,12 +755,18 @@ def compare(
     shared.update(progress=progress, keep_code=keep_code)
     given = dict(earlier, **({} if eps is None else dict(eps=eps)))
     if _as_asked_before(data, earlier):
+        data = "breast_cancer" if data is None else data
         return _compare_by_recipe(data, methods, seeds, epochs, lr, given, shared)
     if earlier:
         name = next(iter(earlier))
         raise TypeError(f"{name}=: compare has no such argument{nearest(name, _ARGUMENTS)}")
     if not 0 <= check_strength("tolerance", tolerance) < 1:
         raise ValueError(f"tolerance={tolerance!r}: expected a share of the accuracy, such as 0.01")
+    if hasattr(data, "dls"):
+        raise TypeError(
+            "data: got a Learner, which is trained already; compare(learners={'mine': learn}) "
+            "measures it and writes its report"
+        )
     check_count("n_test", n_test)
     seeds = _seeds(3 if seeds is None else seeds)
     names = [each.name for each in measures_of(measures, _at_hand(seeds, learners))]
@@ -768,6 +774,7 @@ def compare(
     n_processes = check_backend(backend, n_jobs)
     if learners is not None:
         return _compare_learners(learners, data, target, names, tolerance, eps, n_test, out)
+    data = "breast_cancer" if data is None else data
     options: dict[str, Any] = dict(size=size, missing=missing, batch_size=batch_size)
     if drop:
         options["drop"] = [drop] if isinstance(drop, str) else list(drop)
@@ -934,7 +941,12 @@ def _compare_learners(learners, data, target, measures, tolerance, eps, n_test, 
     if not isinstance(learners, dict) or not learners:
         raise TypeError(f"learners={learners!r}: expected a dictionary, name -> trained learner")
     first = next(iter(learners.values()))
-    if isinstance(data, str) and data == "breast_cancer" and hasattr(first, "dls"):
+    if data is None:
+        if not hasattr(first, "dls"):
+            raise TypeError(
+                f"learners: {type(first).__name__} is no Learner, which knows its data; "
+                "say the data too, as in compare(data, learners=...)"
+            )
         data = first.dls
     parts = bring_data(data, target)
     setting = Setting(_radius(parts) if eps is None else eps, parts.bounds)

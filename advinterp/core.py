@@ -572,6 +572,14 @@ def _warn_of_other_units(x, units):
         )
 
 
+def _makes_modules(function):
+    "Does a function make a module, as `resnet18(weights=None)` of torchvision or timm does?"
+    with contextlib.suppress(TypeError, ValueError):  # of one that does not tell its arguments
+        first = next(iter(inspect.signature(function).parameters), None)
+        return first in ("weights", "pretrained")
+    return False
+
+
 def _inside(model, second_order, units):
     "What is called: the module of a learner in raw units, of a compiled or distributed model."
     if units is not None:
@@ -580,6 +588,11 @@ def _inside(model, second_order, units):
         raise TypeError(
             f"model={model!r}: expected a module, a function x -> logits or a Learner"
             + ("; did you mean to make one of this class?" if isinstance(model, type) else "")
+        )
+    if not isinstance(model, nn.Module) and _makes_modules(model):
+        name = getattr(model, "__name__", "this function")
+        raise TypeError(
+            f"model={name}: a function that makes a network, pass what it makes: {name}()"
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.module  # its hooks wait for parameter gradients

@@ -13,10 +13,12 @@ import pytest
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.learner import Learner
 from torch import nn
 
 from advinterp import PGD, GradientPenalty, LInfBall, bring_data, compare, gini, saliency, set_seed
 from advinterp.comparison import Results, at_equal_accuracy, open_study, paired_gains
+from advinterp.data import tensor_dls
 from advinterp.evaluate import accuracy, robust_accuracy
 from advinterp.experiments import (
     _REGISTERED,
@@ -112,6 +114,20 @@ def test_trained_learners_are_measured():
     results = compare((x, y), learners=nets, measures=["gini_gradient"])
     assert results.methods == ["mine", "theirs"] and results.matched().empty
     assert "no comparison at equal accuracy" in results.verdict()
+
+
+def test_learners_and_their_data_are_told_apart():
+    """A model does not know its data, and a learner is not data."""
+    x, y = images()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(TypeError, match=r"Sequential is no Learner.*compare\(data, learners="):
+        compare(learners=dict(mine=net))
+    learn = Learner(tensor_dls(x, y, x, y, device="cpu"), net, loss_func=nn.CrossEntropyLoss())
+    with pytest.raises(TypeError, match=r"compare\(learners=\{'mine': learn\}\)"):
+        compare(learn)
+    of_learner = compare(learners=dict(mine=learn), measures=["gini_gradient"])
+    said = compare((x, y), learners=dict(mine=learn), measures=["gini_gradient"])
+    assert len(of_learner.frame) == len(said.frame) == 1
 
 
 def test_a_dry_run_writes_nothing(tmp_path):

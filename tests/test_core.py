@@ -1,6 +1,7 @@
 """The entrance to everything else: losses per example, checks of arguments."""
 
 import copy
+import functools
 import re
 import threading
 import time
@@ -468,3 +469,19 @@ def test_one_example_for_a_batch_norm_in_training_mode():
     normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2)).train()
     with pytest.raises(ValueError, match="needs more than one example"):
         PGD(LInfBall(0.1), training=True)(normed, x, y)
+
+
+def test_a_function_that_makes_a_network_is_not_one():
+    """`resnet18` is named with its remedy; a function whose weights are bound is a model."""
+    from torchvision.models import resnet18
+
+    x = torch.rand(2, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"model=resnet18: .* makes a network.*resnet18\(\)"):
+        input_grad(resnet18, x, torch.tensor([0, 1]))
+
+    def of_weights(weights, x):
+        return x.flatten(1) @ weights
+
+    weights = torch.rand(192, 3)
+    grad, _ = input_grad(functools.partial(of_weights, weights), x, torch.tensor([0, 1]))
+    assert grad.shape == x.shape
