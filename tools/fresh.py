@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BY_HAND = ["__init__.py", "_deprecated.py", "papers/__init__.py"]
+BY_HAND = ["__init__.py", "_deprecated.py", "_homes.py", "papers/__init__.py"]
 COMMANDS = ["nbdev.clean import nbdev_clean as run", "nbdev.doclinks import nbdev_export as run"]
 
 
