@@ -29,6 +29,7 @@ _HOMES = {
     "parts": "bring_data",
     "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
     "averages": "WeightAverage",
+    "alarm": "OverfittingAlarm",
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
     "stability": "output_stability",

@@ -275,6 +275,14 @@ class _RawBatch:
         model, y = self.brought(self.loss, all_inputs=True)
         return adversary(model, self._with(self.x), y, self.loss)[self.i]
 
+    def share_right_under(self, adversary):
+        "The accuracy on the batch under an adversary, the model in evaluation mode."
+        with torch.inference_mode(False):
+            x_adv = self.attack(adversary)
+            model, labels = self.brought(None)
+            with torch.no_grad(), frozen(self.net, training=False):
+                return _share_right(model(x_adv), labels)
+
     def penalty(self, penalty):
         "A penalty at the clean input, `(B,)`."
         if not isinstance(penalty, Penalty):
@@ -750,12 +758,7 @@ class RobustMetrics(InputCallback):
         "Share of the batch that is right under the adversary; NaN in training."
         if not self._can_measure(pred):
             return math.nan
-        batch = self.raw
-        with torch.inference_mode(False):
-            x_adv = batch.attack(self.adversary)
-            model, labels = batch.brought(None)
-            with torch.no_grad(), frozen(batch.net, training=False):
-                return _share_right(model(x_adv), labels)
+        return self.raw.share_right_under(self.adversary)
 
     def gini(self, pred: Tensor, *yb: Tensor) -> Tensor | float:
         "Mean Gini index of the batch's saliency maps; NaN in training and for broken maps."
