@@ -654,8 +654,9 @@ def _has_no_default(function, name):
 
 def _in_precision_of(x, out):
     "Results of the shape of an input in its precision."
-    if isinstance(out, tuple) and type(out) is tuple:
-        return tuple(_in_precision_of(x, part) for part in out)
+    if isinstance(out, tuple):
+        parts = [_in_precision_of(x, part) for part in out]
+        return type(out)(*parts) if hasattr(out, "_fields") else tuple(parts)
     if isinstance(out, Tensor) and isinstance(x, Tensor) and out.shape == x.shape:
         return out.to(x.dtype) if out.is_floating_point() else out
     return out
