@@ -657,7 +657,7 @@ def moreau_grad(
     """Gradient of the sparse Moreau envelope (8).
 
     Warns where the steps do not settle (no minimum, or `lr` too large), where more of them are
-    needed (8c), and where a map is all zero.
+    needed (8c), where a lower minimum may be elsewhere (8d), and where a map is all zero.
     """
     if eta is None:
         eta = 5e-3 if patch is None else 5e-2
@@ -671,6 +671,7 @@ def moreau_grad(
     settled = []
     left = []  # of the way to go, as a share of the map (8c)
     levels = []  # of the first gradients: those above `eta` move something
+    curvatures = []  # of hills on the way to the minimum (8d)
 
     def _moreau(explained, x, y):
         gen = _generator(seed, x.device)
@@ -696,6 +697,7 @@ def moreau_grad(
             if step == steps - 1:
                 left.append(_way_left(start, new, size * average, lam))
                 settled.append(flat((new - delta) / size).norm(dim=1) <= 1.001 * first)
+                curvatures.append(_curvature_of_hills(under_noise, x, new, lam))
             delta = new
             if step >= steps - average:
                 total = total + delta
@@ -706,6 +708,7 @@ def moreau_grad(
         are_settled = torch.cat(settled)
         _warn_of_moreau(maps, are_settled, torch.cat(levels), lr, lam, eta)
         _warn_of_few_steps(torch.where(are_settled, torch.cat(left), 0.0), steps, lr)
+        _warn_of_hills(torch.where(are_settled, torch.cat(curvatures), 0.0), lam)
     return maps
 
 # %% ../nbs/maths/02_attribution.ipynb #3493411b
@@ -776,6 +779,21 @@ def _way_left(start, end, path, lam):
     return moved / flat(end).norm(dim=1).clamp(min=torch.finfo(end.dtype).tiny)
 
 
+def _curvature_of_hills(under_noise, x, delta, lam, pieces=16):
+    """The smallest curvature `(B,)` of F from `x` to `x + delta`; 0 where no hill (8d) is there."""
+    parts = torch.linspace(0, 1, pieces + 1, dtype=x.dtype, device=x.device)
+    values = torch.stack([under_noise.value(x + part * delta) for part in parts])
+    square = flat(delta).square().sum(1)
+    moves = (values + parts.square()[:, None] * square / (2 * lam)).diff(
+        dim=0
+    )  # of (8)'s objective
+    rounding = 8 * torch.finfo(x.dtype).eps * values.abs().amax(0)
+    has_risen = (moves > rounding).cumsum(0) > 0
+    has_hill = (has_risen & (moves < -rounding)).any(0)
+    curvature = values.diff(dim=0).diff(dim=0).amin(0) / torch.where(has_hill, square, 1.0)
+    return torch.where(has_hill, curvature * pieces**2, 0.0)
+
+
 def _warn_of_few_steps(left, steps, lr):
     """Say which maps are far from the minimum still."""
     n_short, largest = torch.stack([(left > 0.1).sum(), left.max()]).tolist()
@@ -784,6 +802,18 @@ def _warn_of_few_steps(left, steps, lr):
         warnings.warn(
             f"steps={steps}, lr={lr}: the maps of {n_short:.0f} inputs are on their way still, off "
             f"by up to {largest:.0%} (8c) or more; take more steps{step}, or a smaller lam",
+            stacklevel=4,
+        )
+
+
+def _warn_of_hills(curvatures, lam):
+    """Say whose minimum lies behind a hill."""
+    n_hills, least = torch.stack([(curvatures < 0).sum(), curvatures.min()]).tolist()
+    if n_hills:
+        warnings.warn(
+            f"lam={lam:g}: a hill (8d) lies between {n_hills:.0f} of {len(curvatures)} inputs and "
+            "their minimum, so that a lower one, with another map, may be elsewhere; F is bent by "
+            f"{least:.3g} there, take lam below {-1 / least:.2g}",
             stacklevel=4,
         )
 

@@ -421,6 +421,28 @@ def test_moreau_grad_says_that_it_has_not_arrived(low, high, is_short, noise):
     assert (error.max() > 0.1) == is_short
 
 
+def sine(z):
+    return torch.cat([0 * z, 5 * (3 * z).sin()], 1)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(lr=0.03), dict(lam=0.02)], ids=str)
+def test_moreau_grad_says_where_a_lower_minimum_may_be(settings):
+    """Valleys side by side: whose minimum is not the lowest one is told, and nobody else."""
+    x = torch.linspace(-2, 2, 17).double()[:, None]
+    y = torch.ones(1, dtype=torch.long)
+    lam = settings.get("lam", 1.0)
+    places = torch.linspace(-9, 9, 360_001).double()
+    wrong, told = [], []
+    for start in x:
+        height = sine(places[:, None])[:, 1] + (places - start).square() / (2 * lam)
+        exact = (start - places[height.argmin()]) / lam
+        how = dict(eta=0.0, n_samples=1, sigma=0.0) | settings
+        found, said = said_by(partial(A.moreau_grad, sine, start[None], y, **how))
+        wrong.append((found - exact).abs().item() > 0.1)
+        told.append("lam" in said)
+    assert told == wrong
+
+
 # ---------------------------------------------------------------- what the model looks for
 
 

@@ -105,6 +105,7 @@ ALLOWED = {
     "attribution._like": MOVE,
     "attribution._shifts": "torch.roll takes Python numbers: those of all steps at once",
     "attribution._warn_of_few_steps": LOOK,
+    "attribution._warn_of_hills": LOOK,
     "attribution._warn_of_moreau": LOOK,
     "attribution.integrated_gradients": MOVE,  # nodes and weights
     "attribution.slope_between": MOVE,
