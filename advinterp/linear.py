@@ -332,14 +332,15 @@ def _steepest_slope(loss):
             f"loss={loss!r}: with a penalty in place of a ball expected Logistic, Hinge, "
             "SoftplusHinge or a loss with a `centre`"
         )
-    away = _grid(0, 30)[1:]
+    away = torch.cat([_grid(0, 30)[1:], _grid(35, 10_000)])  # margins are rarely farther out
     above = loss.dg(loss.centre + away)
     below = loss.dg(loss.centre - away)
     sums = above + below
     steepest = float(sums[-1])
     rounding = 1e-6 * abs(steepest)
     is_even = (sums - steepest).abs().max() <= rounding
-    is_concave = above.diff().diff().max() <= rounding and above.diff().min() >= -rounding
+    rises = above.diff() / away.diff()
+    is_concave = rises.diff().max() <= rounding and rises.min() >= -rounding
     never_falls = below.min() >= -rounding
     if not (is_even and is_concave and never_falls):
         raise ValueError(

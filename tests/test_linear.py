@@ -288,6 +288,20 @@ class Stairs(Logistic):
         return (2 + (4 * z - 8).tanh() + (4 * z + 8).tanh()) / 4
 
 
+class Far(Logistic):
+    "As `Stairs`, but the second step is far out, where strong models have their margins."
+
+    place = 300.0
+
+    def dg(self, z):
+        parts = [super(Far, self).dg(z + shift) for shift in (-self.place, 0.0, self.place)]
+        return sum(parts) / 3
+
+
+class Farther(Far):
+    place = 9_000.0
+
+
 class Plunge(Logistic):
     "Even, and concave above the centre, but it falls on a line."
 
@@ -305,7 +319,7 @@ class Dip(Logistic):
         return 1.4 * super().dg(z) - 0.2
 
 
-no_sigmoids = Lopsided(), Shifted(), Falling(), Stairs(), Plunge()
+no_sigmoids = Lopsided(), Shifted(), Falling(), Stairs(), Far(), Farther(), Plunge()
 
 
 @pytest.mark.parametrize("function", [adv_loss, adv_slope, adv_grad])
