@@ -6,6 +6,7 @@ The names below are loaded when they are used first: `import advinterp` alone st
 """
 
 import importlib
+import sys
 
 from . import _deprecated
 
@@ -47,6 +48,8 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
+    if "fastai.learner" in sys.modules:  # its Learners get `adversarial`, `explain` and their kin
+        importlib.import_module(f"{__name__}.interpretation")
     return value
 
 

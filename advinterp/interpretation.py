@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from tqdm.auto import tqdm
 
+import advinterp.train  # noqa: F401  who has the verbs of maps has those of training
 from ._deprecated import renamed_arguments
 from .attribution import saliency
 from .callbacks import _accepts, _example_loss, _net_of, _Reading, _which_input

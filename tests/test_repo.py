@@ -124,6 +124,22 @@ for module in {light}:
 # ---------------------------------------------------------------- names
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from fastai.learner import Learner\nfrom advinterp import LInfBall",
+        "from advinterp import compare_maps\nfrom fastai.learner import Learner",
+    ],
+)
+def test_learners_have_their_verbs_with_any_name(imports):
+    """`learn.adversarial` works with the imports that its arguments need."""
+    verbs = ["adversarial", "penalise", "explain", "show_maps"]
+    code = f"{imports}\nprint([verb for verb in {verbs} if not hasattr(Learner, verb)])"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.splitlines() == ["[]"]
+
+
 def test_lazy_names_are_those_of_their_modules():
     """What `from advinterp import ...` offers is public where it is defined, and about forty."""
     import advinterp
