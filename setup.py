@@ -26,7 +26,7 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"],
     packages=find_packages(include=["advinterp", "advinterp.*"]),
-    package_data={"advinterp": ["**/*.csv"]},
+    package_data={"advinterp": ["**/*.csv", "**/*.json"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={

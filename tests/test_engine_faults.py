@@ -30,7 +30,7 @@ from advinterp.jobs import (
     status,
     write_study,
 )
-from advinterp.papers.common import item_of_runs
+from advinterp.papers.common import items_of
 from advinterp.papers.reproduce import items
 from advinterp.report import Section, write_report
 from advinterp.store import make_key, new_entry, read_entry
@@ -312,8 +312,11 @@ def test_an_item_of_a_paper_leaves_out_what_is_damaged(tmp_path):
     write_study(check_out(tmp_path), jobs)
     run_jobs(jobs, tmp_path, progress=False)
     (job_folder(jobs[0], tmp_path) / "seal").unlink()
-    item = item_of_runs("X.t", "t", lambda *_: jobs, lambda done, out: [len(done)], scaled="")
-    assert item.sections(tmp_path) == [1]
+    record = dict(name="X.t", title="t", scaled="", runs=dict(of="all"))
+    record["sections"] = [dict(by="count", title="t", text="{n}")]
+    draws = dict(count=lambda done: dict(n=len(done.runs)))
+    (item,) = items_of([record], dict(all=lambda *_: jobs), draws)
+    assert [section.text for section in item.sections(tmp_path)] == ["1"]
 
 
 def test_resuming_with_other_settings_keeps_the_earlier_rows(tmp_path):

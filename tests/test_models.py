@@ -25,6 +25,7 @@ from advinterp.models import (
     one_layer,
     photo_efficientnet_b0,
     photo_resnet34,
+    pooled_conv,
     small_conv,
     smooth_activations,
     softplus_copy,
@@ -51,6 +52,7 @@ ARCHITECTURES = {
     ),
     "photo_resnet34": (photo_resnet34, (3, 32)),
     "photo_efficientnet_b0": (photo_efficientnet_b0, (3, 32)),
+    "pooled_conv": (pooled_conv, (3, 32)),
 }
 
 

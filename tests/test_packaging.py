@@ -98,7 +98,9 @@ def test_sdist_has_what_it_needs(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert set(METADATA) <= names
-    published = [path.relative_to(ROOT).as_posix() for path in LIB.rglob("*.csv")]
+    published = [*LIB.rglob("published/*.csv"), *LIB.rglob("published/*.json")]
+    assert {path.suffix for path in published} == {".csv", ".json"}
+    published = [path.relative_to(ROOT).as_posix() for path in published]
     assert set(published) <= names
 
 

@@ -15,6 +15,7 @@ from advinterp.duals import LInfBall
 from advinterp.jobs import check_out, read_job, run_job, store_row, write_study
 from advinterp.models import one_hidden
 from advinterp.papers import d as paper_d
+from advinterp.papers.common import Done
 from advinterp.papers.d import Corners, chosen, items_d, rows_d, weight_decay_optimum
 from advinterp.papers.reproduce import paper_ledger
 from advinterp.penalty import WeightNorm
@@ -101,7 +102,9 @@ def test_diverging_run_is_a_row(tmp_path):
     job = paper_d._job("l2", strengths=[1e6, 0.0], **TINY)
     assert run_job(job, out) == "done"
     assert read_job(job, out)["row"] == dict(accuracy=0.0, diverged=True)
-    assert paper_d._strengths([job], out)[0].table.accuracy.tolist() == ["diverged"]
+    columns = paper_d._paper["items"][0]["sections"][0]["columns"]
+    shown = paper_d._strengths(Done([job], out), dict(columns, accuracy="accuracy"))
+    assert shown["table"].accuracy.tolist() == ["diverged"]
 
 
 def lowest(objective, upper):
@@ -229,8 +232,8 @@ def test_sections_of_a_study_that_has_just_begun(tmp_path):
     jobs, out = known(tmp_path, {(None, None, False): [0.1]})
     for item in items_d():
         assert item.sections(out, "quick") == []  # those runs are of another size
-    assert paper_d._gradients("t", "f", ["standard"], jobs, out) == []
-    assert len(paper_d._numbers(jobs, out)[0].table) == 1
+    assert paper_d._gradients(Done(jobs, out), ["standard"], "f") is None
+    assert len(paper_d._numbers(Done(jobs, out), dict(share="share"))["table"]) == 1
 
 
 def test_strengths_are_by_the_rule():

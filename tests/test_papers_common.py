@@ -12,7 +12,7 @@ from advinterp.jobs import Job, check_out, job_folder, run_jobs, store_row
 from advinterp.papers.common import (
     detectable,
     holm,
-    item_of_runs,
+    items_of,
     legend,
     markdown_table,
     mean_and_half,
@@ -20,9 +20,9 @@ from advinterp.papers.common import (
     power,
     prediction_interval,
     read_published,
+    rows_of,
     verdict,
 )
-from advinterp.report import Section
 
 NAN = math.nan
 T_975 = 4.3027  # two degrees of freedom, from a printed table
@@ -145,37 +145,55 @@ def test_further_runs_lie_in_the_prediction_interval():
     assert math.isnan(prediction_interval([1.0])[0])
 
 
+RECORD = dict(name="X.table1", title="a table", scaled="nothing", note="as published")
+
+
 def test_an_item_draws_the_runs_that_are_done(tmp_path):
-    def runs(preset, device):
-        names = "ab" if preset == "quick" else "abc"
+    """Its functions are called with what the record says; words fill the text."""
+
+    def runs(preset, device, few):
+        names = few if preset == "quick" else "abc"
         return [dict(name=name, device=device) for name in names]
 
     def as_job(run):
         return Job("advinterp.jobs:_example", dict(a=1, **run), run["name"])
 
-    def draw(done, out):
-        yield Section("Drawn", " ".join(run["name"] for run in done))
+    def words(done, end):
+        return dict(names=" ".join(run["name"] for run in done.runs) + end, preset=done.preset)
 
-    item = item_of_runs("X.table1", "a table", runs, draw, "nothing", as_job=as_job)
+    def nothing(done):
+        return None
+
+    sections = [dict(by="words", title="Drawn", text="{preset}: {names}", end=".")]
+    sections.append(dict(by="nothing", title="Not drawn", text=""))
+    record = dict(RECORD, runs=dict(of="runs", few="ab"), sections=sections)
+    (item,) = items_of([record], dict(runs=runs), dict(words=words, nothing=nothing), as_job)
+    assert (item.name, item.note) == ("X.table1", "as published")
     out = check_out(tmp_path)
     first, second = item.jobs()
     assert (first.label, second.label, len(item.jobs("paper"))) == ("a", "b", 3)
     assert item.sections(out) == []
     store_row(second, out, dict(sum=1), seconds=0.1)
-    assert [section.text for section in item.sections(out)] == ["b"]
+    assert [section.text for section in item.sections(out)] == ["quick: b."]
     assert item.sections(out, device="cuda") == []
     store_row(item.jobs("paper")[2], out, dict(sum=1), seconds=0.1)
-    assert [section.text for section in item.sections(out, "paper")] == ["b c"]
+    assert [section.text for section in item.sections(out, "paper")] == ["paper: b c."]
 
 
 def test_an_item_of_jobs_needs_no_conversion(tmp_path):
     def jobs(preset, device):
         return [Job("advinterp.jobs:_example", dict(a=a), f"sum{a}") for a in (1, 2)]
 
-    item = item_of_runs("X.sums", "sums", jobs, lambda done, out: [done], "nothing")
+    def table(done):
+        return dict(table=rows_of(done.runs, done.out))
+
+    sections = [dict(by="table", title="Sums", text="")]
+    record = dict(RECORD, runs=dict(of="sums"), sections=sections)
+    (item,) = items_of([record], dict(sums=jobs), dict(table=table))
     run_jobs(item.jobs()[:1], check_out(tmp_path), progress=False)
     assert job_folder(item.jobs()[0], tmp_path).exists()
-    assert [[job.label for job in done] for done in item.sections(tmp_path)] == [["sum1"]]
+    (section,) = item.sections(tmp_path)
+    assert section.table.a.tolist() == [1]
 
 
 def test_published_numbers_are_those_of_the_file():

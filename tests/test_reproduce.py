@@ -23,7 +23,7 @@ from advinterp.jobs import (
     store_row,
     write_study,
 )
-from advinterp.models import madry_cnn
+from advinterp.models import madry_cnn, photo_resnet34
 from advinterp.papers import a as paper_a
 from advinterp.papers import c as paper_c
 from advinterp.papers import reproduce as reproductions
@@ -266,8 +266,9 @@ def test_paper_presets_run(paper, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_a, "_trained", lambda run, folder: madry_cnn())
     monkeypatch.setattr(paper_c, "_loaders", photos)
     # weights that would be fetched
-    from_scratch = partial(paper_c._resnet34, pretrained=False)
-    monkeypatch.setattr(paper_c, "_resnet34", lambda n_out, pretrained: from_scratch(n_out))
+    monkeypatch.setattr(
+        paper_c, "photo_resnet34", lambda n_out, pretrained=False: photo_resnet34(n_out)
+    )
     jobs = kinds(paper)
     out = check_out(tmp_path)
     assert len(jobs) > 2

@@ -8,14 +8,10 @@ __all__ = ['runs_a', 'effects', 'score', 'items_a']
 # %% ../../nbs/papers/52_a.ipynb #ac2d5872
 import json
 from collections.abc import Callable
-from functools import partial
-from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ..adversary import PGD, drawn_as_in_0_1
@@ -24,72 +20,16 @@ from ..data import get_data
 from ..duals import LInfBall
 from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn
-from .common import Item, item_of_runs
+from .common import Done, Item, items_of, read_paper, weights_of
 from .scorecard import scorecard
 from ..plots import gini_boxplot, tradeoff
-from ..report import Section, interval, percent, signed, with_published
+from ..report import interval, percent, signed, with_published
 from ..study import impact_figure, load_run, map_figure, plan, tabulate, train
 
 # %% ../../nbs/papers/52_a.ipynb #b8fb0af4
-_ftrl = dict(optimiser="ftrl")
-_image = dict(shap=True, fast=True)
-_long = dict(
-    n_train=None,
-    epochs=21,
-    adv_epochs=84,
-    lr=1e-4,
-    step_size=0.01,
-    ramp=0.0,
-    n_explain=10_000,
-    ig_steps=100,
-    shap=True,
-)
-_wide = dict(
-    model="wide_resnet",
-    n_train=None,
-    epochs=180,
-    adv_epochs=180,
-    bs=128,
-    lr=0.1,
-    optimiser="sgd",
-    wd=2e-4,
-    drops=(0.57, 0.86),
-    pad=2,
-    ramp=0.0,
-    step_size=1 / 255,
-    n_explain=10_000,
-    ig_steps=100,
-)
-
-# data set, changes of its recipe, seeds
-_settings: dict[str, list[tuple[str, dict[str, Any], int]]] = dict(
-    quick=[
-        ("mushroom", _ftrl, 5),
-        ("spambase", _ftrl, 5),
-        ("mushroom", {}, 5),
-        ("spambase", {}, 5),
-        ("mnist", _image, 3),
-        ("fashion_mnist", _image, 3),
-        ("cifar10", _image, 3),
-    ],
-    paper=[
-        ("mushroom", _ftrl, 5),
-        ("spambase", _ftrl, 5),
-        ("mnist", dict(_long, steps=40), 3),
-        ("fashion_mnist", dict(_long, steps=20), 3),
-        ("cifar10", _wide, 3),
-    ],
-)
-_tables = ("mushroom", "spambase")  # the data sets that are no images
-
-# strengths of adversary and penalty, the published one first: every model is attacked at it
-_grid = dict(
-    mushroom=([0.1, 0.05, 0.15, 0.2, 0.3], [0.02, 0.01, 0.04, 0.06, 0.1]),
-    spambase=([0.1, 0.03, 0.07, 0.15, 0.2], [0.02, 0.005, 0.01, 0.03, 0.05]),
-    mnist=([0.3, 0.1, 0.2], [0.01, 0.003, 0.03]),
-    fashion_mnist=([0.1, 0.05, 0.2], [0.01, 0.003, 0.03]),
-    cifar10=([1 / 255, 0.5 / 255, 2 / 255], [1e-5, 1e-6, 1e-4]),
-)
+_paper = read_paper("a")
+_settings = _paper["settings"]  # preset -> data set, changes of its recipe, seeds
+_tables = _paper["tables"]  # the data sets that are no images
 
 # %% ../../nbs/papers/52_a.ipynb #56dbf310
 def runs_a(
@@ -100,7 +40,8 @@ def runs_a(
 ) -> list:  # of `Run`
     """The runs of paper A.
 
-    The other strengths have one seed for images, three seeds and FTRL for tables.
+    Of the strengths the published one is the first: every model is attacked at it. The others have
+    one seed for images, three seeds and FTRL for tables.
     """
     runs = []
     for name, changes, seeds in _settings[preset]:
@@ -108,8 +49,8 @@ def runs_a(
             continue
         runs += plan(name, seeds=seeds, device=device, **changes)
         is_table = name in _tables
-        if grid and (changes is _ftrl or not is_table):
-            eps, lam = _grid[name]
+        if grid and (not is_table or changes == dict(optimiser="ftrl")):
+            eps, lam = _paper["grid"][name]
             few = 3 if is_table else 1
             runs += plan(name, eps=eps, lam=lam, seeds=few, device=device, **changes)
     return list(dict.fromkeys(runs))
@@ -168,8 +109,8 @@ def _intervals(values, low, high):
     return [interval(*value_and_ends) for value_and_ends in zip(values, low, high)]
 
 
-def _table1(runs, out):
-    found = effects(runs, out)
+def _table1(done):
+    found = effects(done.runs, done.out)
     found = found[found.paper_dG.notna()].sort_values("data", kind="stable")
     table = {
         "data": found.data,
@@ -185,12 +126,7 @@ def _table1(runs, out):
         "paper's drop": found.paper_drop.map(percent),
         "robust accuracy": found.robust.map(percent),
     }
-    yield Section(
-        "Table 1: gain in Gini over the natural model",
-        "Means over the seeds with 95 % t intervals. Drop: accuracy lost against the natural "
-        "model. Robust accuracy: under PGD-20 within the published eps.",
-        pd.DataFrame(table),
-    )
+    return dict(table=pd.DataFrame(table))
 
 # %% ../../nbs/papers/52_a.ipynb #fae6d392
 def _panel_title(recipe, attribution):
@@ -223,22 +159,17 @@ def _gains(runs, out, seed=0):
     return panels
 
 
-def _fig2(runs, out):
-    panels = _gains(runs, out)
+def _boxes(done):
+    "The gains of four panels a figure."
+    panels = _gains(done.runs, done.out)
     titles = list(panels)
     figures = {}
     for first in range(0, len(titles), 4):
         shown = titles[first : first + 4]
-        figures[f"A_fig2_{first // 4 + 1}"] = (
-            gini_boxplot({title: panels[title] for title in shown}),
-            "Box plots of the point-wise gain in Gini: " + ", ".join(shown),
-        )
-    yield Section(
-        "Figure 2: gain in Gini, example by example",
-        "Gini of the attribution under each model minus that under the natural model, for the "
-        "same example; first seed. Diamonds: means.",
-        figures=figures,
-    )
+        fig = gini_boxplot({title: panels[title] for title in shown})
+        alt = "Box plots of the point-wise gain in Gini: " + ", ".join(shown)
+        figures[f"A_fig2_{first // 4 + 1}"] = fig, alt
+    return dict(figures=figures)
 
 # %% ../../nbs/papers/52_a.ipynb #dbd47d14
 def _measured(runs, out):
@@ -263,82 +194,69 @@ def _curve(rows, column):
     return *means.to_numpy().T, labels
 
 
-def _fig3(runs, out):
+def _tradeoffs(done):
+    "Accuracy against Gini: a figure for each data set, a line for each method and attribution."
     figures = {}
-    for data, of_data in _measured(runs, out).groupby("data", sort=False):
+    for data, of_data in _measured(done.runs, done.out).groupby("data", sort=False):
         curves = {}
         for method, rows in of_data.groupby("method", sort=False):
             for attribution, ending in _endings.items():
                 column = f"gini{ending}"
                 if column in rows and rows[column].notna().any():
                     curves[f"{_titles[method]} [{attribution}]"] = _curve(rows, column)
-        figures[f"A_fig3_{data}"] = (
-            tradeoff(curves),
-            f"Accuracy against mean Gini on {data}: " + ", ".join(curves),
-        )
-    yield Section(
-        "Figure 3: accuracy against sparseness",
-        "One line for each way of training and attribution method, one point for each strength "
-        "(written beside it): upper right is better.",
-        figures=figures,
-    )
+        alt = f"Accuracy against mean Gini on {data}: " + ", ".join(curves)
+        figures[f"A_fig3_{data}"] = tradeoff(curves), alt
+    return dict(figures=figures)
 
 # %% ../../nbs/papers/52_a.ipynb #b1226fc4
-def _first_of_each(runs, data):
+def _first_of_each(done, data):
     "First seed and published strength of each method, FTRL for tables: title -> run."
-    of_data = [run for run in runs if run.recipe.data == data and run.seed == 0]
+    of_data = [run for run in done.runs if run.recipe.data == data and run.seed == 0]
     shown = [run for run in of_data if run.strength == 0.0 or _has_published_strength(run)]
     optimiser = shown[0].recipe.optimiser
     return {_titles[run.method]: run for run in _of_optimiser(shown, optimiser)}
 
 
-def _impacts(data, item, runs, out):
-    arrays = {title: load_run(run, out)[1] for title, run in _first_of_each(runs, data).items()}
+def _impacts(done, data, figure):
+    first = _first_of_each(done, data)
+    arrays = {title: load_run(run, done.out)[1] for title, run in first.items()}
     alt = f"Feature impacts on {data}, natural against adversarial"
-    yield Section(
-        f"Figure {item}: feature impact on {data}",
-        "Mean magnitude of the attribution over the test examples, the values of one categorical "
-        "feature summed, sorted by the natural model.",
-        figures={f"A_fig{item.replace('.', '')}": (impact_figure(arrays), alt)},
-    )
+    return dict(figures={figure: (impact_figure(arrays), alt)})
 
 
-def _with_stored_weights(weights):
+def _with_weights(folder):
+    "The network of a run by the weights that it has kept; None where there are none."
+    weights = weights_of(folder)
+    if weights is None:
+        return None
     model = madry_cnn()
-    model.load_state_dict(load_file(weights))
+    model.load_state_dict(weights)
     return model
 
 
-def _shap_maps(run, out):
-    "The arrays of a run with DeepSHAP, from the stored weights, in place of its maps."
+def _arrays(run, out, shap):
+    "The arrays of a run; with DeepSHAP, from the stored weights, in place of its maps."
     _, arrays = load_run(run, out)
-    model = _with_stored_weights(job_folder(run.job(), out) / "model.safetensors")
+    if not shap:
+        return arrays
     x = torch.as_tensor(arrays["x"])
     y = torch.as_tensor(arrays["y"][: len(x)])
+    model = _with_weights(job_folder(run.job(), out))
     return dict(arrays, maps=deep_shap(model, x, y).numpy())
 
 
-def _maps(data, item, shap, runs, out, classes=None):
-    arrays = {}
-    for title, run in _first_of_each(runs, data).items():
-        arrays[title] = _shap_maps(run, out) if shap else load_run(run, out)[1]
+def _maps(done, data, figure, shap=False, classes=None):
+    first = _first_of_each(done, data)
+    arrays = {title: _arrays(run, done.out, shap) for title, run in first.items()}
+    fig = map_figure(arrays, classes=classes) or map_figure(arrays, rows=1)
     name = "DeepSHAP" if shap else "Integrated Gradients"
-    figure = map_figure(arrays, classes=classes) or map_figure(arrays, rows=1)
-    alt = f"{name} maps on {data}, one column for each model"
-    yield Section(
-        f"Figure {item}: {name} on {data}",
-        "Test images that all models classify correctly and the magnitude of their maps, each on "
-        "its own scale, with the Gini index.",
-        figures={f"A_fig{item.replace('.', '')}": (figure, alt)},
-    )
+    return dict(figures={figure: (fig, f"{name} maps on {data}, one column for each model")})
 
 # %% ../../nbs/papers/52_a.ipynb #08259f6c
 def _trained(run, folder):
     "The model of a run: loaded where the study has it, else trained."
-    stored = folder.parent / run.job().name / "model.safetensors"
-    if not stored.exists():
-        return train(run).model
-    return _with_stored_weights(stored).to(run.device).eval()
+    model = _with_weights(folder.parent / run.job().name)
+    return train(run).model if model is None else model.to(run.device).eval()
 
 
 def score(
@@ -367,28 +285,20 @@ def score(
 
 # %% ../../nbs/papers/52_a.ipynb #5e4434cb
 def _score_job(preset="quick", device="cpu"):
-    settings = dict(
-        data="mnist",
-        preset=preset,
-        device=device,
-        n=300 if preset == "quick" else 2_000,
-        radius=1.0,
-        patch=4,
-        steps=40,
-    )
+    settings = dict(_paper["score"][preset], preset=preset, device=device)
     return Job("advinterp.papers.a:score", settings, "mnist-scorecard", 5_000.0)
 
 
-def _score_jobs(preset, device="cpu"):
+def _score_jobs(preset="quick", device="cpu"):
     runs = [run for run in runs_a(preset, device, data=["mnist"]) if run.method != "l1"]
     return [*(run.job() for run in runs), _score_job(preset, device)]
 
 
-def _card(out, preset="quick", device="cpu"):
-    job = _score_job(preset, device)
-    if not job_folder(job, out).exists():
-        return []
-    card = pd.DataFrame(read_job(job, out)["row"]["card"])
+def _card(done):
+    job = done.runs[-1]
+    if job.func != "advinterp.papers.a:score":
+        return None
+    card = pd.DataFrame(read_job(job, done.out)["row"]["card"])
     table = {
         "metric": card.metric,
         "claimed better": card.better,
@@ -397,111 +307,16 @@ def _card(out, preset="quick", device="cpu"):
         "difference [95 %]": _intervals(card.difference, card.low, card.high),
         "verdict": card.verdict,
     }
-    text = (
-        f"MNIST, first {job.settings['n']} test images, means over three seeds with 95 % t "
-        "intervals of the difference. Robust accuracy: PGD-40 within eps .3; interpretation "
-        "attack: l2 radius 1; AOPC: regions of 4 pixels; top entries: 10 %. Stability between "
-        "seeds is bootstrapped over the images."
-    )
-    title = "Natural against adversarial models on every metric"
-    return [Section(title, text, pd.DataFrame(table))]
-
-# %% ../../nbs/papers/52_a.ipynb #8af9e0c4
-def _item(name, title, draw, scaled, minutes, gpu_hours="1", **which):
-    return item_of_runs(
-        f"A.{name}",
-        title,
-        runs=partial(runs_a, **which),
-        draw=draw,
-        scaled=scaled,
-        minutes=minutes,
-        gpu_hours=gpu_hours,
-        as_job=methodcaller("job"),
-    )
-
-
-def _map_item(number, data, shap, minutes):
-    "One of the figures J.6 to J.10."
-    return _item(
-        name=f"figJ{number}",
-        title=f"{'DeepSHAP' if shap else 'Integrated Gradients'} on {data}",
-        draw=partial(_maps, data, f"J.{number}", shap),
-        scaled=_small_net if data == "cifar10" else "10,000 training images",
-        minutes=minutes,
-        gpu_hours="8",
-        data=[data],
-    )
-
-
-_small_net = "a small net, 15,000 images"
-_images = f"10,000 training images, 800 / 2,400 steps, PGD-7; CIFAR-10: {_small_net}"
+    return dict(table=pd.DataFrame(table), n=job.settings["n"])
 
 # %% ../../nbs/papers/52_a.ipynb #72252e34
+def _as_job(run):
+    return run if isinstance(run, Job) else run.job()
+
+
 def items_a() -> list[Item]:
     "The tables and figures of paper A."
-    return [
-        _item(
-            name="table1",
-            title="gain in Gini on five data sets",
-            draw=_table1,
-            scaled=_images,
-            minutes=68,
-            gpu_hours="40",
-        ),
-        _item(
-            name="fig1",
-            title="one image (a bird in the paper) under each model",
-            draw=partial(_maps, "cifar10", "1", False, classes=[2]),
-            scaled=_small_net,
-            minutes=24,
-            gpu_hours="30",
-            data=["cifar10"],
-        ),
-        _item(
-            name="fig2",
-            title="point-wise gain in Gini",
-            draw=_fig2,
-            scaled=_images,
-            minutes=68,
-            gpu_hours="40",
-        ),
-        _item(
-            name="fig3",
-            title="accuracy against sparseness",
-            draw=_fig3,
-            scaled=f"{_images}; other strengths with one seed",
-            minutes=105,
-            gpu_hours="100",
-            grid=True,
-        ),
-        _item(
-            name="figJ4",
-            title="feature impact on Mushroom",
-            draw=partial(_impacts, "mushroom", "J.4"),
-            scaled="nothing",
-            minutes=3,
-            data=["mushroom"],
-        ),
-        _item(
-            name="figJ5",
-            title="feature impact on Spambase",
-            draw=partial(_impacts, "spambase", "J.5"),
-            scaled="nothing",
-            minutes=1,
-            data=["spambase"],
-        ),
-        _map_item(6, "mnist", shap=False, minutes=24),
-        _map_item(7, "fashion_mnist", shap=False, minutes=16),
-        _map_item(8, "cifar10", shap=False, minutes=24),
-        _map_item(9, "mnist", shap=True, minutes=24),
-        _map_item(10, "fashion_mnist", shap=True, minutes=16),
-        Item(
-            name="A.scorecard",
-            title="every metric of the papers on MNIST",
-            jobs=_score_jobs,
-            sections=_card,
-            scaled="10,000 training images, 300 test images",
-            minutes=26,
-            gpu_hours="10",
-        ),
-    ]
+    runs = dict(runs=runs_a, score=_score_jobs)
+    draws: dict[str, Callable] = dict(table=_table1, gains=_boxes, tradeoffs=_tradeoffs)
+    draws |= dict(impacts=_impacts, maps=_maps, card=_card)
+    return items_of(_paper["items"], runs, draws, _as_job)

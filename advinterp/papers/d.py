@@ -21,20 +21,26 @@ from torch import Tensor, nn
 from ..adversary import PGD, DualAdversary, drawn_as_in_0_1, margin_loss
 from ..attribution import saliency
 from ..core import input_grad, set_seed, task_loss
-from ..data import TakeMaps, get_data, load
+from ..data import get_data, load
 from ..duals import L1, L2, LInf, LInfBall
 from ..evaluate import accuracy, robust_accuracy, robustness_curve
 from ..generators import block_toy_exact
 from ..jobs import Job, job_folder, read_job
 from ..metrics import leakage, pointing_game
 from ..models import one_hidden
-from .common import Item, item_of_runs, mean_and_half
+from advinterp.papers.common import (
+    Done,
+    Item,
+    fitted,
+    items_of,
+    mean_and_half,
+    means_table,
+    read_paper,
+    rows_of,
+)
 from ..penalty import GradNorm, WeightNorm
 from ..plots import gradient_heatmap, robustness_curves, saliency_grid
-from ..report import Section
 from ..roar import FitAdam, diff_roar
-from ..study import SkipValidation
-from ..train import adv_learner
 
 # %% ../../nbs/papers/55_d.ipynb #c1dfd96e
 def _points(settings):
@@ -72,119 +78,56 @@ def weight_decay_optimum(
     return float(np.log1p(np.exp(-z)) + c * z), float(z)  # (2)
 
 # %% ../../nbs/papers/55_d.ipynb #f1abd670
+_paper = read_paper("d")
+_strength = _paper["strength"]  # of the penalties, chosen by the quick sweep
+_pairs = [tuple(pair) for pair in _paper["pairs"]]  # norms of (gradient, weights)
+_alone = _pairs[:7]  # the standard model and those with one penalty
 _norms = dict(l1=L1, l2=L2, linf=LInf)  # of the gradient
 _orders = dict(l1=1, l2=2, linf="inf")  # of the weights
-_strength = dict(  # chosen by the quick sweep
-    gradient=dict(l1=1.0, l2=0.1, linf=3.0),
-    weights=dict(l1=0.01, l2=0.1, linf=100.0),
-)
-_grid = dict(
-    weights=dict(
-        l1=[0.001, 0.003, 0.01, 0.03],
-        l2=[0.003, 0.01, 0.03, 0.1],
-        linf=[0.1, 1.0, 10.0, 100.0],
-    ),
-    loss=dict(
-        l1=[0.1, 0.3, 1.0, 3.0],
-        l2=[0.03, 0.1, 0.3, 1.0],
-        linf=[0.3, 1.0, 3.0, 10.0],
-    ),
-    logit=dict(
-        l1=[0.03, 0.1, 0.3],
-        l2=[0.03, 0.1, 0.3],
-        linf=[0.1, 0.3, 1.0],
-    ),
-)
-_scale = dict(
-    quick=dict(width=2_500, epochs=500, bs=5_000, lr=0.3),
-    public=dict(width=2_500, epochs=500, bs=250, lr=0.1),  # steps of the public code
-    paper=dict(width=25_000, epochs=4_000, bs=250, lr=0.1),
-)
-_toy = dict(
-    data="block_toy",
-    n_signal=None,
-    eps=0.45,
-    steps=8,
-    output="loss",
-    squared=["l2"],
-    bias=True,
-)
-_pairs = [  # norms of (gradient, weights)
-    (None, None),
-    *((None, norm) for norm in _norms),
-    *((norm, None) for norm in _norms),
-    *((gradient, weights) for gradient in _norms for weights in ("l1", "l2")),
-]
-_alone = _pairs[:7]  # the standard model and those with one penalty
 
 # %% ../../nbs/papers/55_d.ipynb #1574bddb
 def _model(gradient, weights, adversarial=False):
     "What a model is called."
-    parts = []
-    if adversarial:
-        parts.append("adversarial")
-    if gradient:
-        parts.append(f"{gradient} gradient")
-    if weights:
-        parts.append(f"{weights} weights")
+    parts = ["adversarial"] if adversarial else []
+    parts += [f"{gradient} gradient"] if gradient else []
+    parts += [f"{weights} weights"] if weights else []
     return ", ".join(parts) or "standard"
 
 
-def _names_of(pairs):
-    return [_model(*pair) for pair in pairs]
-
-
 def _cost(settings):
-    passes = 1
-    if settings["weights"] is not None:
-        passes += 1
-    if settings["gradient"] is not None:
-        passes += 2
-    if settings["adversarial"]:
-        passes += 6
-    return passes * settings["epochs"] * settings["width"]
+    passes = 1 + (settings["weights"] is not None) + 2 * (settings["gradient"] is not None)
+    return (passes + 6 * settings["adversarial"]) * settings["epochs"] * settings["width"]
 
 
 def _job(
     gradient=None, weights=None, adversarial=False, seed=0, preset="quick", device="cpu", **changes
 ):
-    which = dict(
-        gradient=gradient,
-        weights=weights,
-        adversarial=adversarial,
-        seed=seed,
-        device=device,
-        strengths=[
-            _strength["gradient"].get(gradient, 0.0),
-            _strength["weights"].get(weights, 0.0),
-        ],
-    )
-    settings = _toy | _scale[preset] | which | changes
+    "The job of a model on the toy data."
+    of_gradient = _strength["gradient"].get(gradient, 0.0)
+    of_weights = _strength["weights"].get(weights, 0.0)
+    which = dict(gradient=gradient, weights=weights, adversarial=adversarial, seed=seed)
+    which |= dict(device=device, strengths=[of_gradient, of_weights])
+    settings = _paper["toy"][preset] | which | changes
     name = _model(gradient, weights, adversarial).replace(", ", "+").replace(" ", "-")
     return Job("advinterp.papers.d:run_one", settings, f"{name}-seed{seed}", _cost(settings))
 
 # %% ../../nbs/papers/55_d.ipynb #0716d970
 def _attack(settings, eps=None):
-    if eps is None:
-        eps = settings["eps"]
+    eps = settings["eps"] if eps is None else eps
     steps = settings["steps"]
     return PGD(LInfBall(eps), steps, 2 * eps / steps, random_start=False, bounds=(-1.0, 1.0))
 
 
 def _penalties(settings):
     "Pairs of a penalty and its strength."
-    gradient, weights = settings["gradient"], settings["weights"]
-    of_gradient, of_weights = settings["strengths"]
+    gradient, weights, squared = (settings[name] for name in ("gradient", "weights", "squared"))
     penalties = []
     if gradient:
-        is_squared = gradient in settings["squared"]
-        penalty = GradNorm(_norms[gradient](1.0), settings["output"], is_squared)
-        penalties.append((penalty, of_gradient))
+        penalties.append(GradNorm(_norms[gradient](1.0), settings["output"], gradient in squared))
     if weights:
-        is_squared = weights in settings["squared"]
-        penalty = WeightNorm(_orders[weights], settings["bias"], is_squared)
-        penalties.append((penalty, of_weights))
-    return penalties
+        penalties.append(WeightNorm(_orders[weights], settings["bias"], weights in squared))
+    there = [strength for strength, norm in zip(settings["strengths"], (gradient, weights)) if norm]
+    return list(zip(penalties, there))
 
 
 def _rate(settings, epoch):
@@ -329,48 +272,15 @@ def rows_d(
     out: Path | str,  # folder of the study
 ) -> pd.DataFrame:  # one row per run: its settings, its numbers, its model's name
     "The rows of the runs that are done."
-    rows = []
-    for job in jobs:
-        if job_folder(job, out).exists():
-            numbers = read_job(job, out)["row"]
-            rows.append({**job.settings, **numbers, "model": _called(job.settings)})
-    return pd.DataFrame(rows)
+    done = [job for job in jobs if job_folder(job, out).exists()]
+    return rows_of(done, out).assign(model=[_called(job.settings) for job in done])
 
 
-def _table(df, columns):
-    "Means over the seeds, a line for each model; `columns`: name of a number -> heading."
-    lines = []
-    for model, rows in df.groupby("model", sort=False):
-        line = {"model": model, "seeds": len(rows)}
-        for column, heading in columns.items():
-            if column in rows:
-                line[heading] = mean_and_half(rows[column])
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-_columns = dict(
-    accuracy="accuracy",
-    share="share on the signal",
-    largest="signal is largest",
-    smallest="signal is smallest",
-    even="evenness",
-    auc_pgd="area, PGD",
-    auc="area, PGD and corners",
-    radius="radius at 100 %",
-    at="robust at .45",
-    blind="points without loss gradient",
-)
-_about = (
-    'Gradients of the margin on the twenty points; share on the signal and "signal is largest" are '
-    "0.1 for a gradient that knows nothing. Evenness: mean entry relative to the largest. "
-    "Area: under the accuracy over radii 0 to 0.5, divided by 0.5."
-)
-
-
-def _numbers(jobs, out):
-    text = f"Mean over the seeds, ± half the 95 % t interval. {_about}"
-    return [Section("The numbers behind figures 2 to 6", text, _table(rows_d(jobs, out), _columns))]
+def _numbers(done, columns):
+    "Means over the seeds, a line for each model."
+    by_model = rows_d(done.runs, done.out).groupby("model", sort=False)
+    groups = [(dict(model=model), rows, None) for model, rows in by_model]
+    return dict(table=means_table(groups, columns))
 
 # %% ../../nbs/papers/55_d.ipynb #fc074d50
 def chosen(
@@ -383,12 +293,13 @@ def chosen(
 
 def _sweep(preset="quick", device="cpu"):
     job = partial(_job, preset=preset, device=device)
+    grid = _paper["grid"]
     jobs = []
-    for norm, grid in _grid["weights"].items():
-        jobs += [job(weights=norm, strengths=[0.0, strength]) for strength in grid]
+    for norm, strengths in grid["weights"].items():
+        jobs += [job(weights=norm, strengths=[0.0, strength]) for strength in strengths]
     for output in ("loss", "logit"):
-        for norm, grid in _grid[output].items():
-            jobs += [job(norm, strengths=[strength, 0.0], output=output) for strength in grid]
+        for norm, strengths in grid[output].items():
+            jobs += [job(norm, strengths=[value, 0.0], output=output) for value in strengths]
     return jobs
 
 
@@ -396,12 +307,10 @@ def _two_digits(value):
     return "" if pd.isna(value) else f"{value:.2f}"
 
 
-def _strengths(jobs, out):
-    df = rows_d(jobs, out)
+def _strengths(done, columns):
+    df = rows_d(done.runs, done.out)
     df["strength"] = df.strengths.map(max)
-    for column in _columns:
-        if column not in df:
-            df[column] = np.nan
+    df = df.reindex(columns=list(dict.fromkeys([*df, *columns])))
     by_rule = chosen(df)
     lines = []
     for row in df.itertuples():
@@ -411,24 +320,16 @@ def _strengths(jobs, out):
             "strength": f"{row.strength:g}",
             "rule": "chosen" if is_chosen else "",
         }
-        for column, heading in _columns.items():
-            line[heading] = _two_digits(getattr(row, column))
-        if row.diverged:
-            line["accuracy"] = "diverged"
-        lines.append(line)
-    text = (
-        "One seed each. Chosen: the largest strength that keeps 100 % accuracy and a loss gradient "
-        "at every point; the other items use those chosen for weights and for gradients of the "
-        f"loss. {_about}"
-    )
-    return [Section("Strengths of the penalties", text, pd.DataFrame(lines))]
+        line |= {heading: _two_digits(getattr(row, column)) for column, heading in columns.items()}
+        lines.append(line | dict(accuracy="diverged") if row.diverged else line)
+    return dict(table=pd.DataFrame(lines))
 
 # %% ../../nbs/papers/55_d.ipynb #5b384ce3
-def _maps(jobs, out, names):
+def _maps(done, names):
     "Maps of the first seed for the first 40 test rows, and the place of their signal."
     first = {}
-    for job in jobs:
-        if (job_folder(job, out) / "maps.safetensors").exists():
+    for job in done.runs:
+        if (job_folder(job, done.out) / "maps.safetensors").exists():
             first.setdefault(_called(job.settings), job)
     if not set(names) <= set(first):
         return {}, None
@@ -436,52 +337,38 @@ def _maps(jobs, out, names):
     rows = test[:40]
     maps = {}
     for name in names:
-        maps[name] = load_file(job_folder(first[name], out) / "maps.safetensors")["maps"][rows]
+        kept = load_file(job_folder(first[name], done.out) / "maps.safetensors")
+        maps[name] = kept["maps"][rows]
     return maps, truth[rows].int().argmax(1)
 
 
-def _gradients(title, figure, names, jobs, out):
-    maps, signal = _maps(jobs, out, names)
-    if not maps:
-        return []
-    text = (
-        "Each row a test point, each entry relative to the largest of its row; circles mark the "
-        "signal. First seed."
-    )
+def _gradients(done, names, figure):
+    maps, signal = _maps(done, names)
     alt = f"Gradients of {' and of '.join(names)} on 40 test points"
-    return [Section(title, text, figures={figure: (gradient_heatmap(maps, signal), alt)})]
+    return dict(figures={figure: (gradient_heatmap(maps, signal), alt)}) if maps else None
 
 # %% ../../nbs/papers/55_d.ipynb #ca3512f4
-def _points_figure(jobs, out):
-    x = load("block_toy", n_signal=jobs[0].settings["n_signal"]).x_test[:40]
+def _points_figure(done):
+    x = load("block_toy", n_signal=done.runs[0].settings["n_signal"]).x_test[:40]
     fig = Figure(figsize=(3, 4.2), layout="constrained")
     ax = fig.subplots()
     image = ax.imshow(x, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     fig.colorbar(image, ax=ax, ticks=[-1, 0, 1])
     ax.set(xlabel="feature", ylabel="test point", xticks=range(x.shape[1]))
-    return [
-        Section(
-            "Figure 1: the first 40 test points",
-            "One coordinate of ten is +1 or -1, which is the label.",
-            figures=dict(D_fig1=(fig, "Forty rows with one entry of plus or minus one each")),
-        )
-    ]
+    return dict(figures=dict(D_fig1=(fig, "Forty rows with one entry of plus or minus one each")))
 
 
 def _stacked(df, models, column):
     "The curves of all seeds of some models: name -> `(seeds, strengths)`."
-    curves = {}
-    for model, rows in df.groupby("model", sort=False):
-        if model in models:
-            curves[model] = np.stack(list(rows[column]))
-    return curves
+    by_model = df[df.model.isin(models)].groupby("model", sort=False)[column]
+    return {model: np.stack(list(curves)) for model, curves in by_model}
 
 
-def _curves(jobs, out):
-    df = rows_d(jobs, out)
+def _curves(done):
+    df = rows_d(done.runs, done.out)
     df = df[~df.diverged.astype(bool)]
-    alone = [*_names_of(_alone), "adversarial"]
-    pairs = _names_of(_pairs[7:])
+    alone = [*(_model(*pair) for pair in _alone), "adversarial"]
+    pairs = [_model(*pair) for pair in _pairs[7:]]
     panels = (  # figure, models, curve, attack
         ("D_fig6", alone, "pgd", "the attack of the paper"),
         ("D_fig6_pairs", pairs, "pgd", "the attack of the paper, pairs of penalties"),
@@ -493,46 +380,16 @@ def _curves(jobs, out):
             fig = robustness_curves(_eps_grid, curves, chance=0.5)
             alt = f"Accuracy against the radius under {attack}: " + ", ".join(curves)
             figures[name] = fig, alt
-    text = (
-        "First the attack of the paper on models with one penalty, then on pairs; last the worst "
-        "of that attack and of all corners of the box. Bands: range of the seeds."
-    )
-    return [Section("Figure 6: accuracy against the radius", text, figures=figures)]
+    return dict(figures=figures)
 
 # %% ../../nbs/papers/55_d.ipynb #761f22b2
-_image = dict(lr=1e-3, eps=0.1, decay=1e-3)
-_image_scale = dict(
-    quick=dict(
-        width=256,
-        n_train=5_000,
-        n_test=500,
-        epochs=5,
-        bs=100,
-        steps=7,
-        fractions=[0.1, 0.3, 0.5],
-        roar_epochs=3,
-    ),
-    paper=dict(
-        width=1024,
-        n_train=None,
-        n_test=10_000,
-        epochs=30,
-        bs=100,
-        steps=10,
-        fractions=[tenth / 10 for tenth in range(1, 10)],
-        roar_epochs=20,
-    ),
-)
-_methods = "standard", "l2 weights", "adversarial"
-
-
 def _image_cost(method):
     return 4e7 if method == "adversarial" else 1e7
 
 
 def _image_job(data, method, seed=0, preset="quick", device="cpu", **changes):
     which = dict(data=data, method=method, seed=seed, device=device)
-    settings = _image | _image_scale[preset] | which | changes
+    settings = _paper["images"][preset] | which | changes
     label = f"{data}-{method.replace(' ', '-')}-seed{seed}"
     return Job("advinterp.papers.d:run_images", settings, label, _image_cost(method))
 
@@ -545,22 +402,20 @@ def _mlp(shape, n_out, width):
     return nn.Sequential(nn.Flatten(), one_hidden(int(np.prod(shape)), width, n_out))
 
 
-def _image_train(settings, dls):
-    set_seed(settings["seed"])
-    net = _mlp(dls.train_ds.x.shape[1:], dls.c, settings["width"])
-    callbacks = [SkipValidation()]
-    if _has_truth(settings):
-        callbacks.append(TakeMaps())
-    learn = adv_learner(dls, net, cbs=callbacks)
+def _image_protect(learn, settings):
+    "Bring the method of a run into a Learner."
     if settings["method"] == "adversarial":
-        ball = LInfBall(settings["eps"])
-        attack = PGD(ball, settings["steps"], bounds=(0.0, 1.0))
+        attack = PGD(LInfBall(settings["eps"]), settings["steps"], bounds=(0.0, 1.0))
         learn.adversarial(drawn_as_in_0_1(attack))  # as the rows that are kept
     if settings["method"] == "l2 weights":
         learn.penalise(WeightNorm(2, squared=True), settings["decay"])
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(settings["epochs"], settings["lr"])
-    return learn.model
+
+
+def _image_net(settings, dls):
+    "The trained network."
+    net = partial(_mlp, dls.train_ds.x.shape[1:], dls.c, settings["width"])
+    protect = partial(_image_protect, settings=settings)
+    return fitted(dls, net, protect, settings, maps=_has_truth(settings)).model
 
 # %% ../../nbs/papers/55_d.ipynb #0286dd55
 def _image_roar(settings, net, dls):
@@ -604,7 +459,7 @@ def run_images(
         device=settings["device"],
         maps=_has_truth(settings),
     )
-    net = _image_train(settings, dls)
+    net = _image_net(settings, dls)
     x, y, truth = dls.valid_ds.x, dls.valid_ds.y, dls.valid_ds.maps
     maps = saliency(net, x, y, output="loss")
     examples = dict(x=x, maps=maps, y=y, right=(net(x).argmax(1) == y).float())
@@ -622,34 +477,22 @@ def run_images(
     tick(_image_cost(settings["method"]))
     return row
 
-# %% ../../nbs/papers/55_d.ipynb #fb644351
-_image_columns = dict(
-    accuracy="accuracy",
-    robust="robust accuracy",
-    leakage="leakage",
-    pointing="pointing game",
-    diff_roar="DiffROAR",
-)
-
 # %% ../../nbs/papers/55_d.ipynb #fe2ef495
-def _image_figure(jobs, out):
+def _image_figure(done):
     "The first images that all models of the first seed classify correctly."
     kept = {}
-    for job in jobs:
-        if job.settings["seed"] == 0 and job_folder(job, out).exists():
-            images = load_file(job_folder(job, out) / "images.safetensors")
+    for job in done.runs:
+        if job.settings["seed"] == 0:
+            images = load_file(job_folder(job, done.out) / "images.safetensors")
             kept[job.settings["method"]] = images
-    if len(kept) < len(_methods):
+    if len(kept) < len(_paper["methods"]):
         return {}
     first = kept["standard"]
     all_right = torch.stack([images["right"].bool() for images in kept.values()]).all(0)
     rows = all_right.nonzero()[:3, 0]
-    fig = saliency_grid(
-        first["x"][rows],
-        {method: images["maps"][rows] for method, images in kept.items()},
-        labels=[str(label) for label in first["y"][rows].tolist()],
-        shared=False,
-    )
+    maps = {method: images["maps"][rows] for method, images in kept.items()}
+    labels = [str(label) for label in first["y"][rows].tolist()]
+    fig = saliency_grid(first["x"][rows], maps, labels=labels, shared=False)
     alt = (
         "Stacked images and the gradients of a standard, an l2 regularised and an adversarial "
         "network"
@@ -657,22 +500,22 @@ def _image_figure(jobs, out):
     return dict(D_block_mnist=(fig, alt))
 
 
-def _images(title, text, jobs, out):
-    figures = _image_figure(jobs, out) if _has_truth(jobs[0].settings) else {}
-    df = rows_d(jobs, out)
-    columns = dict(_image_columns)
-    for name in df:
+def _images(done, columns):
+    "The means of all numbers, and with a truth the maps."
+    every = dict(columns)
+    for name in rows_d(done.runs, done.out):
         if name.startswith("diff_roar_"):
-            columns[name] = f"at {name.rpartition('_')[2]}"
-    text = f"{text} Mean over the seeds, ± half the 95 % t interval."
-    return [Section(title, text, _table(df, columns), figures)]
+            every[name] = f"at {name.rpartition('_')[2]}"
+    figures = _image_figure(done) if _has_truth(done.runs[0].settings) else {}
+    return dict(_numbers(done, every), figures=figures)
 
 # %% ../../nbs/papers/55_d.ipynb #64e095fe
 def _seeds(preset):
     return range(5 if preset == "paper" else 3)
 
 
-def _jobs(pairs, preset="quick", device="cpu", adversarial=()):
+def _models(preset="quick", device="cpu", pairs=_pairs, adversarial=()):
+    "The jobs of some models, those with an adversary last."
     jobs = []
     for seed in _seeds(preset):
         jobs += [_job(*pair, False, seed, preset, device) for pair in pairs]
@@ -682,126 +525,32 @@ def _jobs(pairs, preset="quick", device="cpu", adversarial=()):
 
 def _every(preset="quick", device="cpu"):
     few = [(None, None), (None, "l2"), ("l2", None)]
-    return _jobs(_pairs, preset, device, adversarial=_alone if preset == "paper" else few)
+    return _models(preset, device, adversarial=_alone if preset == "paper" else few)
 
 
-def _image_jobs(data, preset, device="cpu"):
-    return [
-        _image_job(data, method, seed, preset, device)
-        for seed in _seeds(preset)
-        for method in _methods
-    ]
-
-
-_small = (
-    "2,500 hidden units for 25,000, 500 epochs for 4,000, batches of 5,000 of the 10,000 rows for "
-    "250, three seeds for five, three adversarial models for seven"
-)
-_small_images = "5,000 training images, 500 test images, 256 hidden units, three seeds for five"
-_of_images = "Gradients of the loss on test images. Robust accuracy: PGD with 20 steps within 0.1. "
-_of_block = (
-    "Leakage: share of the magnitude on the null block; pointing game: is the largest entry on the "
-    "digit? "
-)
-_of_roar = (
-    "DiffROAR: accuracy of networks retrained on the largest entries minus on the smallest, mean "
-    "over the fractions kept."
-)
-
-# %% ../../nbs/papers/55_d.ipynb #8317360b
-def _about_claims(jobs, out):
-    text = "Models that only guess, which an attack cannot change, do not take part."
-    return [Section("What the paper says", text)]
-
-
-def _draw_gradients(number, names, models):
-    return partial(_gradients, f"Figure {number}: gradients of {models}", f"D_fig{number}", names)
-
-
-def _pair_item(number, norm):
-    "Figures 3 to 5: a penalty of one norm on the weights, and on the gradient."
-    names = [_model(None, norm), _model(norm, None)]
-    return item_of_runs(
-        name=f"D.fig{number}",
-        title=f"gradients with {norm} penalties",
-        runs=partial(_jobs, [(None, norm), (norm, None)]),
-        draw=_draw_gradients(number, names, f"models with {norm} penalties"),
-        scaled=_small,
-        minutes=3,
-        gpu_hours="3",
-        cpu_hours=dict(public=0.1, paper=4),
-    )
-
-
-def _item_of_every(name, title, draw):
-    "An item that needs all models."
-    return item_of_runs(
-        name=name,
-        title=title,
-        runs=_every,
-        draw=draw,
-        scaled=_small,
-        minutes=29,
-        gpu_hours="25",
-        cpu_hours=dict(public=2, paper=75),
-    )
+def _image_jobs(preset, device="cpu", data="block_mnist"):
+    methods = _paper["methods"]
+    job = partial(_image_job, data, preset=preset, device=device)
+    return [job(method, seed) for seed in _seeds(preset) for method in methods]
 
 # %% ../../nbs/papers/55_d.ipynb #2e01e174
+def _words(done):
+    "A section of words alone."
+    return {}
+
+
+_runs = dict(models=_models, every=_every, sweep=_sweep, images=_image_jobs)
+_draws = dict(
+    strengths=_strengths,
+    points=_points_figure,
+    gradients=_gradients,
+    curves=_curves,
+    numbers=_numbers,
+    words=_words,
+    images=_images,
+)
+
+
 def items_d() -> list[Item]:
     "The figures of paper D, the numbers behind them, and the findings it starts from."
-    return [
-        item_of_runs(
-            name="D.strengths",
-            title="the strengths of the penalties",
-            runs=_sweep,
-            draw=_strengths,
-            scaled=_small,
-            minutes=9,
-            gpu_hours="12",
-            cpu_hours=dict(public=0.6, paper=12),
-        ),
-        item_of_runs(
-            name="D.fig1",
-            title="the first 40 test points",
-            runs=partial(_jobs, [(None, None)]),
-            draw=_points_figure,
-            scaled="nothing",
-            minutes=1,
-            gpu_hours="0.5",
-            cpu_hours=dict(public=0.1, paper=1),
-        ),
-        item_of_runs(
-            name="D.fig2",
-            title="gradients of the standard model",
-            runs=partial(_jobs, [(None, None)]),
-            draw=_draw_gradients(2, ["standard"], "the standard model"),
-            scaled=_small,
-            minutes=1,
-            gpu_hours="0.5",
-            cpu_hours=dict(public=0.1, paper=1),
-        ),
-        _pair_item(3, "l1"),
-        _pair_item(4, "l2"),
-        _pair_item(5, "linf"),
-        _item_of_every("D.fig6", "accuracy against the radius", _curves),
-        _item_of_every("D.numbers", "the numbers behind the figures", _numbers),
-        _item_of_every("D.claims", "what the paper says of them", _about_claims),
-        item_of_runs(
-            name="D.block_mnist",
-            title="gradients on digits with a null block",
-            runs=partial(_image_jobs, "block_mnist"),
-            draw=partial(_images, "BlockMNIST", _of_images + _of_block + _of_roar),
-            scaled=_small_images,
-            minutes=2,
-            gpu_hours="1",
-        ),
-        item_of_runs(
-            name="D.diffroar",
-            title="is what a gradient marks what a new network needs?",
-            runs=partial(_image_jobs, "fashion_mnist"),
-            draw=partial(_images, "DiffROAR on Fashion-MNIST", _of_images + _of_roar),
-            scaled=_small_images,
-            minutes=1,
-            gpu_hours="3",
-        ),
-    ]
+    return items_of(_paper["items"], _runs, _draws)
