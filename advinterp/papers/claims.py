@@ -260,7 +260,7 @@ _in_one_form = dict(A=_rows_a, B=_rows_b, C=_rows_c, D=_rows_d)
 _published = dict(A=_published_a, B=_published_b, C=_published_c)
 _runs_of_paper = dict(A=1, B=5, C=1, D=1)  # behind a published number
 
-# %% ../../nbs/papers/57_claims.ipynb #72ee123f
+# %% ../../nbs/papers/57_claims.ipynb #1cc6d1b7
 _counted = dict(B="robust_accuracy", C="accuracy")  # measures that are shares of `n_test` images
 
 
@@ -299,7 +299,7 @@ def _widened(row, sides, claim, n):
     word = verdict(row["difference"], ends)
     return dict(images=n, wide_low=ends[0], wide_high=ends[1], wide=word)
 
-# %% ../../nbs/papers/57_claims.ipynb #d6effaad
+# %% ../../nbs/papers/57_claims.ipynb #cd5b2c13
 def _tested(claim, ours, published, paper):
     "One line of the ledger."
     sides = _sides(ours, claim)
@@ -317,7 +317,7 @@ def _tested(claim, ours, published, paper):
     row["seeds_needed"] = _seeds_needed(row["published"], row["deviation"])
     return row | _widened(row, sides, claim, _images(ours, paper, claim))
 
-# %% ../../nbs/papers/57_claims.ipynb #947c105a
+# %% ../../nbs/papers/57_claims.ipynb #37205b6f
 def ledger(
     paper: str,  # 'A' to 'D'
     rows: pd.DataFrame,  # of the paper's runs, as kept results have them
@@ -391,7 +391,7 @@ def claims_table(
     table = pd.DataFrame(shown)
     return table.loc[:, [(table[name] != "").any() for name in table]]
 
-# %% ../../nbs/papers/57_claims.ipynb #0e869a60
+# %% ../../nbs/papers/57_claims.ipynb #a6daece5
 def find_claim(
     found: pd.DataFrame,  # of `ledger`
     better: str,  # the side that is claimed to be larger
@@ -414,16 +414,16 @@ def find_claim(
 def quote(
     line: pd.Series,  # of a ledger, as from `find_claim`
     digits: int = 3,  # decimals
-) -> str:  # '+0.060 [+0.058, +0.061], published +0.060'
+) -> str:  # '+0.060 [+0.058, +0.061] (published +0.060)'
     "The measured difference with its interval, and the published one where there is one."
     if math.isnan(line.difference):
         return line.verdict
     text = interval(line.difference, line.low, line.high, digits)
     if math.isnan(line.published):
         return text
-    return f"{text}, published {signed(line.published, digits)}"
+    return f"{text} (published {signed(line.published, digits)})"
 
-# %% ../../nbs/papers/57_claims.ipynb #7b5e0921
+# %% ../../nbs/papers/57_claims.ipynb #3829a6eb
 _items_of = dict(A=items_a, B=items_b, C=items_c, D=items_d)
 
 
@@ -502,7 +502,7 @@ _how_judged = (
     "rule."
 )
 
-# %% ../../nbs/papers/57_claims.ipynb #469fef74
+# %% ../../nbs/papers/57_claims.ipynb #d00a1eb5
 _in_latex = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -541,7 +541,7 @@ def _latex_of(level, heading, body):
 def _markdown_of(level, heading, body):
     return f"{'#' * level} {heading}\n\n{body if isinstance(body, str) else markdown_table(body)}"
 
-# %% ../../nbs/papers/57_claims.ipynb #ce0cf249
+# %% ../../nbs/papers/57_claims.ipynb #f9138d57
 def reproducibility_report(
     paper: str,  # 'A' to 'D'
     found: pd.DataFrame,  # of `ledger`
