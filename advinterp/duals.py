@@ -8,6 +8,7 @@ __all__ = ['L1', 'LInf', 'L2', 'GroupL21', 'Dual', 'Ball', 'LInfBall', 'L1Ball',
 
 # %% ../nbs/maths/01_duals.ipynb #cf684c06
 import copy
+import functools
 import math
 
 import numpy as np
@@ -287,26 +288,68 @@ def _water_level(u):
     return t
 
 
-def _level(u):
-    "The same `t`. On the CPU from the largest eighth of each row, where no other lies above it."
-    eighth = u.shape[1] // 8
-    if u.device.type == "cpu" and eighth >= 32:
-        largest = torch.from_numpy(np.partition(u.numpy(), -eighth, axis=1)[:, -eighth:])
-        largest = largest.clamp(min=-1)
-        t = _water_level(largest)
-        if (t >= largest[:, :1]).all():  # the first column holds the smallest of them
-            return t
-    return _water_level(u.clamp(min=-1))
-
-
 @torch.no_grad()
 def _l1_project(v, eps):
-    "Rows of `v` projected on the l1 ball by (8), in place on one buffer."
+    "Rows of `v` projected on the l1 ball by (8)."
     size = v.abs()
-    inside = size.sum(1, keepdim=True) <= eps
-    u = size.sub_(size.amax(1, keepdim=True)).div_(max(eps, torch.finfo(v.dtype).tiny))
-    w = u.sub_(_level(u)).relu_().mul_(eps).copysign_(v)  # (8)
-    return torch.where(inside, v, w, out=w)
+    total, top = size.sum(1, keepdim=True), size.amax(1, keepdim=True)
+    radius = max(eps, torch.finfo(v.dtype).tiny)
+    if v.device.type == "cpu" and v.shape[1] >= 256 and radius == eps:
+        return _l1_project_on_cpu(v.detach(), total[:, 0], top[:, 0], radius)
+    u = size.sub_(top).div_(radius)
+    w = u.sub_(_water_level(u.clamp(min=-1))).relu_().mul_(eps).copysign_(v)  # (8)
+    return torch.where(total <= eps, v, w, out=w)
+
+
+def _l1_project_on_cpu(v, total, top, radius):
+    out = torch.empty(v.shape, dtype=v.dtype)
+    numbers = [values.numpy() for values in (v, total, top)]
+    _compiled_projection()(*numbers, numbers[0].dtype.type(radius), out.numpy())
+    return out
+
+
+@functools.cache
+def _compiled_projection():
+    "`_project_rows` compiled, from the disk where that can keep it."
+    from numba import njit
+
+    settings = dict(fastmath={"reassoc", "contract"}, error_model="numpy")
+    try:
+        return njit(cache=True, **settings)(_project_rows)
+    except RuntimeError:  # no file or folder to keep it by
+        return njit(**settings)(_project_rows)
+
+
+def _project_rows(v, total, top, radius, out):  # pragma: no cover, compiled
+    "Rows of `v`, with their l1 and l-infinity norms, projected into `out`."
+    one = radius / radius  # of the same precision
+    zero = radius - radius
+    u = np.empty_like(v[0])
+    for i in range(len(v)):
+        if not top[i] < np.inf:
+            out[i] = np.nan
+            continue
+        if total[i] <= radius:
+            out[i] = v[i]
+            continue
+        for j in range(len(u)):
+            u[j] = (abs(v[i, j]) - top[i]) / radius
+        t = -one
+        n_before = np.inf
+        while True:
+            n_above = zero
+            level = zero
+            for j in range(len(u)):
+                counts = u[j] > t
+                n_above += one if counts else zero
+                level += u[j] if counts else zero
+            if n_above >= n_before:  # none fell out, up to rounding
+                break
+            n_before = n_above
+            t = (level - one) / n_above  # (8), a step of Newton's
+        for j in range(len(u)):
+            w = radius * (u[j] - t)
+            out[i, j] = np.copysign(zero if w < zero else w, v[i, j])
 
 # %% ../nbs/maths/01_duals.ipynb #e10a8121
 class L1Ball(Ball):

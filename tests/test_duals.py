@@ -308,6 +308,46 @@ def test_l1_projection_against_scipy(n, eps, seed, kind):
         np.testing.assert_allclose(projected, expected, atol=1e-10)
 
 
+def by_sorting(row, eps):
+    """Duchi et al. 2008, in float64."""
+    if not eps:
+        return np.zeros_like(row)
+    size = np.abs(row.astype(float))
+    if size.sum() <= eps:
+        return row
+    falling = np.sort(size)[::-1]
+    rest = np.cumsum(falling) - eps
+    k = np.nonzero(falling * np.arange(1, len(row) + 1) > rest)[0][-1]
+    return np.sign(row) * np.maximum(size - rest[k] / (k + 1), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [255, 256, 700])  # compiled code begins at 256
+def test_l1_projection_against_sorting(n, dtype):
+    normal = batch((n,), 3, B=6)
+    tied = (2 * normal).round() / 2
+    skewed = normal * 0.97 ** torch.arange(n)
+    for v in (normal, 1000 * normal, tied, skewed, normal.abs(), torch.zeros_like(normal)):
+        v = v.to(dtype)
+        for eps in (0.0, 1e-12, 0.5, 20.0, 1e3):
+            w = L1Ball(eps).project(v)
+            assert w.dtype == dtype
+            expected = np.stack([by_sorting(row, eps) for row in v.double().numpy()])
+            precision = 8 * torch.finfo(dtype).eps * max(1.0, v.abs().max().item())
+            np.testing.assert_allclose(w.double().numpy(), expected, atol=precision)
+
+
+@pytest.mark.parametrize("n", [100, 300])
+def test_l1_projection_of_broken_rows(n):
+    v = batch((n,), 0, B=4)
+    v[0, 3], v[1, 5] = torch.nan, torch.inf
+    w = L1Ball(2.0).project(v)
+    assert w[:2].isnan().all() and w[2:].isfinite().all()
+    assert torch.equal(w[2:], L1Ball(2.0).project(v[2:]))
+    across = v[2:].repeat(1, 2)[:, ::2]  # not contiguous
+    assert torch.equal(L1Ball(2.0).project(across), L1Ball(2.0).project(across.contiguous()))
+
+
 def test_l1_projection_qp():
     "256 x 3072 against the optimality conditions, and a small case against SLSQP"
     v = batch((3072,), 0, B=256)
