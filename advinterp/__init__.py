@@ -34,6 +34,7 @@ _HOMES = {
     "train": "adv_learner",
     "evaluate": "accuracy robust_accuracy robustness_curve",
     "stability": "output_stability",
+    "fidelity": "f_fidelity",
     "interpretation": "AttributionInterpretation compare_maps",
     "spec": "from_spec to_spec",
     "comparison": "compare",

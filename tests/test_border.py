@@ -48,7 +48,7 @@ MODULES = [
     "stability",
 ]
 MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
-MODULES += ["stability", "certificates"]
+MODULES += ["stability", "certificates", "fidelity"]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
 SEEDED_TRADES = TRADES(LInfBall(0.1), steps=2)
 SEEDED_TRADES.call_seed = lambda *arguments: 0  # a function has no weights to seed the start
@@ -106,6 +106,7 @@ ELSEWHERE = {
     "bring": "the entrance itself",
     "feature_visualization": "has no x",
     "AutoAttack": "needs torchattacks",
+    "fill_tuned": "trains a copy of a module",
     "TeacherMaps": "has no maps before .against(teacher), which gives a TargetMap",
 }
 
