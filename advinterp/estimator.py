@@ -7,7 +7,6 @@ __all__ = ['AdversarialClassifier', 'AdversarialRegressor', 'Explanation', 'expl
            'adversarial_path', 'null_eps', 'AdversarialClassifierCV', 'AdversarialRegressorCV']
 
 # %% ../nbs/one_layer/13_estimator.ipynb #e7f2c979
-import functools
 import warnings
 from collections.abc import Callable
 from copy import copy
@@ -49,6 +48,7 @@ from ._deprecated import moved_names, renamed_arguments
 from .core import check_choice, check_count, check_strength
 from .duals import Dual, GroupBall, L1Ball, L2Ball, LInfBall
 from .linear import slope_between
+from .multiclass import JointProblem, solve_joint
 from .solver import LOSSES, EpsBall, EpsBall1, RobustProblem, solve
 
 # %% ../nbs/one_layer/13_estimator.ipynb #09bb2b18
@@ -133,10 +133,7 @@ class _AdversarialLinear(BaseEstimator):
                 "for the widest margin take loss='hinge' with alpha_l2=1e-6"
             )
         elif not solution.converged:
-            warning = (
-                f"gap_={solution.gap:.2g} exceeds tol={self.tol:.2g} after {solution.n_iter} "
-                f"iterations (max_iter={self.max_iter}): raise max_iter or tol"
-            )
+            warning = _not_converged(self, solution.gap, solution.n_iter)
         coef = solution.w / scale
         n_iter = max(solution.n_iter, 1)
         return _Fit(coef, solution.b - mean @ coef, solution.gap, n_iter, objective, warning)
@@ -153,6 +150,13 @@ class _Fit(NamedTuple):
     warning: str | None
 
 
+def _not_converged(est, gap, n_iter):
+    return (
+        f"gap_={gap:.2g} exceeds tol={est.tol:.2g} after {n_iter} iterations "
+        f"(max_iter={est.max_iter}): raise max_iter or tol"
+    )
+
+
 def _check_flag(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={value!r}: expected True or False")
@@ -160,8 +164,8 @@ def _check_flag(name, value):
 # %% ../nbs/one_layer/13_estimator.ipynb #f9990c1d
 def _store(est, data, fits, prepared, eps, warn):
     "Set the fitted attributes from the solutions of the problems, and say what they warn of."
-    est.coef_ = np.array([fit.coef for fit in fits])
-    est.intercept_ = np.array([fit.intercept for fit in fits])
+    est.coef_ = np.vstack([fit.coef for fit in fits])
+    est.intercept_ = np.hstack([fit.intercept for fit in fits])
     est.n_iter_ = np.array([fit.n_iter for fit in fits])
     est.gap_ = float(sum(fit.gap for fit in fits))
     est.objective_ = float(sum(fit.objective for fit in fits))
@@ -198,35 +202,17 @@ def _is_logistic(est):
         "hinge scores are not probabilities"
     )
 
-
-def _ignores_multi_class(init):
-    "An `__init__` that still takes the `multi_class='ovr'` of version 0.1, and warns."
-
-    @functools.wraps(init)  # scikit-learn reads the signature, clones and sets parameters by it
-    def call(self, *args, **kwargs):
-        if "multi_class" in kwargs:
-            check_choice("multi_class", kwargs.pop("multi_class"), ["ovr"])
-            warnings.warn(
-                f"{type(self).__name__}: multi_class= has one value and goes with the next "
-                "release; leave it out",
-                FutureWarning,
-                stacklevel=2,
-            )
-        init(self, *args, **kwargs)
-
-    return call
-
 # %% ../nbs/one_layer/13_estimator.ipynb #33c5defe
 class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
     """A linear classifier trained against the worst perturbation of every row, to the optimum.
 
-    More than two classes are fitted one against the rest. Where `norm` is a ball of
-    `advinterp.duals` it brings its `eps`: fitting raises ValueError if both are given.
+    More than two classes are fitted one against the rest, or by one joint model, for which see
+    [many classes at once](15_multiclass.ipynb). Where `norm` is a ball of `advinterp.duals` it
+    brings its `eps`: fitting raises ValueError if both are given.
     """
 
     _allowed = ("logistic", "hinge", "softplus_hinge")
 
-    @_ignores_multi_class
     def __init__(
         self,
         eps: float | np.ndarray | pd.Series | dict | str | None = None,  # strength, one for each
@@ -240,6 +226,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         fit_intercept: bool = True,  # the intercept carries no penalty
         standardize: bool = False,  # eps and the penalties in standard deviations of the columns
         class_weight: dict | str | None = None,  # dict or 'balanced', times the rows' weights
+        multi_class: str = "ovr",  # more than two classes: 'ovr', one against the rest, or 'joint'
         solver: str = "auto",  # 'lbfgs' (logistic losses), 'conic', or 'auto'
         tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
         max_iter: int = 1000,  # iterations of the solver
@@ -256,6 +243,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         self.fit_intercept = fit_intercept
         self.standardize = standardize
         self.class_weight = class_weight
+        self.multi_class = multi_class
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
@@ -291,14 +279,19 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialLinear):
         X: np.ndarray | pd.DataFrame,  # `(n, d)` rows
     ) -> np.ndarray:  # `(n, n_classes)`
         "Logarithms of the probabilities, exact for rows at any distance."
-        return _log_probabilities(self.decision_function(X))
+        return _log_probabilities(self.decision_function(X), _is_joint(self))
 
 # %% ../nbs/one_layer/13_estimator.ipynb #441042d6
-def _log_probabilities(scores):
+def _is_joint(est):
+    "Is it one model of more than two classes?"
+    return getattr(est, "multi_class", "ovr") == "joint" and len(est.classes_) > 2
+
+
+def _log_probabilities(scores, joint=False):
     "Of each class: normalised before the exponential, which is 0 in every class of a far row."
     if scores.ndim == 1:
         return log_expit(np.c_[-scores, scores])
-    logs = log_expit(scores)
+    logs = scores if joint else log_expit(scores)
     return logs - logsumexp(logs, axis=1, keepdims=True)
 
 # %% ../nbs/one_layer/13_estimator.ipynb #2087bc41
@@ -306,6 +299,7 @@ def _log_probabilities(scores):
 def _data(self: AdversarialClassifier, X, y, sample_weight):
     "Checked rows, class indices, weights, and the columns' moments."
     self._check()
+    check_choice("multi_class", self.multi_class, ["ovr", "joint"])
     X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
     check_classification_targets(y)
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -342,6 +336,9 @@ def _class_factor(class_weight, classes, index, weight):
 def _fit(self: AdversarialClassifier, data, warn=True):
     eps = self._eps_of(data)
     prepared = self._prepare(data, eps)
+    if _is_joint(self):
+        _store(self, data, [_fit_joint(self, data, prepared)], prepared, eps, warn)
+        return self
     classes = _problems(self)
     starts = _starts(self, len(classes), data.X.shape[1])
     run = Parallel(self.n_jobs if len(classes) > 1 else 1)
@@ -351,6 +348,34 @@ def _fit(self: AdversarialClassifier, data, warn=True):
     _store(self, data, [fit for fit, _ in pairs], prepared, eps, warn)
     _store_refit(self, data, [fit for _, fit in pairs])
     return self
+
+
+def _fit_joint(est, data, prepared):
+    "The joint model of all classes, in the units of the columns."
+    for name, expected in (("refit", ["none"]), ("solver", ["auto", "conic"])):
+        value = getattr(est, name)
+        if value not in expected:
+            raise ValueError(
+                f"{name}={value!r} with multi_class='joint': expected {' or '.join(expected)}"
+            )
+    loss = LOSSES[est.loss]
+    q = data.q
+    kept = q > 0  # rows of no weight would be rows of the program
+    table = data.X[kept], data.target[kept], q[kept]
+    prob = RobustProblem(*table, loss, fit_intercept=est.fit_intercept, **prepared)
+    joint = JointProblem(prob, len(est.classes_))
+    found = solve_joint(joint, est.tol, est.max_iter)
+    coef = found.W / prepared["scale"]
+    warning = None
+    if found.gap > est.tol * max(1, found.value):
+        warning = _not_converged(est, found.gap, found.n_iter) + ", or set alpha_l2=1e-4"
+    elif joint.separates(found.W, found.b):
+        warning = (
+            "the rows are separable even against this adversary, so the optimum lies at infinity: "
+            "raise eps, set alpha_l2 or alpha_l1 above 0, or take loss='hinge' with alpha_l2=1e-6"
+        )
+    intercept = found.b - coef @ prepared["mean"]
+    return _Fit(coef, intercept, found.gap, max(found.n_iter, 1), found.value, warning)
 
 
 def _problems(est):
@@ -750,7 +775,8 @@ def attribute(
     active = np.flatnonzero(coef.any(0))
     rows = X[:, active].toarray() if sparse.issparse(X) else X[:, active]
     start = _baseline(self, baseline)[active]
-    terms = _terms(rows, start, coef[:, active], intercept, output)
+    joint = hasattr(self, "classes_") and _is_joint(self)
+    terms = _terms(rows, start, coef[:, active], intercept, output, joint)
     if sparse.issparse(X):
         at = np.repeat(np.arange(len(rows)), len(active)), np.tile(active, len(rows))
         return sparse.csr_matrix((terms.ravel(), at), X.shape)
@@ -784,7 +810,7 @@ def _check_output(est, output):
     return check_choice("output", output, ["logit", "prob"] if logistic else ["logit"])
 
 # %% ../nbs/one_layer/13_estimator.ipynb #6e577a10
-def _terms(X, start, coef, intercept, output):
+def _terms(X, start, coef, intercept, output, joint):
     "Attributions `(n, m)` on the active columns, of the second class or the predicted one."
     steps = X - start
     scores = X @ coef.T + intercept
@@ -796,10 +822,10 @@ def _terms(X, start, coef, intercept, output):
         change = torch.from_numpy(scores[:, 0] - first[0])
         slope = slope_between(torch.sigmoid, torch.full_like(change, first[0]), change)
         return steps * (slope.numpy()[:, None] * coef)
-    return steps * (_mean_slopes(first, scores, explained) @ coef)
+    return steps * (_mean_slopes(first, scores, explained, joint) @ coef)
 
 
-def _mean_slopes(first, scores, explained, per_part=6.0, most_parts=300):
+def _mean_slopes(first, scores, explained, joint, per_part=6.0, most_parts=300):
     "The integrals of (3a), `(n, n_classes)`: 32 nodes for each part of the way."
     change = scores - first
     nodes, weights = np.polynomial.legendre.leggauss(32)
@@ -810,8 +836,9 @@ def _mean_slopes(first, scores, explained, per_part=6.0, most_parts=300):
         for node, weight in zip(nodes, weights):
             share = (part + (node + 1) / 2) / n_parts
             at = first + share * change
-            p = np.exp(_log_probabilities(at))
-            inner = p * expit(-at) * (own - p[own][:, None])
+            p = np.exp(_log_probabilities(at, joint))
+            inner = p * (own - p[own][:, None])
+            inner *= 1 if joint else expit(-at)  # the sigmoid of each score comes before
             slopes += weight / (2 * n_parts) * inner
     return slopes
 
@@ -1102,13 +1129,21 @@ def class_strengths(
 
 # %% ../nbs/one_layer/13_estimator.ipynb #47cebf0d
 def _classes_at_rest(est, data, index):
-    "Signed masses `(n, n_problems)` of the constant models, which sum to 1 in size."
-    signs = np.where(index[:, None] == np.array(_problems(est)), 1.0, -1.0)
-    q = (data.weight * data.factor[index])[:, None]
+    """Signed masses `(n, n_problems)` of the constant models, which sum to 1 in size.
+
+    A joint model has those of each pair of classes: a feature enters below the largest of them.
+    """
+    classes = np.arange(len(est.classes_))
+    if _is_joint(est):
+        first, second = np.triu_indices(len(classes), 1)
+        signs = 1.0 * (index[:, None] == second) - (index[:, None] == first)
+    else:
+        signs = np.where(index[:, None] == np.array(_problems(est)), 1.0, -1.0)
+    q = (data.weight * data.factor[index])[:, None] * np.abs(signs)
     if not est.fit_intercept:
-        return signs * q / q.sum()
+        return signs * q / q.sum(0)
     of_class = np.where(signs > 0, (q * (signs > 0)).sum(0), (q * (signs < 0)).sum(0))
-    return signs * q / of_class / 2
+    return signs * q / np.where(of_class > 0, of_class, 1) / 2
 
 
 def _line_at_rest(est, data, target):
@@ -1492,7 +1527,6 @@ class AdversarialClassifierCV(_ChosenEps, AdversarialClassifier):
     _measured = "accuracy"
     _plain = AdversarialClassifier
 
-    @_ignores_multi_class
     def __init__(
         self,
         eps_grid: int
@@ -1512,6 +1546,7 @@ class AdversarialClassifierCV(_ChosenEps, AdversarialClassifier):
         fit_intercept: bool = True,  # the intercept carries no penalty
         standardize: bool = False,  # eps and the penalties in standard deviations of the columns
         class_weight: dict | str | None = None,  # dict or 'balanced', times the rows' weights
+        multi_class: str = "ovr",  # more than two classes: 'ovr', one against the rest, or 'joint'
         solver: str = "auto",  # 'lbfgs' (logistic losses), 'conic', or 'auto'
         tol: float = 1e-6,  # largest `gap_` without a warning, relative to an objective above 1
         max_iter: int = 1000,  # iterations of the solver
@@ -1532,6 +1567,7 @@ class AdversarialClassifierCV(_ChosenEps, AdversarialClassifier):
         self.fit_intercept = fit_intercept
         self.standardize = standardize
         self.class_weight = class_weight
+        self.multi_class = multi_class
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter

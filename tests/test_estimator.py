@@ -1,6 +1,5 @@
 """The estimators against scikit-learn's own checks, other solvers, and brute force."""
 
-import inspect
 import os
 import pickle
 import warnings
@@ -131,19 +130,6 @@ def test_metadata_routing(noisy):
     assert np.abs(weighted - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize("cls", [AdversarialClassifier, AdversarialClassifierCV])
-def test_multi_class_of_version_0_1_warns_and_is_no_parameter(cls):
-    with pytest.warns(FutureWarning, match="multi_class="):
-        old = cls(multi_class="ovr")
-    assert old.get_params() == cls().get_params()
-    assert "multi_class" not in inspect.signature(cls).parameters
-    with pytest.raises(ValueError, match="multi_class='multinomial'"):
-        cls(multi_class="multinomial")
-    with pytest.raises(TypeError, match="multiclass"):
-        cls(multiclass="ovr")
-
-
-# --- the optimum ---
 @pytest.mark.parametrize(
     "penalty, settings",
     [
