@@ -32,7 +32,7 @@ from sklearn.preprocessing import (
     OneHotEncoder,
     StandardScaler,
 )
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from advinterp import estimator as estimator_module
 from advinterp import solver as solver_module
@@ -80,6 +80,47 @@ def test_sklearn(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(estimator)
+
+
+def model_of(loss, norm, **params):
+    kind = AdversarialRegressor if LOSSES[loss].signed else AdversarialClassifier
+    return kind(eps=0.05, loss=loss, norm=norm, **params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_sklearn_with_every_loss_and_norm(loss, norm):
+    """Two solutions of one problem may differ where it has many: see the test below."""
+    many = loss in ("hinge", "absolute") or (loss != "squared" and norm == 1)
+    names = [f"check_sample_weight_equivalence_on_{kind}_data" for kind in ("dense", "sparse")]
+    expected = dict.fromkeys(names if many else [], "fifteen rows in thirty columns")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(
+            model_of(loss, norm), on_fail=None, expected_failed_checks=expected
+        )
+    assert len(results) > 50
+    assert not [result["check_name"] for result in results if result["status"] == "failed"]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_weights_of_rows_are_repetitions(loss, norm):
+    """More columns than rows: the objectives agree, and the weights where only one is best."""
+    rng = np.random.default_rng(42)
+    X = rng.random((15, 30))
+    y = rng.integers(0, 2, 15)
+    weight = rng.integers(0, 5, 15)
+    more = X.repeat(weight, 0), y.repeat(weight)
+    for alpha in (0.0, 0.01):
+        weighted = model_of(loss, norm, alpha_l2=alpha).fit(X, y, sample_weight=weight)
+        repeated = model_of(loss, norm, alpha_l2=alpha).fit(*more)
+        assert weighted.objective_ == pytest.approx(repeated.objective_, abs=1e-8)
+    reach = sum(np.sqrt(2 * model.gap_ / 0.01) for model in (weighted, repeated))
+    assert reach < 0.01
+    assert np.linalg.norm(weighted.coef_ - repeated.coef_) <= reach + 1e-7  # strong convexity
 
 
 @pytest.fixture(scope="module")
