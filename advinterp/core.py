@@ -253,7 +253,7 @@ def as_labels(
     if y.layout != torch.strided or y.is_quantized:
         raise TypeError(f"y: expected a dense tensor of {n_rows} class indices, as y.to_dense() is")
     y = plain(y).detach().to(device)
-    if y.dtype == torch.long and y.ndim == 1 and len(y) == n_rows:
+    if y.dtype == torch.long and y.shape == (n_rows,):
         return y
     expected = f"expected {n_rows} class indices"
     if y.ndim == 2 and len(y) == n_rows and y.shape[1] > 1:
@@ -288,9 +288,17 @@ def _array_of(y, n_rows):
         ) from None
 
 
+def _ends(values):
+    "The smallest and the largest number, with one wait for a device."
+    low, high = torch.aminmax(values.detach())
+    if values.is_cpu:
+        return low.item(), high.item()
+    return torch.stack([low, high]).tolist()
+
+
 def _check_classes(y, n_classes):
     "Refuse labels that the model has no class for."
-    low, high = torch.stack(torch.aminmax(y)).tolist()
+    low, high = _ends(y)
     if low >= 0 and high < n_classes:
         return
     remedy = ""
@@ -307,16 +315,17 @@ def _check_classes(y, n_classes):
 def _logits_of(out, n_rows):
     "The logits `(B, C)` or `(B, 1)` among what a model returned for `n_rows` inputs."
     out = plain(_the_tensor(out, n_rows))
-    shape = tuple(out.shape)
+    shape = tuple(out.shape)  # not `len(out)`, which passes through Python for each tensor
+    n_out = shape[0] if shape else 0
     if not out.is_floating_point():
         raise TypeError(f"model: its output has dtype {out.dtype}, expected floating logits")
-    if out.ndim == 2 and len(out) == n_rows and out.shape[1]:
+    if out.ndim == 2 and n_out == n_rows and shape[1]:
         return out
-    if out.ndim == 1 and len(out) == n_rows:
+    if out.ndim == 1 and n_out == n_rows:
         return out[:, None]
     if out.ndim < 2 and n_rows == 1 and out.numel():
         return out.reshape(1, -1)  # squeezed, the batch with it
-    if out.ndim > 2 and len(out) == n_rows and shape[2:].count(1) == out.ndim - 2:
+    if out.ndim > 2 and n_out == n_rows and shape[2:].count(1) == out.ndim - 2:
         return out.flatten(1)
     raise ValueError(
         f"model: its output has shape {shape} for {n_rows} inputs, expected logits (B, C) or "
@@ -425,16 +434,17 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.inside = inside
-        self.call = _Call(y, as_it_is, _facts_of(inside))
+        # past `nn.Module`, which looks whether each attribute is a parameter
+        object.__setattr__(self, "call", _Call(y, as_it_is, _facts_of(inside)))
 
     def forward(self, *xs):
-        call = self.call
+        call, inside = self.call, self.inside
         if not call.seen:
-            call.facts = _facts_of(self.inside)
+            call.facts = _facts_of(inside)
         writes = call.facts.writes
         if writes is not False:
             xs = [x.clone() if isinstance(x, Tensor) else x for x in xs]
-        out = self.inside(*xs) if call.seen else _called(self.inside, xs)
+        out = inside(*xs) if call.seen else _called(inside, xs)
         if writes is None:
             call.facts.writes = any(getattr(x, "_version", 0) for x in xs)
         if call.as_it_is:
@@ -469,9 +479,9 @@ class Classifier(nn.Module):
         "Refuse logits that are none, and labels that have no class."
         self.call.seen = True
         self.call.n_classes = max(2, logits.shape[1])
-        if not len(logits):
+        if not logits.shape[0]:
             return
-        low, high = torch.stack(torch.aminmax(logits.detach())).tolist()  # NaN if one is
+        low, high = _ends(logits)  # NaN if one is
         if math.isnan(low):
             n_nan = int(logits.isnan().sum())
             raise ValueError(
@@ -483,7 +493,7 @@ class Classifier(nn.Module):
                 "model: its outputs are probabilities, expected logits; "
                 "leave out the sigmoid or softmax at its end"
             )
-        if self.call.y is not None and len(self.call.y):
+        if self.call.y is not None and self.call.y.shape[0]:
             _check_classes(self.call.y, self.call.n_classes)
 
 
@@ -557,7 +567,8 @@ def bring(
 
 
 def _is_learner(model):
-    return hasattr(model, "dls") and hasattr(model, "loss_func")
+    is_module = isinstance(model, nn.Module)  # which answers `hasattr` slowly
+    return not is_module and hasattr(model, "dls") and hasattr(model, "loss_func")
 
 
 def _warn_of_other_units(x, units):
@@ -614,7 +625,7 @@ def _fitting(module, xs):
                     f"x is on {x.device}, the model on {weight.device}: "
                     f"move one of them, as in x.to({str(weight.device)!r})"
                 )
-            x = x.to(weight.dtype)
+            x = x if x.dtype == weight.dtype else x.to(weight.dtype)
         fitting.append(x)
     return fitting
 

@@ -111,8 +111,7 @@ ALLOWED = {
     "attribution.slope_between": MOVE,
     "callbacks._can_measure": LOOK,
     "callbacks.gini": LOOK,
-    "core._check_classes": LOOK,
-    "core._look": LOOK,
+    "core._ends": LOOK,
     "data.create_batches": "the order of an epoch is drawn on the host",
     "data.to": "a loader moves its data once",
     "duals.on": MOVE,  # groups and weights
