@@ -74,12 +74,38 @@ def _named(value, modules):
     name = f"{value.__module__}:{value.__qualname__}"
     if value.__module__ != "__main__" and "<" not in value.__qualname__:
         return name
-    if getattr(value, "__closure__", None):
-        raise TypeError(f"cannot tell apart what {name} was given by the function that made it")
-    members = vars(value).values() if isinstance(value, type) else [value]
-    codes = [_compiled(m.__code__) for m in members if isinstance(m, types.FunctionType)]
+    codes = [_code_of(function, name, modules) for function in _functions_in(value)]
+    if isinstance(value, type) and (values := _values_in(value)):
+        codes.append(_sha(json.dumps(_described(values, modules), sort_keys=True)))
     bases = [_named(base, modules) for base in getattr(value, "__bases__", ())]
     return " ".join([name, *codes, *bases])
+
+
+def _code_of(function, name, modules):
+    "The digest of a function's code and of its defaults; TypeError for values from around it."
+    if set(function.__code__.co_freevars) - {"__class__"}:  # which stands for `super()`
+        raise TypeError(f"cannot tell apart what {name} was given by the function that made it")
+    code = _compiled(function.__code__)
+    defaults = [function.__defaults__, function.__kwdefaults__]
+    if not any(defaults):
+        return code
+    return _sha(code, json.dumps(_described(defaults, modules), sort_keys=True))
+
+
+def _functions_in(value):
+    "The functions of a class, or the function itself."
+    found = []
+    for member in vars(value).values() if isinstance(value, type) else [value]:
+        inner = getattr(member, "__func__", member)  # of a static or a class method
+        found += [inner.fget, inner.fset] if isinstance(inner, property) else [inner]
+    return [each for each in found if isinstance(each, types.FunctionType)]
+
+
+def _values_in(cls):
+    "The numbers, texts and lists that a class holds for all of its objects."
+    plain = bool, int, float, str, tuple, list, dict
+    held = {k: v for k, v in vars(cls).items() if isinstance(v, plain)}
+    return {k: v for k, v in held.items() if not k.startswith("__")}
 
 # %% ../nbs/studies/42_store.ipynb #ba79496e
 def _network(model, modules):

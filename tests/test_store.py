@@ -82,6 +82,43 @@ def test_everything_that_decides_a_result_is_in_the_identity():
     assert make_key(FUNC, {}).identity != make_key("advinterp.metrics:ssim", {}).identity
 
 
+def local(width=8, scale=2.0, kind="a"):
+    """A class of a function, in five variants."""
+
+    class Plain:
+        size = width
+
+        def power(self, n=scale):
+            return n
+
+    class Odd(Plain):
+        @property
+        def it(self):
+            return 1
+
+        @staticmethod
+        def other(*, k=kind):
+            return k
+
+    class Even(Plain):
+        @property
+        def it(self):
+            return 2
+
+        @staticmethod
+        def other(*, k=kind):
+            return k
+
+    Even.__qualname__ = Odd.__qualname__
+    return Odd, Even
+
+
+def test_classes_of_functions_are_their_code_defaults_and_values():
+    variants = [*local(), local(width=9)[0], local(scale=3.0)[0], local(kind="b")[0]]
+    assert len({identity(value=cls) for cls in variants}) == len(variants)
+    assert identity(value=local()[0]) == identity(value=local()[0])
+
+
 def test_what_cannot_be_told_apart_is_refused():
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *args: None)
@@ -89,7 +126,15 @@ def test_what_cannot_be_told_apart_is_refused():
     def made_by(n):
         return lambda v: v + n
 
-    for value in (object(), hooked, made_by(1), np.array([{}]), {"deep": [object()]}):
+    def class_by(act):
+        class Net(nn.Module):
+            def forward(self, x):
+                return act(x)
+
+        return Net
+
+    unknown = object(), hooked, made_by(1), class_by(torch.relu), class_by(abs)()
+    for value in (*unknown, np.array([{}]), {"deep": [object()]}):
         with pytest.raises(TypeError, match="value: cannot tell apart"):
             make_key(FUNC, dict(value=value))
 
