@@ -6,6 +6,7 @@
 __all__ = ['at_equal_accuracy', 'paired_gains', 'Results', 'estimate', 'giveaways', 'compare', 'open_study']
 
 # %% ../nbs/studies/47_comparison.ipynb #5802d139
+import inspect
 import json
 import re
 import sys
@@ -151,6 +152,12 @@ class Results:
 
     def __len__(self):
         return len(self.frame)
+
+    def __repr__(self):
+        n_runs = f"{len(self)} model{'' if len(self) == 1 else 's'}"
+        methods = ", ".join(self.methods) or "no run is finished yet"
+        text = f"Results on {self.about['data']}: {n_runs} ({methods}) in {self.folder}"
+        return text if self.empty else f"{text}\n{self.verdict()}"
 
     def _repr_html_(self):
         return self.summary()._repr_html_()
@@ -751,6 +758,7 @@ def compare(
     or TypeError before anything is trained; a RuntimeError says, after all others have run, that
     some failed.
     """
+    called = dict(locals())
     shared = dict(out=out, device=device, resume=resume, n_jobs=n_jobs, backend=backend)
     shared.update(progress=progress, keep_code=keep_code)
     given = dict(earlier, **({} if eps is None else dict(eps=eps)))
@@ -773,6 +781,7 @@ def compare(
     device = _check_device(device)
     n_processes = check_backend(backend, n_jobs)
     if learners is not None:
+        _refuse_for_learners(called)
         return _compare_learners(learners, data, target, names, tolerance, eps, n_test, out)
     data = "breast_cancer" if data is None else data
     options: dict[str, Any] = dict(size=size, missing=missing, batch_size=batch_size)
@@ -831,6 +840,23 @@ def _at_hand(seeds, learners):
     if learners is not None:
         return ["model"]
     return [need for need in _NEEDS if need != "seeds" or len(seeds) > 1]
+
+# %% ../nbs/studies/47_comparison.ipynb #929e09f9
+_BRINGS = "model", "methods", "strengths", "seeds", "size", "missing", "groups", "drop"
+_TRAINS = "epochs", "lr", "batch_size", "resume", "n_jobs", "backend", "keep_code", "dry_run"
+
+
+def _refuse_for_learners(called):
+    "Refuse what is about training, or about data that are not brought by loaders."
+    parameters = inspect.signature(compare).parameters
+    for name in (*_BRINGS, *_TRAINS):
+        value, default = called[name], parameters[name].default
+        if type(value) is type(default) and value == default:
+            continue
+        raise ValueError(
+            f"{name}= has no meaning beside learners=, which are trained already and measured on "
+            "data as they are; leave it out"
+        )
 
 # %% ../nbs/studies/47_comparison.ipynb #931ca956
 _ARGUMENTS = tuple(compare.__annotations__)

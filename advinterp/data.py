@@ -41,7 +41,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .core import check_choice, check_count
+from .core import check_choice, check_count, check_device
 from .gaze import gaze_maps, height_width
 from .generators import block_toy, cells, gaussian_blocks, stack_blocks
 
@@ -1547,6 +1547,7 @@ def tensor_dls(
 
     Raises ValueError where training and validation do not fit each other, and as `TensorSet` does.
     """
+    device = default_device() if device is None else torch.device(check_device(device))
     x, x_valid = torch.as_tensor(x), torch.as_tensor(x_valid)
     if x.shape[1:] != x_valid.shape[1:]:
         shape, expected = tuple(x_valid.shape[1:]), tuple(x.shape[1:])
@@ -1558,7 +1559,6 @@ def tensor_dls(
     names = vocab, feature_names, scaler
     train_set = TensorSet(x, y, *names, 0, maps)
     valid_set = TensorSet(x_valid, y_valid, *names, 1, maps_valid)
-    device = default_device() if device is None else torch.device(device)
     tfms: dict[str, Any] = {} if after_batch is None else dict(after_batch=after_batch)
     train = TensorDL(train_set, bs=bs, shuffle=True, drop_last=drop_last, device=device, **tfms)
     val_bs = 4 * bs if val_bs is None else val_bs
@@ -1858,6 +1858,8 @@ def get_data(
     sizes.
     """
     entry = _entry(name)
+    if device is not None:
+        check_device(device)  # before a large set is read
     if units is not None and entry.kind != "table":
         raise ValueError(f"units={units!r}: {name} holds images, which are delivered in [0, 1]")
     loaders: dict[str, Any] = dict(

@@ -29,6 +29,8 @@ class MixedDevicesError(RuntimeError):
 class DeviceTensor(Tensor):
     """A tensor that claims to be on `DEVICE`; its values are in `held`, on the host."""
 
+    is_meta = False  # it has values
+
     @staticmethod
     def __new__(cls, held):
         return Tensor._make_wrapper_subclass(

@@ -104,6 +104,8 @@ ELSEWHERE = {
     "captum_map": "takes captum's method first; tested with captum",
     "label_randomization": "takes a function that trains",
     "bring": "the entrance itself",
+    "compare": "takes data and names of methods, no batch; tested in test_comparison, test_parts",
+    "show_maps": "a verb of learners, which takes what `explain` takes; tested in test_explain",
     "feature_visualization": "has no x",
     "AutoAttack": "needs torchattacks",
     "fill_tuned": "trains a copy of a module",

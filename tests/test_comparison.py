@@ -130,6 +130,33 @@ def test_learners_and_their_data_are_told_apart():
     assert len(of_learner.frame) == len(said.frame) == 1
 
 
+def test_results_are_readable():
+    """A line of what there is and where, and the verdict."""
+    nets = dict(mine=nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    results = compare(images(), learners=nets, measures=["gini_gradient"])
+    first, verdict = repr(results).splitlines()
+    assert first.endswith(f"1 model (mine) in {results.folder}")
+    assert verdict == results.verdict() and "gini" in results._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        *[dict(model="mlp"), dict(methods="l1"), dict(strengths=[0.1]), dict(seeds=2)],
+        *[dict(size=8), dict(missing="drop"), dict(groups=np.arange(9)), dict(drop="a")],
+        *[dict(epochs=3), dict(lr=0.1), dict(batch_size=8), dict(resume=True), dict(n_jobs=2)],
+        *[dict(backend="dask"), dict(keep_code=True), dict(dry_run=True)],
+    ],
+    ids=str,
+)
+def test_what_trained_learners_do_not_need_is_refused(tmp_path, ignored):
+    (name,) = ignored
+    nets = dict(mine=nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    with pytest.raises(ValueError, match=f"{name}= has no meaning beside learners="):
+        compare(images(), learners=nets, out=tmp_path / "out", **ignored)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_writes_nothing(tmp_path):
     runs = compare(table(), "income", out=tmp_path / "out", dry_run=True, **QUICK)
     assert runs.runs.sum() == 3 and (runs.minutes > 0).all()

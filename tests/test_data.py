@@ -813,6 +813,16 @@ def numbered(n, **kw):
     return tensor_dls(x, y, x, y, vocab="abc", device="cpu", **kw)
 
 
+@pytest.mark.parametrize("device", ["cudda", "cuda:99", "meta", 3.5])
+def test_a_device_that_is_not_there(device):
+    x, y = torch.rand(4, 2), torch.arange(4) % 2
+    with pytest.raises(ValueError, match="not available here"):
+        tensor_dls(x, y, x, y, device=device)
+    for name in ("digits", "imagenette"):  # said before its files are looked for
+        with pytest.raises(ValueError, match="not available here"):
+            get_data(name, device=device)
+
+
 @settings(max_examples=40)
 @given(n=st.integers(1, 60), bs=st.integers(1, 20), drop=st.booleans(), seed=st.integers(0, 9))
 def test_an_epoch_is_a_permutation(n, bs, drop, seed):
