@@ -62,7 +62,7 @@ def test_my_photos_of_the_quick_start_run_on_any_folder(photos):
     for old, new in smaller.items():
         assert old in cell
         cell = cell.replace(old, new)
-    cell = cell.replace("seed=0", "seed=0, bs=8, num_workers=0, device='cpu'")
+    cell = cell.replace("bs=16", "bs=8, num_workers=0, device='cpu'")
     exec(compile("\n".join([*imports, cell]), "quick_start", "exec"), {})
     assert plt.get_fignums()
     plt.close("all")
