@@ -1,5 +1,5 @@
-# make demo     train natural, l1 and adversarial models on real data and compare their
-#               explanations at equal accuracy
+# make demo     train natural, l1 and adversarial models on two real data sets and show what the
+#               adversary buys at equal accuracy, and where it does not
 # make test     everything that has to hold: lint, pins, notebooks and modules in step, notebooks
 #               run, pytest
 # make check    for someone at work, under two minutes: lint, notebooks that changed, fast tests
@@ -12,9 +12,8 @@
 # made from.
 
 VENV    ?= .venv
-DATA    ?= breast_cancer
 OUT     ?= results/demo
-COMPARE ?= --jobs -1
+DEMO    ?=
 DOCS    ?= _docs
 WORKERS ?= 2
 NBTEST  ?=
@@ -31,7 +30,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test check lint newest docs readme install clean
 
 demo: install
-	$(BIN)/advinterp compare $(DATA) --out $(OUT) $(COMPARE)
+	$(BIN)/advinterp demo --out $(OUT) $(DEMO)
 
 test: export OMP_NUM_THREADS = 1
 test: lint

@@ -11,7 +11,7 @@ from fastcore.docments import docments
 from advinterp import cli
 from advinterp.cli import main
 
-COMMANDS = ["compare", "reproduce", "study", "report", "data", "info"]
+COMMANDS = ["compare", "demo", "reproduce", "study", "report", "data", "info"]
 MAIN = [sys.executable, "-c", "import sys; from advinterp.cli import main; sys.exit(main())"]
 
 
@@ -53,6 +53,19 @@ def reproduce(monkeypatch):
     recorder = Recorder("folder/A.html")
     monkeypatch.setattr("advinterp.papers.reproduce.reproduce", recorder)
     return recorder
+
+
+def test_demo_compares_two_data_sets_on_one_page(compare, monkeypatch, capsys, tmp_path):
+    """What it trains is kept, so that a second call goes on; the page is that of both."""
+    page = Recorder(("At equal accuracy ...", tmp_path / "report.html"))
+    monkeypatch.setattr("advinterp.comparison.side_by_side", page)
+    assert main(["demo", "--out", str(tmp_path), "--seeds", "2"]) == 0
+    for name, call in zip(("digits", "breast_cancer"), compare.calls):
+        settings = dict(seeds=2, out=str(tmp_path / name), resume=True, n_jobs=-1)
+        assert call == ((name,), settings)
+    assert list(page.calls[0][0][0]) == ["digits", "breast_cancer"]
+    out, _ = capsys.readouterr()
+    assert out.endswith(f"At equal accuracy ...\n\nreport: {tmp_path / 'report.html'}\n")
 
 
 # ---------------------------------------------------------------- compare
@@ -337,7 +350,7 @@ def test_help_names_every_command(capsys, flag):
     assert main([flag]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert [line.split()[0] for line in out.splitlines()[-6:]] == COMMANDS
+    assert [line.split()[0] for line in out.splitlines()[-7:]] == COMMANDS
     assert "--traceback" in out
 
 

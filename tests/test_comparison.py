@@ -17,7 +17,13 @@ from fastai.learner import Learner
 from torch import nn
 
 from advinterp import PGD, GradientPenalty, LInfBall, bring_data, compare, gini, saliency, set_seed
-from advinterp.comparison import Results, at_equal_accuracy, open_study, paired_gains
+from advinterp.comparison import (
+    Results,
+    at_equal_accuracy,
+    open_study,
+    paired_gains,
+    side_by_side,
+)
 from advinterp.data import tensor_dls
 from advinterp.evaluate import accuracy, robust_accuracy
 from advinterp.experiments import (
@@ -155,6 +161,55 @@ def test_what_trained_learners_do_not_need_is_refused(tmp_path, ignored):
     with pytest.raises(ValueError, match=f"{name}= has no meaning beside learners="):
         compare(images(), learners=nets, out=tmp_path / "out", **ignored)
     assert not list(tmp_path.iterdir())
+
+
+def found(**means):
+    """Results of three seeds: method -> (concision, accuracy under attack), alike in all examples.
+
+    A training of the n-th method takes 2n seconds.
+    """
+    rows, examples = [], {}
+    for place, (method, values) in enumerate(means.items(), 1):
+        numbers = dict(zip(["accuracy", "gini_ig", "robust_accuracy"], [0.9, *values]))
+        strength = 0.0 if method == "natural" else 0.1
+        for seed in range(3):
+            settings = dict(method=method, strength=strength, seed=seed, seconds=2.0 * place)
+            rows.append(settings | numbers | dict(valid_accuracy=0.9))
+            arrays = {name: np.full(20, value) for name, value in numbers.items()}
+            examples[method, strength, seed] = arrays | dict(maps=np.ones((20, 4)))
+    about = dict(measures=list(numbers), tolerance=0.01, described="Rows.", feature_of_column=None)
+    return Results(pd.DataFrame(rows), None, about, examples)
+
+
+def test_one_page_says_what_a_method_buys_and_where_it_does_not(tmp_path):
+    """Bought is what both natural training and the rival have not: .6 against .5 and .52."""
+    images = found(natural=(0.5, 0.4), l1=(0.52, 0.4), adversarial=(0.6, 0.7))
+    rows = found(natural=(0.5, 0.4), l1=(0.6, 0.4), adversarial=(0.6, 0.3))
+    text, page = side_by_side(dict(images=images, rows=rows), tmp_path)
+    assert text.startswith(
+        "At equal accuracy adversarial training buys concision of integrated gradients and "
+        "accuracy under attack on images; on rows it is not shown to give more than l1 and natural "
+        "training do. On images: concision of integrated gradients +0.100 [+0.100, +0.100] against "
+        "natural training and +0.080 [+0.080, +0.080] against l1; accuracy under attack +0.300"
+    )
+    assert text.count("3.0 times as long") == 2
+    shown = page.read_text()
+    assert "<p>At equal accuracy adversarial" in shown
+    assert shown.index("<h2>images") < shown.index("<h2>rows")
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == [
+        "images-features.png",
+        "rows-features.png",
+    ]
+    rows.frame["seconds"] = 2.0
+    only = side_by_side(dict(rows=rows), tmp_path)[0]
+    assert "as long" not in only
+    assert only.startswith(
+        "At equal accuracy on rows adversarial training is not shown to give more than l1"
+    )
+    with pytest.raises(ValueError, match="rows: method='free': expected one of"):
+        side_by_side(dict(rows=rows), tmp_path, method="free")
+    with pytest.raises(ValueError, match="studies: expected at least one"):
+        side_by_side({}, tmp_path)
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
