@@ -260,7 +260,7 @@ _in_one_form = dict(A=_rows_a, B=_rows_b, C=_rows_c, D=_rows_d)
 _published = dict(A=_published_a, B=_published_b, C=_published_c)
 _runs_of_paper = dict(A=1, B=5, C=1, D=1)  # behind a published number
 
-# %% ../../nbs/papers/57_claims.ipynb #1cc6d1b7
+# %% ../../nbs/papers/57_claims.ipynb #a83e565f
 _counted = dict(B="robust_accuracy", C="accuracy")  # measures that are shares of `n_test` images
 
 
@@ -299,7 +299,7 @@ def _widened(row, sides, claim, n):
     word = verdict(row["difference"], ends)
     return dict(images=n, wide_low=ends[0], wide_high=ends[1], wide=word)
 
-# %% ../../nbs/papers/57_claims.ipynb #cd5b2c13
+# %% ../../nbs/papers/57_claims.ipynb #2ef6fdbb
 def _tested(claim, ours, published, paper):
     "One line of the ledger."
     sides = _sides(ours, claim)
@@ -317,7 +317,7 @@ def _tested(claim, ours, published, paper):
     row["seeds_needed"] = _seeds_needed(row["published"], row["deviation"])
     return row | _widened(row, sides, claim, _images(ours, paper, claim))
 
-# %% ../../nbs/papers/57_claims.ipynb #37205b6f
+# %% ../../nbs/papers/57_claims.ipynb #8e553238
 def ledger(
     paper: str,  # 'A' to 'D'
     rows: pd.DataFrame,  # of the paper's runs, as kept results have them
@@ -391,7 +391,7 @@ def claims_table(
     table = pd.DataFrame(shown)
     return table.loc[:, [(table[name] != "").any() for name in table]]
 
-# %% ../../nbs/papers/57_claims.ipynb #a6daece5
+# %% ../../nbs/papers/57_claims.ipynb #40b2a1f4
 def find_claim(
     found: pd.DataFrame,  # of `ledger`
     better: str,  # the side that is claimed to be larger
@@ -423,7 +423,7 @@ def quote(
         return text
     return f"{text} (published {signed(line.published, digits)})"
 
-# %% ../../nbs/papers/57_claims.ipynb #3829a6eb
+# %% ../../nbs/papers/57_claims.ipynb #19e8de8e
 _items_of = dict(A=items_a, B=items_b, C=items_c, D=items_d)
 
 
@@ -474,7 +474,8 @@ def _report_parts(paper, found, about):
     "(level, heading, text or table) of a report."
     texts = read_published("reports").query("paper == @paper").set_index("part").text
     made_by = (
-        f"{about['runs']} runs took {about['run_minutes']:g} minutes in all on {about['machine']}. "
+        f"{about['runs']} runs took {about['run_minutes']:g} minutes in all on {about['machine']}, "
+        "which had other work as well: times are upper bounds. "
         f"They are made again by the command {about['command']} (commit {about['commit']}, "
         f"version {about['version']})."
     )
@@ -502,7 +503,7 @@ _how_judged = (
     "rule."
 )
 
-# %% ../../nbs/papers/57_claims.ipynb #d00a1eb5
+# %% ../../nbs/papers/57_claims.ipynb #663eed33
 _in_latex = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -541,7 +542,7 @@ def _latex_of(level, heading, body):
 def _markdown_of(level, heading, body):
     return f"{'#' * level} {heading}\n\n{body if isinstance(body, str) else markdown_table(body)}"
 
-# %% ../../nbs/papers/57_claims.ipynb #f9138d57
+# %% ../../nbs/papers/57_claims.ipynb #ca8ffc02
 def reproducibility_report(
     paper: str,  # 'A' to 'D'
     found: pd.DataFrame,  # of `ledger`
