@@ -193,6 +193,8 @@ def paper_sections(
         if item.name in skip or not n_done:
             continue
         remark = f" Scaled down: {item.scaled}." if preset == "quick" else ""
+        if preset == "paper" and item.note:
+            remark = f" Not as published: {item.note}."
         if n_done < len(jobs):
             remark += f" Incomplete: {n_done} of {len(jobs)} runs are done."
         for section in _drawn(item, n_done == len(jobs), folder, preset, device):
