@@ -456,14 +456,14 @@ def robust_c(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
     seed: int,  # of the models
+    data: str,  # the photos of the preset
     preset: str,  # of their runs
     device: str,  # torch device
     **how,  # numbers of images, copies, steps; radii
 ) -> dict:  # curves
     "The job of a seed's robustness curves."
-    jobs = {}
-    for name, (norm, eps) in _main.items():
-        jobs[name] = _run("photos", norm, eps, seed=seed, preset=preset, device=device)
+    run = partial(_run, "photos", seed=seed, preset=preset, device=device, data=data)
+    jobs = {name: run(*how) for name, how in _main.items()}
     x, y, *_ = _test_part(jobs["standard"].settings, how["n"])
     models = {name: _trained(job, folder.parent) for name, job in jobs.items()}
     curves = {name: _left_after_attack(model, x, y, how) for name, model in models.items()}
@@ -477,12 +477,13 @@ def faithful_c(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
     seed: int,  # of the standard model
+    data: str,  # the photos of the preset
     preset: str,  # of its run
     device: str,  # torch device
     **how,  # numbers of images, copies, steps; side of the regions, numbers of them
 ) -> dict:  # AOPC and Gini index of each map
     "The job of the fidelity of post-processed maps; regions are filled with the mean colour."
-    job = _run("photos", seed=seed, preset=preset, device=device)
+    job = _run("photos", seed=seed, preset=preset, device=device, data=data)
     x, y, *_ = _test_part(job.settings, how["n"])
     model = _trained(job, folder.parent)
     maps = {
@@ -507,12 +508,13 @@ def stable_c(
     folder: Path,  # where to write
     tick: Callable,  # called with the work done
     seeds: int,  # how many models of each kind
+    data: str,  # the photos of the preset
     preset: str,  # of their runs
     device: str,  # torch device
     **how,  # numbers of images, copies, steps
 ) -> dict:  # per image agreement of every kind of model and map
     "The job of the stability of maps across seeds."
-    run = partial(_run, "photos", preset=preset, device=device)
+    run = partial(_run, "photos", preset=preset, device=device, data=data)
 
     def models(norm, eps):
         return [_trained(run(norm, eps, seed=seed), folder.parent) for seed in range(seeds)]
