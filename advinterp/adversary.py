@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from ._homes import handed_on
 from advinterp.core import (
     Classifier,
     _input_grad,
@@ -1148,3 +1149,6 @@ def drawn_as_in_0_1(
 def _seed_of_float_sums(seed, digest, model, x):
     sums = [x.sum(), *(p.detach().sum().to(x) for p in list(model.parameters())[-1:])]
     return hash((seed, *torch.stack(sums).tolist())) % 2**63
+
+
+__getattr__ = handed_on(__name__, cheap="n_fgsm NoisyStep TRADES")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ._deprecated import moved_names
+from ._homes import handed_on
 from .adversary import Adversary, DualAdversary, has_bf16
 from .attribution import saliency
 from advinterp.core import (
@@ -819,7 +820,7 @@ def _share_right(logits, y):
     return torch.where(logits.isnan().flatten(1).any(1), math.nan, hits).mean()
 
 # %% ../nbs/train/20_callbacks.ipynb #fc454e96
-__getattr__ = moved_names(
+_moved = moved_names(
     __name__,
     RawUnits="advinterp.units.RawUnits",
     RawModel="advinterp.units.RawModel",
@@ -832,3 +833,4 @@ __getattr__ = moved_names(
     Replayed="advinterp.callbacks._replayed",
     hits="advinterp.callbacks._hits",
 )
+__getattr__ = handed_on(__name__, _moved, averages="WeightAverage", alarm="OverfittingAlarm")

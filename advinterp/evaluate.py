@@ -27,7 +27,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from . import map_adversary
-from ._deprecated import _warn, dropped_arguments, moved_names, renamed_arguments
+from ._deprecated import _warn, dropped_arguments, renamed_arguments
+from ._homes import handed_on
 from .adversary import Adversary, DualAdversary, _limits, _own_rng, check_attackable
 from .attribution import _as_written, _batched, _generator, saliency
 from advinterp.core import (
@@ -1095,8 +1096,11 @@ def gradient_norms(
     return GradientNorms(norms[0], norms[1:].mean(0))
 
 # %% ../nbs/measure/31_evaluate.ipynb #e54a499d
-__getattr__ = moved_names(
+__getattr__ = handed_on(
     __name__,
-    feature_impact="advinterp.linear.feature_impact",
-    map_attack="advinterp.map_adversary.map_attack",
+    linear="feature_impact",
+    map_adversary="map_attack",
+    stability="output_stability",
+    certificates="certified_accuracy certified_pixels certified_radius",
+    fidelity="f_fidelity",
 )

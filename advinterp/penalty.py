@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ._deprecated import renamed_arguments
+from ._homes import handed_on
 from .adversary import PGD, Adversary, _Inputs, joined, own_buffers
 from .attribution import saliency, smoothgrad
 from advinterp.core import (
@@ -633,3 +634,6 @@ class ScoreMatching(Penalty):
 def _normal_like(x):
     "Normal numbers, drawn in the order of the entries however they lie in memory."
     return torch.randn_like(x, memory_format=torch.contiguous_format)
+
+
+__getattr__ = handed_on(__name__, priors="MapPenalty RightReasons GradientStability")

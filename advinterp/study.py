@@ -9,7 +9,6 @@ __all__ = ['Recipe', 'recipe', 'Run', 'StepDecay', 'TellBatches', 'SkipValidatio
 
 # %% ../nbs/studies/44_study.ipynb #41897a03
 import dataclasses
-import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from fastai.torch_core import default_device
 from torch import Tensor, nn
 
 from ._deprecated import _warn
+from ._homes import handed_on
 from .adversary import PGD, OneStep, drawn_as_in_0_1
 from .attribution import deep_shap, integrated_gradients
 from .callbacks import AdversarialTraining
@@ -1037,10 +1037,4 @@ def open_study(
     return Results(tabulate(runs, out), out, runs)
 
 
-def __getattr__(name):
-    "Names of studies over any data, which are defined above this module."
-    homes = dict(compare="comparison", Experiment="experiments", Evaluation="experiments")
-    homes["Method"] = "experiments"
-    if name not in homes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"advinterp.{homes[name]}"), name)
+__getattr__ = handed_on(__name__, comparison="compare", experiments="Experiment Evaluation Method")

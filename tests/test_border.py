@@ -46,9 +46,9 @@ MODULES = [
     "cheap",
     "evaluate",
     "stability",
+    "certificates",
+    "fidelity",
 ]
-MODULES = ["core", "attribution", "adversary", "penalty", "map_adversary", "priors", "evaluate"]
-MODULES += ["stability", "certificates", "fidelity"]
 ATTACK = PGD(LInfBall(0.1), steps=2, random_start=False)
 SEEDED_TRADES = TRADES(LInfBall(0.1), steps=2)
 SEEDED_TRADES.call_seed = lambda *arguments: 0  # a function has no weights to seed the start

@@ -12,26 +12,41 @@ NAMES = {
     "attribution": "saliency input_x_grad integrated_gradients smoothgrad vargrad "
     "sparsified_smoothgrad "
     "moreau_grad deep_shap completeness_gap",
-    "adversary": "OneStep PGD",
-    "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm",
+    "adversary": "OneStep PGD n_fgsm TRADES",
+    "penalty": "GradNorm JacobianNorm TargetMap StableIG WeightNorm MapPenalty RightReasons "
+    "GradientStability",
     "linear": "Logistic Hinge SoftplusHinge adv_perturbation adv_loss adv_grad feat_trans "
     "directed_strength weighted_average expected_update update_bound linear_ig stable_ig_risk",
     "data": "load get_data",
-    "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics",
+    "callbacks": "AdversarialTraining FreeAdversarialTraining GradientPenalty RobustMetrics "
+    "WeightAverage OverfittingAlarm",
     "train": "adv_learner",
     "estimator": "AdversarialClassifier AdversarialRegressor AdversarialClassifierCV "
-    "adversarial_path",
+    "adversarial_path null_eps explain",
     "metrics": "gini topk_overlap topk_dice ssim five_band_score binary_score normalized_entropy",
     "map_adversary": "map_attack",
     "interpretation": "AttributionInterpretation compare_maps",
     "evaluate": "accuracy robust_accuracy robustness_curve worst_case map_attack map_robustness "
     "map_stability aopc_morf cascading_randomization label_randomization gradient_norms "
-    "feature_impact",
+    "feature_impact output_stability f_fidelity",
     "roar": "diff_roar roar kar",
-    "study": "compare Results",
+    "study": "compare Results Experiment Evaluation Method",
+    "spec": "to_spec from_spec register",
+    "papers": "verdict",
 }
 
 ARGUMENTS = {
+    "papers.verdict": "low high published",
+    "penalty.MapPenalty": "attribution metric",
+    "penalty.RightReasons": "masks",
+    "penalty.GradientStability": "ball distance",
+    "adversary.n_fgsm": "eps",
+    "callbacks.WeightAverage": "decay",
+    "evaluate.output_stability": "model x y",
+    "evaluate.f_fidelity": "model x y",
+    "estimator.null_eps": "X y level",
+    "spec.to_spec": "made",
+    "spec.register": "name cls",
     "core.input_grad": "model x y loss_func create_graph",
     "core.frozen": "model training",
     "core.set_seed": "seed",

@@ -1118,15 +1118,12 @@ def test_more_is_better_or_worse():
     assert E.relative_drop.direction == "lower"
 
 
-def test_names_that_moved_still_work():
+def test_names_of_later_and_earlier_pages():
     from advinterp import linear
+    from advinterp.evaluate import feature_impact
+    from advinterp.evaluate import map_attack as attack
 
-    with pytest.warns(FutureWarning, match="advinterp.map_adversary.map_attack"):
-        from advinterp.evaluate import map_attack as old
-    assert old is map_attack
-    with pytest.warns(FutureWarning, match="advinterp.linear.feature_impact"):
-        from advinterp.evaluate import feature_impact
-    assert feature_impact is linear.feature_impact
+    assert attack is map_attack and feature_impact is linear.feature_impact
     with pytest.raises(AttributeError, match="no attribute 'content_hash'"):
         _ = E.content_hash
 

@@ -20,7 +20,7 @@ from ..data import get_data
 from ..duals import LInfBall
 from ..jobs import Job, job_folder, read_job
 from ..models import madry_cnn
-from .common import Done, Item, items_of, read_paper, weights_of
+from .common import Item, items_of, read_paper, weights_of
 from .scorecard import scorecard
 from ..plots import gini_boxplot, tradeoff
 from ..report import interval, percent, signed, with_published

@@ -19,10 +19,9 @@ from ..core import check_choice
 from ..data import get_data
 from ..duals import L2Ball
 from ..evaluate import accuracy, gradient_norms, robust_accuracy
-from ..jobs import Job, job_folder, read_job
+from ..jobs import Job, job_folder
 from ..models import madry_cnn, noack_cnn, small_conv
 from advinterp.papers.common import (
-    Done,
     Item,
     fitted,
     items_of,

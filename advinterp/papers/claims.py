@@ -296,8 +296,7 @@ def _widened(row, sides, claim, n):
     if not n or math.isnan(row["low"]) or not math.isnan(claim.margin):
         return dict(images=n, wide_low=math.nan, wide_high=math.nan, wide="")
     ends = _with_images((row["low"], row["high"]), sides.mean(), n)
-    word = verdict(row["difference"], ends)
-    return dict(images=n, wide_low=ends[0], wide_high=ends[1], wide=word)
+    return dict(images=n, wide_low=ends[0], wide_high=ends[1], wide=verdict(*ends))
 
 # %% ../../nbs/papers/57_claims.ipynb #2ef6fdbb
 def _tested(claim, ours, published, paper):
@@ -306,7 +305,8 @@ def _tested(claim, ours, published, paper):
     differences = sides.better - sides.worse
     runs = _runs_of_paper[paper]
     row = paired_test(differences, claim.margin)
-    row["verdict"] = verdict(row["difference"], (row["low"], row["high"]))
+    is_measured = not math.isnan(row["difference"])
+    row["verdict"] = verdict(row["low"], row["high"]) if is_measured else "not testable here"
     is_directed = math.isnan(claim.margin)
     row["published"] = _difference(published, claim).mean() if is_directed else math.nan
     low, high = prediction_interval(differences, runs)

@@ -220,23 +220,21 @@ def legend() -> str:  # Markdown
 
 # %% ../../nbs/papers/50_common.ipynb #2f6621b5
 def verdict(
-    estimate: float,  # of the difference; NaN: it was not measured
-    interval: tuple[float, float] = (math.nan, math.nan),  # its (low, high); NaN: there is none
-    claimed: float = 1.0,  # a number with the claimed sign, such as the published difference
+    low: float,  # the ends of the difference's interval; NaN: there is none
+    high: float,
+    published: float | None = None,  # a number with the claimed sign; None: above zero
 ) -> str:  # a word of `legend`
-    """What an estimate and its interval say about the sign of a claimed difference.
+    """What the interval of a difference says about its claimed sign.
 
     Raises ValueError for `low > high` and for a claim without a sign (0, NaN).
     """
-    low, high = interval
+    claimed = 1.0 if published is None else published
     if math.isnan(claimed) or claimed == 0:
-        raise ValueError(f"claimed={claimed!r}: expected a number other than 0")
-    if math.isnan(estimate):
-        return "not testable here"
+        raise ValueError(f"published={published!r}: expected a number other than 0, or None")
     if math.isnan(low) or math.isnan(high):
         return "no interval"
     if low > high:
-        raise ValueError(f"interval={interval!r}: expected (low, high) with low <= high")
+        raise ValueError(f"low={low!r}, high={high!r}: expected low <= high")
     if low <= 0 <= high:
         return "open"
     return "confirmed" if (low > 0) == (claimed > 0) else "contradicted"

@@ -25,15 +25,13 @@ from ..data import get_data, load
 from ..duals import L1, L2, LInf, LInfBall
 from ..evaluate import accuracy, robust_accuracy, robustness_curve
 from ..generators import block_toy_exact
-from ..jobs import Job, job_folder, read_job
+from ..jobs import Job, job_folder
 from ..metrics import leakage, pointing_game
 from ..models import one_hidden
 from advinterp.papers.common import (
-    Done,
     Item,
     fitted,
     items_of,
-    mean_and_half,
     means_table,
     read_paper,
     rows_of,

@@ -90,7 +90,7 @@ def _stability(models_a, models_b, x, y, k, sigma):
 
 def _judged(row):
     claimed = 1.0 if row.better == "higher" else -1.0
-    return verdict(row.difference, (row.low, row.high), claimed)
+    return verdict(row.low, row.high, claimed)
 
 # %% ../../nbs/papers/51_scorecard.ipynb #ff55046b
 @renamed_arguments(radius="eps")
