@@ -321,6 +321,17 @@ class _FitState:
 _events = frozenset(Callback._methods)
 
 
+def _check_has_batches(dl):
+    "ValueError where fastai drops the only batch, because it is not full: nothing is trained then."
+    with contextlib.suppress(TypeError):  # of a stream, which has no length
+        if not len(dl):
+            n_examples = len(dl.dataset)
+            raise ValueError(
+                f"dls: the training loader has no batch, {n_examples} examples are fewer than "
+                f"bs={dl.bs}; make it with a smaller bs="
+            )
+
+
 class InputCallback(Callback):
     """What the callbacks share: the batch in raw units.
 
@@ -359,6 +370,7 @@ class InputCallback(Callback):
         self._state.finding = hasattr(self.learn, "lr_finder")
 
     def before_train(self):
+        _check_has_batches(self.learn.dl)
         self._state.raw = None
 
     def before_validate(self):

@@ -751,3 +751,27 @@ def test_adversarial_steps_leave_no_trace_but_the_step():
 
     model = nn.Sequential(net(), nn.BatchNorm1d(3), nn.Dropout(0.2))
     fit(AdversarialTraining(PGD(LInfBall(0.1), 2)), Watch(), Check(), model=model, n=2)
+
+
+def test_a_training_without_a_batch_is_refused():
+    """fastai leaves out a last batch that is not full; of a small folder it is the only one."""
+    x, y = torch.rand(10, 3), torch.arange(10) % 2
+    items = list(zip(x, y))
+
+    def learner(bs):
+        loaders = [DataLoader(items, bs=bs, drop_last=True), DataLoader(items, bs=4)]
+        loss = CrossEntropyLossFlat()
+        return Learner(DataLoaders(*loaders), nn.Linear(3, 2), loss_func=loss, cbs=attack())
+
+    def attack():
+        return callbacks.AdversarialTraining(OneStep(LInfBall(0.1)))
+
+    learn = learner(11)
+    said = "no batch, 10 examples are fewer than bs=11"
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match=said):
+        learn.fit(1)
+    learn = learner(10)
+    before = learn.model.weight.clone()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert not torch.equal(learn.model.weight, before)

@@ -127,3 +127,10 @@ def test_pixels_refuse():
         certified_pixels(NET, X, Y, 0.5, "saliency")
     with pytest.raises(ValueError, match="k="):
         certified_pixels(NET, X, Y, 0.5, k=0.0)
+
+
+def test_the_pixels_of_a_map_share_the_error():
+    """Of a map that noise does not change all votes agree; two bounds for each of its 6 entries."""
+    found = certified_pixels(PLANE, POINTS[:2], SIDES[:2], 0.5, k=0.5, n_samples=40, level=0.05)
+    alone = smoothing_radius(torch.tensor(40), 40, 0.5, 0.05 / 12)
+    torch.testing.assert_close(found.radius, alone.expand(2, 6))

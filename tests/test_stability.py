@@ -129,3 +129,18 @@ def test_measure_of_a_study():
     wanted = output_stability(NET, X, Y, LInfBall(0.1), same_class=False).output
     assert torch.allclose(found, torch.log(1 + wanted))
     assert found.isfinite().all() and ros.direction == "lower"
+
+
+class OnlyHere(nn.Module):
+    """Class 0 at the origin alone."""
+
+    def forward(self, x):
+        away = 10 * x.abs().sum(1) - 1e-3
+        return torch.stack([torch.zeros_like(away), away], 1)
+
+
+def test_points_of_another_class_do_not_count():
+    x, y = torch.zeros(2, 4), torch.tensor([0, 0])
+    assert torch.stack(output_stability(OnlyHere(), x, y, BALL)).isnan().all()
+    everywhere = torch.stack(output_stability(OnlyHere(), x, y, BALL, same_class=False))
+    assert everywhere.isfinite().all()
