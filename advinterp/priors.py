@@ -197,6 +197,12 @@ class Masked(Adversary):
     def compares(self) -> bool:
         return self.adversary.compares
 
+    def __getattr__(self, name):
+        "What training adds to the clean loss, where the adversary inside says it (`TRADES`)."
+        if name in ("divergence", "beta") and "adversary" in vars(self):
+            return getattr(self.adversary, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def search(self, p: _Problem, gen: torch.Generator) -> Tensor:
         ball = LInfBall(self.adversary.dual.eps * _masks_for(self.masks, p.x, p.y))
         inner = copy.copy(self.adversary)

@@ -178,6 +178,11 @@ def _free_training(adversary, replays, **kwargs):
             f"adversary={adversary!r}: free training needs a ball, such as LInfBall(eps), "
             "or an adversary that has one"
         )
+    if hasattr(adversary, "divergence"):
+        raise ValueError(
+            f"free_replays={replays!r}: free training moves with the slope of the loss, not with "
+            f"the divergence of {adversary!r}; leave free_replays out, or pass PGD(ball)"
+        )
     kwargs.setdefault("bounds", getattr(adversary, "bounds", None))
     return FreeAdversarialTraining(adversary.dual, replays, **kwargs)
 

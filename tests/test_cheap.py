@@ -9,13 +9,14 @@ from fastai.callback.core import Callback
 from fastai.optimizer import SGD
 from torch import nn
 
-from advinterp.adversary import OneStep
+from advinterp.adversary import PGD, OneStep
 from advinterp.callbacks import AdversarialTraining
 from advinterp.cheap import TRADES, NoisyStep, n_fgsm
 from advinterp.core import set_seed
 from advinterp.data import get_data
 from advinterp.duals import ElasticNet, GroupBall, L1Ball, L2Ball, LInfBall
 from advinterp.experiments import method_of
+from advinterp.priors import Masked
 from advinterp.spec import from_spec, to_spec
 from advinterp.study import SkipValidation
 from advinterp.train import adv_learner
@@ -289,6 +290,30 @@ def test_the_clean_loss_is_reported_and_the_batch_stays_clean():
     assert all(total > reported for reported, total in watch.pairs)
     learned(TRADES(LInfBall(0.1), 2), watch, warmup=1)
     assert all(total == reported for reported, total in watch.pairs)
+
+
+class SameMasked(Masked):
+    """As `SameStart`."""
+
+    def call_seed(self, digest, model, x):
+        return 0
+
+
+def test_within_masks_it_is_added_too():
+    """A mask of ones changes nothing; half of one is neither that nor a masked PGD."""
+    made = SameStart(LInfBall(0.1), 3, bounds=(0, 1))
+    whole = state(learned(SameMasked(made, torch.ones(1, 8, 8))).model)
+    assert torch.allclose(whole, state(learned(made).model), atol=1e-9)
+    half = torch.ones(1, 8, 8)
+    half[:, :, :4] = 0
+    within = state(learned(SameMasked(made, half)).model)
+    other = state(learned(SameMasked(PGD(LInfBall(0.1), 3, bounds=(0, 1)), half)).model)
+    assert min((within - whole).abs().max(), (within - other).abs().max()) > 1e-4
+
+
+def test_free_training_has_no_divergence():
+    with pytest.raises(ValueError, match="free_replays=4: free training moves with the slope"):
+        adv_learner(loaders(), conv_net(), TRADES(LInfBall(0.1)), free_replays=4)
 
 
 def test_schedules_and_accumulation():
