@@ -220,8 +220,8 @@ def legend() -> str:  # Markdown
 
 # %% ../../nbs/papers/50_common.ipynb #2f6621b5
 def verdict(
-    low: float,  # the ends of the difference's interval; NaN: there is none
-    high: float,
+    low: float,  # lower end of the difference's interval; NaN: there is none
+    high: float,  # its upper end
     published: float | None = None,  # a number with the claimed sign; None: above zero
 ) -> str:  # a word of `legend`
     """What the interval of a difference says about its claimed sign.
