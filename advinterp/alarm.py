@@ -35,7 +35,7 @@ class OverfittingAlarm(InputCallback):
         self,
         adversary: Callable | None = None,  # the stronger one; None: PGD of ten steps, same ball
         gap: float = 0.3,  # of the two accuracies, in (0, 1); more of it, twice in a row: alarm
-        every: int | None = None,  # batches from look to look; None: five looks an epoch
+        every: int | None = None,  # batches from look to look, at most an epoch; None: five looks
         which: int | None = None,  # the input to perturb; None: the only one with a floating dtype
         normalize: tuple | None = None,  # (mean, std) of the input; None: what the loader tells
     ):
@@ -85,7 +85,7 @@ class OverfittingAlarm(InputCallback):
     def before_batch(self):
         "Look at the clean batch before it is trained on, where it is time."
         n_batches = self.learn.n_iter
-        every = self.every or max(1, n_batches // 5)
+        every = min(self.every or max(1, n_batches // 5), n_batches)
         self._state.raw = None
         if (self.learn.iter + 1) % every:
             return

@@ -536,6 +536,15 @@ class AdversarialTraining(InputCallback):
             return [self.adversary]
         return [self.adversary.with_eps(self.schedule(share)) for share in (0.0, 1.0)]
 
+    def before_fit(self):
+        super().before_fit()
+        if not self._state.finding and 0 < self.learn.n_epoch <= self.warmup:
+            warnings.warn(
+                f"AdversarialTraining: warmup={self.warmup:g} epochs of {self.learn.n_epoch}, so "
+                "the adversary never acts and training is natural; train longer, or warm up less",
+                stacklevel=2,
+            )
+
     def now(self) -> Callable | None:
         "The adversary of this batch; None while training is natural. `lr_find` sees full strength."
         if self._state.finding:

@@ -26,6 +26,7 @@ from advinterp.core import (
 )
 from .evaluate import _check_level, _check_set
 from .metrics import _check_fraction, metric
+from .stability import _map_of
 
 # %% ../nbs/measure/35_certificates.ipynb #101d10e5
 def smoothing_radius(
@@ -41,6 +42,9 @@ def smoothing_radius(
     from scipy.stats import beta, norm
 
     _check_noise(sigma, n_samples, level)
+    votes = torch.as_tensor(votes)
+    if not ((votes >= 0) & (votes <= n_samples) & (votes == votes.round())).all():
+        raise ValueError(f"votes: expected whole numbers from 0 to n_samples={n_samples}")
     k = votes.detach().cpu().double().numpy()
     lower = beta.ppf(level, k, n_samples - k + 1)  # (2)
     lower = torch.as_tensor(lower, dtype=torch.double).nan_to_num(nan=0.0)  # k = 0
@@ -160,8 +164,9 @@ def certified_pixels(
         )
 
     def is_shown(x, y):
-        size = flat(attribution(model.inside, x, y).detach()).abs()
-        return top_mask(size, top_count(size, k)).reshape(x.shape)
+        size = flat(_map_of(attribution, model.inside, x, y)).abs()
+        largest = top_mask(size, top_count(size, k)) & (size > 0)
+        return largest.reshape(x.shape)
 
     votes = _in_batches(is_shown, x, y, sigma, n_samples, seed, batch_size)
     most = torch.maximum(votes, n_samples - votes)

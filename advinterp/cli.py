@@ -182,6 +182,9 @@ def _compare(
     where: dict[str, Any] = dict(out=out, device=device, resume=resume)
     where.update(n_jobs=jobs, backend=backend)
     if data_:
+        beside = dict(target=target, model=model, strengths=strengths, measures=measures)
+        beside.update(tolerance=tolerance, eps=eps, size=size, missing=missing, groups=groups)
+        _refuse_beside_recipes(data_, dict(beside, drop=drop, dry_run=dry_run))
         _compare_by_recipes(data_, methods, seeds, epochs, where)
         return
     results = compare(
@@ -208,6 +211,20 @@ def _compare(
         _show(f"\nin all about {results.minutes.sum():.1f} minutes")
         return
     _show_results(results, out)
+
+
+def _refuse_beside_recipes(data, given):
+    "Refuse what a study by recipes would not look at."
+    parameters = inspect.signature(_compare).parameters
+    for name, value in given.items():
+        default = parameters[name].default
+        is_same = [*value] == [*default] if isinstance(default, tuple) else value == default
+        if not is_same:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option}: has no meaning beside --data, whose sets are trained as their recipes "
+                f"say; name one set without --data, as in advinterp compare {data[0]} {option}"
+            )
 
 
 def _compare_by_recipes(data, methods, seeds, epochs, where):

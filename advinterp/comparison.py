@@ -143,7 +143,7 @@ class Results:
     @property
     def methods(self) -> list[str]:
         "Their names; natural training is the first."
-        return list(dict.fromkeys(self.frame.method))
+        return [] if self.empty else list(dict.fromkeys(self.frame.method))
 
     @property
     def empty(self) -> bool:
@@ -164,6 +164,8 @@ class Results:
 
     def summary(self) -> pd.DataFrame:  # one row per method and strength
         """Means over the seeds; `chosen` marks the strength that validation chooses."""
+        if self.empty:
+            return self.frame
         asked = dict.fromkeys(("valid_accuracy", *self.measures, "seconds"))
         columns = [column for column in asked if column in self.frame]
         groups = self.frame.groupby(["method", "strength"], sort=False)
@@ -254,6 +256,8 @@ def matched(self: Results) -> pd.DataFrame:  # one row per method and measure
     Resampled are seeds and test examples. Empty where nothing was trained, or no seed has a run of
     every method.
     """
+    if self.empty:
+        return self.frame
     rows = []
     base = self.frame[self.frame.method == "natural"]
     base = base[base.seed.isin(_complete_seeds(self))]
@@ -317,6 +321,8 @@ def _told(measures):
 @patch
 def verdict(self: Results) -> str:  # plain sentences
     """What the study says, in sentences made from its numbers."""
+    if self.empty:
+        return " ".join([*_cautions(self), "No run of the study is complete."])
     others = [method for method in self.methods if method != "natural"]
     if "natural" not in self.methods or not others:
         return " ".join([*_cautions(self), _of_learners(self)])
@@ -425,6 +431,8 @@ def _readable_path(results):
 @patch
 def show(self: Results) -> str:  # verdict and table
     """The first screen: the verdict, and the table at equal accuracy."""
+    if self.empty:
+        return f"{self.about['described']}\n\n{self.verdict()}"
     table = _readable(self).to_string(index=False)
     return f"{self.about['described']}\n\n{self.verdict()}\n\n{table}"
 
@@ -534,6 +542,9 @@ def _sections(results):
         "Mean of each measure where the accuracy is that of natural training less the tolerance, "
         "and the gain over natural training with its 95 % interval."
     )
+    if results.empty:
+        yield Section("Settings", results.about["described"], _settings_table(results))
+        return
     table = _readable(results)
     yield Section("At equal accuracy", text, table)
     if len(results.methods) > 1 and len(results.frame) > len(results.methods):

@@ -29,7 +29,7 @@ from advinterp.core import (
     plain,
     task_loss,
 )
-from .evaluate import _check_set, _like_inputs
+from .evaluate import _check_set, _like_inputs, accuracy
 from .metrics import _as_map, _check_fraction, metric
 from .roar import ranks
 
@@ -66,9 +66,17 @@ def fill_tuned(
         raise TypeError(f"model: expected an nn.Module to train on, got {type(model).__name__}")
     _check_beta(beta)
     check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    if not check_strength("lr", lr):
+        raise ValueError(f"lr={lr!r}: expected a number > 0, with 0 nothing is learned")
     x = check_float("x", plain(x)).detach()
     _check_set(x)
+    if not x.isfinite().all():
+        raise ValueError(
+            "x: has NaN or infinite entries, which training would spread to all weights"
+        )
     y = as_labels(y, len(x), x.device)
+    accuracy(model, x, y)  # refuses labels that the model has no class for
     filled = _like_inputs(fill, x)
     generator = _generator(seed, "cpu")
     tuned = copy.deepcopy(model).train()

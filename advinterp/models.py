@@ -407,7 +407,8 @@ class _SmoothReLU6(nn.Module):
 _KINKED = (nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid)
 _KINKED_NAMES = {
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "threshold"),
-    *("hardtanh", "hardswish", "hardsigmoid"),
+    *("hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink"),
+    *("clamp", "clamp_min", "clamp_max", "clip", "maximum", "minimum", "fmax", "fmin", "abs"),
 }
 
 
@@ -465,6 +466,8 @@ def softplus_copy(
 
 def _without_kinks(model, smooth_for):
     "A copy in which `smooth_for(module)` stands in the place of each ReLU."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     smooth = copy.deepcopy(model)
     n_replaced = 0
     for parent in list(smooth.modules()):

@@ -105,7 +105,7 @@ def _check_value(metric, value, n_rows):
 # %% ../nbs/maths/09_priors.ipynb #0b7fed41
 def _masks_for(masks, x, y):
     "The masks of a batch, like `x`."
-    found = masks if isinstance(masks, Tensor) else plain(masks(x, y))
+    found = masks if isinstance(masks, Tensor) else _check_masks(masks(x, y))
     try:
         return found.to(x).expand_as(x)
     except RuntimeError:

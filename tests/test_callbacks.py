@@ -5,6 +5,7 @@ import copy
 import math
 import pickle
 import random
+import warnings
 
 import pytest
 import torch
@@ -775,3 +776,17 @@ def test_a_training_without_a_batch_is_refused():
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
     assert not torch.equal(learn.model.weight, before)
+
+
+def test_an_adversary_that_never_acts_is_told():
+    x, y = torch.rand(8, 3), torch.arange(8) % 2
+    items = list(zip(x, y))
+    loaders = DataLoaders(DataLoader(items, bs=4), DataLoader(items, bs=4))
+    learn = Learner(loaders, nn.Linear(3, 2), loss_func=CrossEntropyLossFlat())
+    learn.add_cb(callbacks.AdversarialTraining(OneStep(LInfBall(0.1)), warmup=2))
+    with learn.no_bar(), learn.no_logging():
+        with pytest.warns(UserWarning, match="warmup=2 epochs of 2, so the adversary never acts"):
+            learn.fit(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            learn.fit(3)

@@ -129,6 +129,32 @@ def test_pixels_refuse():
         certified_pixels(NET, X, Y, 0.5, k=0.0)
 
 
+@pytest.mark.parametrize("votes", [[41], [-1], [10.5], [float("nan")]])
+def test_votes_are_counts(votes):
+    with pytest.raises(ValueError, match="votes: expected whole numbers from 0 to n_samples=40"):
+        smoothing_radius(torch.tensor(votes), 40, 0.5)
+
+
+@pytest.mark.parametrize(
+    "attribution, error, said",
+    [
+        (lambda model, x, y: x * float("nan"), ValueError, "its map has NaN"),
+        (lambda model, x, y: x[:, :2], ValueError, "expected a map of shape"),
+        (lambda model, x, y: None, TypeError, "expected a tensor like x, got NoneType"),
+    ],
+)
+def test_what_is_no_map_has_no_certificate(attribution, error, said):
+    with pytest.raises(error, match=said):
+        certified_pixels(PLANE, POINTS[:2], SIDES[:2], 0.5, attribution, n_samples=10)
+
+
+def test_what_is_zero_is_never_among_the_largest():
+    nothing = certified_pixels(
+        PLANE, POINTS[:2], SIDES[:2], 0.5, lambda model, x, y: 0 * x, n_samples=40
+    )
+    assert not nothing.shown.any()
+
+
 def test_the_pixels_of_a_map_share_the_error():
     """Of a map that noise does not change all votes agree; two bounds for each of its 6 entries."""
     found = certified_pixels(PLANE, POINTS[:2], SIDES[:2], 0.5, k=0.5, n_samples=40, level=0.05)

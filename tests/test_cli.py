@@ -328,6 +328,9 @@ def test_errors_of_the_program_are_not_hidden(compare):
         (["data", "verify", "digitz"], "digits"),
         (["reproduce", "A.tabel1"], "A.table1"),
         (["compare", "digitz"], "digitz"),
+        (["compare", "--data", "digits", "--dry-run"], "--dry-run: has no meaning beside --data"),
+        (["compare", "--data", "digits", "--eps", "0.2"], "--eps: has no meaning beside --data"),
+        (["compare", "--data", "digits", "--drop", "a"], "--drop: has no meaning beside --data"),
         (["study", "table", "no/such/folder"], "no/such/folder"),
     ],
 )

@@ -446,6 +446,12 @@ def test_a_study_with_missing_runs_is_reported(tmp_path):
     results = open_study(tmp_path)
     assert results.matched().empty and "natural" not in results.methods
     assert results.report().is_file()
+    shutil.rmtree(tmp_path / "runs")
+    results = open_study(tmp_path)
+    assert results.empty and results.methods == [] and results.summary().empty
+    assert results.verdict().endswith("No run of the study is complete.")
+    assert "no run is finished yet" in repr(results) and results.verdict() in results.show()
+    assert results.report().is_file()
 
 
 @pytest.mark.parametrize("value, text", [(4 / 255, "4/255"), (0.2, "0.2"), (2e-5, "2e-05")])

@@ -97,3 +97,19 @@ def test_refusals():
         fill_tuned(lambda x: x, X, Y)
     with pytest.raises(ValueError, match=r"beta=2\.0"):
         fill_tuned(LINEAR, X, Y, beta=2.0)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(lr=0.0), "lr=0.0: expected a number > 0"),
+        (dict(lr=float("inf")), "lr=inf"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(y=torch.full((5,), 50)), "labels from 50 to 50"),
+        (dict(x=torch.full((5, 12), float("nan")).double()), "x: has NaN"),
+    ],
+)
+def test_what_would_spoil_the_weights_is_refused(settings, said):
+    given = dict(x=X, y=torch.zeros(5, dtype=torch.long)) | settings
+    with pytest.raises(ValueError, match=said):
+        fill_tuned(nn.Linear(12, 2).double(), **given)

@@ -333,7 +333,13 @@ def method_in_place(h):
     return h.relu_()
 
 
-@pytest.mark.parametrize("function", [F.relu, torch.relu, F.relu6, method_in_place, F.hardtanh])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *[F.relu, torch.relu, F.relu6, method_in_place, F.hardtanh, F.softshrink],
+        *[lambda h: h.clamp(min=0), lambda h: torch.maximum(h, -h), torch.abs],
+    ],
+)
 def test_softplus_copy_refuses_functional_kinks(function):
     with pytest.raises(ValueError, match=r"kinks are left in its copy \("):
         softplus_copy(FunctionalReLU(function))
@@ -375,6 +381,8 @@ def test_smooth_activations_refuse_what_keeps_a_kink():
         smooth_activations(FunctionalReLU(F.relu))
     with pytest.raises(ValueError, match="no ReLU module"):
         smooth_activations(nn.Linear(4, 2))
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got str"):
+        smooth_activations("resnet18")
     with pytest.raises(ValueError, match="activation='relu': expected one of"):
         smooth_activations(photo_resnet34(), "relu")
     with pytest.warns(UserWarning, match="the code of Branches cannot be followed") as told:

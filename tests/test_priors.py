@@ -189,3 +189,12 @@ def test_stability_refuses():
         GradientStability(LInfBall(0.1), point="worst")
     spec = "GradientStability(L2Ball(0.5), distance='cosine', point='steepest', output='logit')"
     assert repr(from_spec(spec)) == spec
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1.0])
+def test_masks_of_a_function_are_checked_as_those_of_a_tensor(wrong):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    reasons = RightReasons(lambda x, y: torch.full_like(x, wrong))
+    with pytest.raises(ValueError, match="masks: expected finite values >= 0"):
+        reasons(net, x, y)

@@ -144,3 +144,14 @@ def test_points_of_another_class_do_not_count():
     assert torch.stack(output_stability(OnlyHere(), x, y, BALL)).isnan().all()
     everywhere = torch.stack(output_stability(OnlyHere(), x, y, BALL, same_class=False))
     assert everywhere.isfinite().all()
+
+
+@pytest.mark.parametrize("bounds", [(1, 0), (0.9, 1.0)])
+def test_inputs_lie_within_the_bounds(bounds):
+    with pytest.raises(ValueError, match=r"bounds=.*x has entries outside"):
+        output_stability(NET, X, Y, BALL, bounds=bounds)
+
+
+def test_a_map_with_nan_is_refused():
+    with pytest.raises(ValueError, match="its map has NaN"):
+        output_stability(NET, X, Y, BALL, lambda model, x, y: x * float("nan"))
