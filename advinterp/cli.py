@@ -182,9 +182,9 @@ def _compare(
     where: dict[str, Any] = dict(out=out, device=device, resume=resume)
     where.update(n_jobs=jobs, backend=backend)
     if data_:
-        beside = dict(target=target, model=model, strengths=strengths, measures=measures)
-        beside.update(tolerance=tolerance, eps=eps, size=size, missing=missing, groups=groups)
-        _refuse_beside_recipes(data_, dict(beside, drop=drop, dry_run=dry_run))
+        beside: dict[str, Any] = dict(target=target, model=model, strengths=strengths, drop=drop)
+        beside.update(measures=measures, tolerance=tolerance, eps=eps, size=size, missing=missing)
+        _refuse_beside_recipes(data_, beside | dict(groups=groups, dry_run=dry_run))
         _compare_by_recipes(data_, methods, seeds, epochs, where)
         return
     results = compare(
