@@ -1050,7 +1050,9 @@ def open_study(
 def _compare_learners(learners, data, target, measures, tolerance, eps, n_test, out):
     "Measure models that are trained already."
     if not isinstance(learners, dict) or not learners:
-        raise TypeError(f"learners={learners!r}: expected a dictionary, name -> trained learner")
+        raise TypeError(
+            f"learners: got {type(learners).__name__}, expected a dictionary of trained learners"
+        )
     first = next(iter(learners.values()))
     if data is None:
         if not hasattr(first, "dls"):

@@ -148,6 +148,8 @@ class AttributionInterpretation:
 # %% ../nbs/measure/33_interpretation.ipynb #dfaaf0af
 def _check_learner(learn):
     if isinstance(learn, Learner):
+        if not getattr(learn.dls, "loaders", ()):
+            raise ValueError("learn: has no data to read; give it loaders, learn.dls = dls")
         _check_has_classes(learn)
         return
     shown = repr(learn).split("\n")[0][:60]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.tabular.all import (
@@ -387,3 +388,10 @@ def test_data_that_cannot_be_read_are_named(photos, tmp_path):
         (tmp_path / name / "0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"dl: an example cannot be read \(UnidentifiedImageError"):
         of_broken.show_maps()
+
+
+def test_a_learner_without_data_says_so():
+    learn = Learner(DataLoaders(), nn.Linear(4, 3), loss_func=nn.CrossEntropyLoss())
+    for ask in (lambda: learn.explain("0.png"), learn.show_maps):
+        with pytest.raises(ValueError, match="learn: has no data to read"):
+            ask()
