@@ -212,7 +212,7 @@ def _compare(
         return
     _show_results(results, out)
 
-
+# %% ../nbs/commands/60_cli.ipynb #81048d8e
 def _refuse_beside_recipes(data, given):
     "Refuse what a study by recipes would not look at."
     parameters = inspect.signature(_compare).parameters

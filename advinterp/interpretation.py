@@ -192,7 +192,7 @@ def _loader(learn, ds_idx, dl):
         )
     return dl
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #89967278
 def _sample(n, total, seed):
     "Which of `total` examples are explained, in order."
     if n is None:
@@ -905,7 +905,7 @@ def _opens_names(learn):
     names = [tfm.name for tfm in learn.dls.loaders[0].dataset.tls[0].tfms.fs]
     return [name for name in names if name != "noop"][:1] == ["PILBase.create"]
 
-
+# %% ../nbs/measure/33_interpretation.ipynb #1406af23
 def _names_in(items, each):
     "Each of the items; the names of the files where they stand in a column of a table."
     if isinstance(items, pd.DataFrame) and items.shape[1] == 1:

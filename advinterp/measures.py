@@ -195,7 +195,7 @@ def _entropy_ig(model, x, y, setting):
 def _share_ig(model, x, y, setting):
     return share_above(map_of(model, x, y, setting), 0.1)
 
-
+# %% ../nbs/studies/45_measures.ipynb #58487e65
 def _aopc(model, x, y, setting):
     patch = max(1, x.shape[-1] // 16) if x.ndim == 4 else None
     return aopc_morf(model, x, y, map_of(model, x, y, setting), patch, output="prob")
