@@ -24,9 +24,13 @@ from advinterp.core import (
     top_count,
     top_mask,
 )
-from .evaluate import _check_level, _check_set
+from advinterp.evaluate import (
+    _check_attribution,
+    _check_level,
+    _check_set,
+    _finite_map_by,
+)
 from .metrics import _check_fraction, metric
-from .stability import _map_of
 
 # %% ../nbs/measure/35_certificates.ipynb #101d10e5
 def smoothing_radius(
@@ -158,13 +162,10 @@ def certified_pixels(
     """
     _check_noise(sigma, n_samples, level)
     _check_fraction("k", k)
-    if not callable(attribution):
-        raise TypeError(
-            f"attribution={attribution!r}: expected a function (model, x, y) -> map, as saliency"
-        )
+    _check_attribution(attribution)
 
     def is_shown(x, y):
-        size = flat(_map_of(attribution, model.inside, x, y)).abs()
+        size = flat(_finite_map_by(attribution, model.inside, x, y)).abs()
         largest = top_mask(size, top_count(size, k)) & (size > 0)
         return largest.reshape(x.shape)
 

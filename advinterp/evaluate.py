@@ -466,13 +466,37 @@ def _map_by(attribution, model, x, y):
     return attribution(model, x.detach().clone(), y)
 
 
-def _check_comparison(x, attribution, k, sigma):
-    """Check what all comparisons of maps have in common, before any work."""
-    _check_set(x)
+def _finite_map_by(attribution, model, x, y):
+    "What an attribution returns, where it is a finite map like x."
+    map = _map_by(attribution, model, x, y)
+    if not isinstance(map, Tensor):
+        raise TypeError(
+            f"attribution={attribution!r}: expected a tensor like x, got {type(map).__name__}"
+        )
+    if map.shape != x.shape:
+        raise ValueError(
+            f"attribution={attribution!r}: expected a map of shape {tuple(x.shape)}, "
+            f"got {tuple(map.shape)}"
+        )
+    if not map.isfinite().all():
+        raise ValueError(
+            f"attribution={attribution!r}: its map has NaN or infinite entries; look at the model "
+            "and the inputs, or replace them by 0 there"
+        )
+    return map.detach()
+
+
+def _check_attribution(attribution):
     if not callable(attribution):
         raise TypeError(
             f"attribution={attribution!r}: expected a function (model, x, y) -> map, as saliency"
         )
+
+
+def _check_comparison(x, attribution, k, sigma):
+    """Check what all comparisons of maps have in common, before any work."""
+    _check_set(x)
+    _check_attribution(attribution)
     _check_fraction("k", k)
     check_strength("sigma", sigma)
 

@@ -24,6 +24,7 @@ from advinterp.core import (
     predicted,
 )
 from .duals import Ball
+from .evaluate import _check_attribution, _finite_map_by
 from .metrics import metric
 
 # %% ../nbs/measure/34_stability.ipynb #a372a7d9
@@ -57,6 +58,7 @@ def output_stability(
     Lower bounds of the maximum over the ball. Raises TypeError for what is no ball, ValueError for
     a ball of radius 0, where nothing moves.
     """
+    _check_attribution(attribution)
     _check_neighbourhood(ball, n_samples, floor)
     lo, hi = _limits((-torch.inf, torch.inf) if bounds is None else bounds, check_float("x", x))
     if not ((lo <= x) & (x <= hi)).all():
@@ -90,29 +92,9 @@ def _check_neighbourhood(ball, n_samples, floor):
         raise ValueError(f"floor={floor!r}: expected a number > 0")
 
 
-def _map_of(attribution, model, x, y):
-    "What an attribution returns, where it is a finite map like x."
-    map = attribution(model, x, y)
-    if not isinstance(map, Tensor):
-        raise TypeError(
-            f"attribution={attribution!r}: expected a tensor like x, got {type(map).__name__}"
-        )
-    if map.shape != x.shape:
-        raise ValueError(
-            f"attribution={attribution!r}: expected a map of shape {tuple(x.shape)}, "
-            f"got {tuple(map.shape)}"
-        )
-    if not map.isfinite().all():
-        raise ValueError(
-            f"attribution={attribution!r}: its map has NaN or infinite entries; look at the model "
-            "and the inputs, or replace them by 0 there"
-        )
-    return map.detach()
-
-
 def _map_and_logits(attribution, model, x, y):
     "The map and, in evaluation mode, the logits."
-    map = _map_of(attribution, model.inside, x.detach().clone(), y)
+    map = _finite_map_by(attribution, model.inside, x, y)
     with frozen(model, training=False), torch.no_grad():
         return map, model(x)
 
