@@ -17,6 +17,11 @@ from .core import _logits_of, check_strength, is_binary
 from .duals import Ball, LInfBall
 
 # %% ../nbs/maths/10_cheap.ipynb #2bc73526
+def _check_is_ball(dual):
+    if not isinstance(dual, Ball):
+        raise ValueError(f"dual={dual!r}: expected a ball, such as LInfBall(8/255)")
+
+
 class NoisyStep(DualAdversary):
     """One step from a random point of a larger ball, without a projection (1): for training.
 
@@ -33,8 +38,7 @@ class NoisyStep(DualAdversary):
         **kwargs,
     ):
         super().__init__(dual, bounds=bounds, **kwargs)
-        if not isinstance(dual, Ball):
-            raise ValueError(f"dual={dual!r}: expected a ball, such as LInfBall(8/255)")
+        _check_is_ball(dual)
         _check_ball(dual, "random_point", "or use OneStep, which draws nothing")
         self.noise = check_strength("noise", noise)
 
@@ -72,8 +76,7 @@ class TRADES(PGD):
         **kwargs,
     ):
         super().__init__(dual, steps, step_size, bounds=bounds, **kwargs)
-        if not isinstance(dual, Ball):
-            raise ValueError(f"dual={dual!r}: expected a ball, such as LInfBall(8/255)")
+        _check_is_ball(dual)
         if self.targeted:
             raise ValueError("targeted=True: TRADES looks at no labels; use PGD for a target")
         self.beta = check_strength("beta", beta)

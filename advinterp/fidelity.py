@@ -28,17 +28,13 @@ from advinterp.core import (
     frozen,
     plain,
     task_loss,
+    top_count,
 )
 from .evaluate import _check_set, _like_inputs, accuracy
 from .metrics import _as_map, _check_fraction, metric
 from .roar import ranks
 
 # %% ../nbs/measure/36_fidelity.ipynb #75324868
-def _check_beta(beta):
-    if not 0 < check_strength("beta", beta) <= 1:
-        raise ValueError(f"beta={beta!r}: expected a share of the input in (0, 1], such as 0.1")
-
-
 def _chosen(allowed, n, generator):
     "For each row `n` of the allowed places `(B, d)`, drawn without repetition; `n` is `(B,)`."
     order = torch.rand(allowed.shape, generator=generator).to(allowed.device)
@@ -64,7 +60,7 @@ def fill_tuned(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module to train on, got {type(model).__name__}")
-    _check_beta(beta)
+    _check_fraction("beta", beta)
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
     if not check_strength("lr", lr):
@@ -127,12 +123,11 @@ def f_fidelity(
     check_same_shape(x=x, map=map)
     _check_fraction("k", k)
     _check_fraction("alpha", alpha)
-    _check_beta(beta)
+    _check_fraction("beta", beta)
     check_count("n_samples", n_samples)
     check_choice("output", output, ("prob", "logit", "logprob", "loss"))
     rank = torch.as_tensor(ranks(map.detach(), seed), device=x.device)
-    d = rank.shape[1]
-    named = rank < max(1, round(k * d))
+    named = rank < top_count(rank, k)[:, None]
     filled = _like_inputs(fill, x)
     return Fidelity(
         *(

@@ -23,6 +23,7 @@ from advinterp.callbacks import (
     AdversarialTraining,
     FreeAdversarialTraining,
     GradientPenalty,
+    _is_added,
     _share_right,
 )
 from advinterp.core import (
@@ -178,7 +179,7 @@ def _free_training(adversary, replays, **kwargs):
             f"adversary={adversary!r}: free training needs a ball, such as LInfBall(eps), "
             "or an adversary that has one"
         )
-    if hasattr(adversary, "divergence"):
+    if _is_added(adversary):
         raise ValueError(
             f"free_replays={replays!r}: free training moves with the slope of the loss, not with "
             f"the divergence of {adversary!r}; leave free_replays out, or pass PGD(ball)"

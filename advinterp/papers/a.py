@@ -180,7 +180,7 @@ def _measured(runs, out):
     rows = []
     for run in runs:
         is_first = run.recipe.optimiser == optimiser[run.recipe.data]
-        if run.method != "natural" and is_first and job_folder(run.job(), out).exists():
+        if run.method != "natural" and is_first:
             about = dict(data=run.recipe.data, method=run.method, strength=run.strength)
             rows.append(dict(read_job(run.job(), out)["row"], **about))
     return pd.DataFrame(rows)

@@ -520,9 +520,13 @@ def stable_c(
         return [_trained(run(norm, eps, seed=seed), folder.parent) for seed in range(seeds)]
 
     x, y, *_ = _test_part(run().settings, how["n"])
-    stability = {name: map_stability(models(*which), x, y) for name, which in _main.items()}
+    standard = models(*_standard)
+    stability = {
+        name: map_stability(standard if which == _standard else models(*which), x, y)
+        for name, which in _main.items()
+    }
     for name, attribution in _post_processed(how).items():
-        stability[f"standard, {name}"] = map_stability(models(*_standard), x, y, attribution)
+        stability[f"standard, {name}"] = map_stability(standard, x, y, attribution)
     row = {}
     for name, agreement in stability.items():
         row[name] = dict(dice=agreement.dice.tolist(), ssim=agreement.ssim.tolist())

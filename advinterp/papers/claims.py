@@ -455,19 +455,9 @@ def _settings(paper):
 
 def _results(found):
     "One line for each claim."
-    ends = zip(found.difference, found.low, found.high)
-    return pd.DataFrame(
-        {
-            "item": found["item"],
-            "claim": found.claim,
-            "data": found.data,
-            "difference [95 %]": [interval(*line) for line in ends],
-            "published": found.published.map(signed),
-            "runs": found.runs,
-            "verdict": found.verdict,
-            "after Holm": found.holm.where(found.holm != "", found.status),
-        }
-    )
+    columns = ["item", "claim", "data", "difference [95 %]", "published", "runs", "verdict"]
+    table = claims_table(found).assign(item=found["item"], runs=found.runs)
+    return table.reindex(columns=[*columns, "after Holm"], fill_value="")
 
 
 def _report_parts(paper, found, about):
